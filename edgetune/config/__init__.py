@@ -1,0 +1,116 @@
+"""The configuration: YAML to `Config` and to what the rest of edgetune takes from it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from edgetune.config.load import keys, load, parse
+from edgetune.config.model import Config
+from edgetune.config.quantities import split_address
+from edgetune.config.text import default_text, reference_text
+from edgetune.types import GatePolicy, Limits, Recipe
+
+__all__ = [
+    "Config", "changed_keys", "default_text", "gate_policy", "json_schema", "keys", "limits", "load", "needs_restart",
+    "parse", "recipe", "reference_text", "serving_threads", "split_address", "to_plain",
+]  # fmt: skip
+
+_MIB = 2.0**20
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as nested dicts, with quantities as text with units."""
+    return config.model_dump(mode="json")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of config.yaml, for editors."""
+    schema = TypeAdapter(Config).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edgetune", **schema}
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """The dotted keys whose values differ."""
+    return [key for key in keys() if _value(old, key) != _value(new, key)]
+
+
+def needs_restart(old: Config, new: Config) -> list[str]:
+    """Those of the changed keys that take effect only after a restart."""
+    return [key for key in changed_keys(old, new) if not is_reloadable(key)]
+
+
+def is_reloadable(key: str) -> bool:
+    """Whether a change of this dotted key takes effect without a restart."""
+    section, _, name = key.rpartition(".")
+    fields = type(getattr(Config(), section)).model_fields if section else Config.model_fields
+    extra = fields[name].json_schema_extra
+    return bool(extra["reloadable"]) if isinstance(extra, dict) else True
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def limits(config: Config) -> Limits:
+    """The operator's budgets, as decide/budget takes them."""
+    budgets = config.budgets
+
+    def mib(value: int | None) -> float | None:
+        return None if value is None else value / _MIB
+
+    return Limits(
+        mem_available_min_mib=mib(budgets.memory_available_min),
+        trainer_rss_max_mib=mib(budgets.trainer_memory_max),
+        soc_temp_max_c=budgets.temperature_max,
+        power_max_w=budgets.power_max,
+        cpu_share_max=budgets.cpu_max,
+        disk_free_min_mib=mib(budgets.disk_free_min),
+        hours=budgets.hours,
+        hysteresis=budgets.hysteresis,
+    )
+
+
+def recipe(config: Config) -> Recipe:
+    """What a round does, with the number of threads settled for this board."""
+    pruning, training = config.pruning, config.training
+    return Recipe(
+        criterion=pruning.criterion,
+        level=pruning.level,
+        round_to=pruning.round_to,
+        epochs_before=training.epochs_before,
+        epochs_after=training.epochs_after,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        learning_rate_before=training.learning_rate_before,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        augment=training.augment,
+        max_steps=training.max_steps,
+        checkpoint_steps=training.checkpoint_steps,
+        scoring_batches=pruning.scoring_batches,
+        timing_runs=training.timing_runs,
+        seed=training.seed,
+        threads=training.threads or _cores(),
+        memory_format=training.memory_format,
+    )
+
+
+def gate_policy(config: Config) -> GatePolicy:
+    """When a candidate is good enough."""
+    return GatePolicy(**{name: getattr(config.gate, name) for name in type(config.gate).model_fields})
+
+
+def serving_threads(config: Config) -> int:
+    """Threads of a prediction, settled for this board."""
+    return config.serving.threads or _cores()
+
+
+def _cores() -> int:
+    """The cores this process may use, which a container or systemd may have made fewer than the board's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

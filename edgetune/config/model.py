@@ -1,0 +1,338 @@
+"""
+The configuration as a model: every key with its default, its unit and its meaning.
+
+config.yaml and docs/configuration.md are written from here; defaults of the round and the gate come from `types`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edgetune.config.quantities import (
+    AbsolutePath,
+    Bytes,
+    Celsius,
+    Count,
+    Duration,
+    Hours,
+    LoopbackAddress,
+    Name,
+    Pixels,
+    Points,
+    PositiveCount,
+    PositiveDuration,
+    PositiveShare,
+    Reference,
+    Share,
+    Watts,
+)
+from edgetune.types import GatePolicy, Recipe
+
+_RECIPE, _GATE = Recipe(), GatePolicy()
+_SOCKET_PATH_MAX = 107  # bytes, of sockaddr_un.sun_path less its final NUL
+
+
+def key(default: Any, meaning: str, *, reload: bool = True, example: str = "", **bounds: Any) -> Any:
+    """
+    Describe one key.
+
+    Args:
+        default: as the operator would write it.
+        meaning: one or two sentences for config.yaml and the documentation.
+        reload: a change takes effect without a restart.
+        example: what it might be set to, where the default is null or empty.
+        bounds: ge, le, gt, lt of plain numbers.
+    """
+    extra = {"reloadable": reload, **({"example": example} if example else {})}
+    return Field(default=default, description=meaning, json_schema_extra=extra, **bounds)
+
+
+class Section(BaseModel):
+    """What all sections have in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Paths(Section):
+    """Where things are."""
+
+    state_dir: AbsolutePath = key("/var/lib/edgetune", "Everything that must survive a power cut.", reload=False)
+    inbox_dir: AbsolutePath | None = key(
+        None,
+        "Where images are dropped; null: inbox/ in state_dir.",
+        reload=False,
+        example="/srv/camera/edgetune",
+    )
+    runtime_dir: AbsolutePath = key("/run/edgetune", "Where the socket edgetune.sock is made.", reload=False)
+
+    @property
+    def inbox(self) -> Path:
+        """The inbox, wherever it is."""
+        return self.inbox_dir or self.state_dir / "inbox"
+
+    @property
+    def socket(self) -> Path:
+        """The service's socket."""
+        return self.runtime_dir / "edgetune.sock"
+
+    @model_validator(mode="after")
+    def _check(self) -> Paths:
+        if len(str(self.socket).encode()) > _SOCKET_PATH_MAX:
+            raise ValueError(f"runtime_dir is too long: a socket's path has at most {_SOCKET_PATH_MAX} bytes")
+        return self
+
+
+class Inbox(Section):
+    """How images are taken in."""
+
+    settle: Duration = key("2s", "A file is taken once its size and time have stood still this long.", reload=False)
+    scan_interval: PositiveDuration = key(
+        "30s", "Time between full scans; a file event only makes the next one come sooner.", reload=False
+    )
+    watch: Literal["auto", "inotify", "poll"] = key(
+        "auto", "How changes are noticed: auto, inotify, or poll (for network mounts).", reload=False
+    )
+    max_file: Bytes = key("32MiB", "Larger files go to the quarantine.", reload=False)
+    max_pixels: Pixels = key("50Mpx", "Images with more pixels go to the quarantine, undecoded.", reload=False)
+    keep_originals: bool = key(False, "Leave a file in the inbox after it was taken.", reload=False)
+    batch: PositiveCount = key(256, "Files taken with one commit.", reload=False)
+
+
+class Classes(Section):
+    """Classes that the factory model does not know."""
+
+    new: Literal["ask", "accept", "refuse"] = key(
+        "ask",
+        "A class never seen before: ask waits for `edgetune data accept CLASS`, accept takes it, refuse keeps its"
+        " samples out of rounds.",
+    )
+    accepted: Annotated[tuple[Name, ...], Field(strict=False)] = key(
+        (), "Classes accepted without asking. Names in quotes: YAML reads no, on and 1 as something else.",
+        example='["salmon", "trout"]',
+    )  # fmt: skip
+    refused: Annotated[tuple[Name, ...], Field(strict=False)] = key(
+        (), "Classes never to be trained, for instance a mistyped folder.", example='["slamon"]'
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Classes:
+        both = sorted(set(self.accepted) & set(self.refused))
+        if both:
+            raise ValueError(f"accepted and refused both name {', '.join(map(repr, both))}")
+        return self
+
+
+class Buffer(Section):
+    """The samples kept on this board."""
+
+    quota: Bytes = key("2GiB", "Stored image bytes; over it, the oldest samples of the largest classes go first.")
+    store: Literal["model_size", "original"] = key(
+        "model_size", "What is kept of an image: model_size (lossless, at the model's input size) or original.",
+        reload=False,
+    )  # fmt: skip
+    validation: PositiveShare = key("15%", "Share of new samples that choose settings and stop early, never train.")
+    holdout: PositiveShare = key("15%", "Share of new samples that only the gate sees.")
+    validation_min: Count = key(20, "Validation samples of a class that are never evicted.")
+    holdout_min: Count = key(20, "Hold-out samples of a class that are never evicted.")
+    group_block: PositiveDuration = key(
+        "10min", "Images of one source within this time are near-twins and share a split.", reload=False
+    )
+    predictions_max: Count = key(100_000, "Rows of answered predictions kept for feedback and probation.", reload=False)
+    keep_prediction_images: bool = key(
+        False, "Keep the image of each prediction so that a later label makes it a sample.", reload=False
+    )
+    readings_interval: PositiveDuration = key("10s", "Time between stored readings of the board.", reload=False)
+    readings_max_age: PositiveDuration = key("7d", "Older readings are dropped.", reload=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> Buffer:
+        if self.validation + self.holdout > 0.8:
+            raise ValueError("validation and holdout together leave less than 20 % of the samples for training")
+        return self
+
+
+class Triggers(Section):
+    """When a round is wanted."""
+
+    new_samples: PositiveCount = key(200, "New labelled training samples that make a round worth it.")
+    new_class_samples: PositiveCount = key(20, "Training samples of a class the model does not know that do.")
+    max_interval: PositiveDuration | None = key(
+        None, "Want a round after this long if there is anything new at all; null: never for this reason.", example="7d"
+    )
+    min_interval: Duration = key("0s", "At least this long between the end of one round and the next.")
+    cooldown: PositiveDuration = key("10min", "Wait after a round that failed or was refused.")
+    cooldown_factor: float = key(2.0, "Each further failure in a row makes the wait this many times longer.", ge=1, le=100)
+    cooldown_max: PositiveDuration = key("24h", "The wait never gets longer than this.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Triggers:
+        if self.cooldown_max < self.cooldown:
+            raise ValueError("cooldown_max is shorter than cooldown")
+        if self.max_interval is not None and self.max_interval < self.min_interval:
+            raise ValueError("max_interval is shorter than min_interval")
+        return self
+
+
+class Budgets(Section):
+    """What a round may take from this board. Null: no limit. A limit on what the board cannot measure is an error."""
+
+    interval: PositiveDuration = key("2s", "Time between readings of the board.", reload=False)
+    memory_available_min: Bytes | None = key("300MiB", "Stop the trainer when less memory than this is available.")
+    trainer_memory_max: Bytes | None = key("1.5GiB", "Stop the trainer when it holds more than this.")
+    disk_free_min: Bytes | None = key("500MiB", "Stop the trainer when state_dir has less room than this.")
+    temperature_max: Celsius | None = key(None, "Pause the trainer above this temperature of the chip.", example="80C")
+    power_max: Watts | None = key(None, "Pause the trainer above this power of the whole board.", example="10W")
+    cpu_max: PositiveShare | None = key(None, "Slow the trainer down to keep all cores together below this.", example="60%")
+    hours: Annotated[tuple[Hours, ...], Field(strict=False)] = key(
+        (), "Hours of the day, local time, in which a round may run; empty: always.", example='["22:00-06:00"]'
+    )
+    hysteresis: Share = key("5%", "How far inside a limit a value must come back before work goes on, as a share of it.")
+    round_time_max: PositiveDuration = key("2h", "A round is stopped after this much training time.")
+    paused_max: PositiveDuration = key("2h", "A pause longer than this stops the trainer, which frees its memory.")
+    spec_max_age: PositiveDuration = key("7d", "A stopped round is given up after this long; its samples are too old.")
+    nice: int = key(15, "Niceness of the trainer.", ge=0, le=19)
+    oom_score_adj: int = key(500, "How readily the kernel kills the trainer when memory ends.", ge=0, le=1000)
+    stall: PositiveDuration = key("5min", "Kill a trainer that reports no progress for this long, pauses not counted.")
+    stop_grace: PositiveDuration = key("60s", "Time a trainer has to write its checkpoint before it is killed.")
+    estimate: bool = key(False, "Estimate power from CPU use where no sensor gives it; status then says so.", reload=False)
+    estimated_idle: Watts | None = key(None, "Power of the idle board, for the estimate.", reload=False, example="3W")
+    estimated_busy: Watts | None = key(
+        None, "Power of the board with all cores busy, for the estimate.", reload=False, example="8W"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Budgets:
+        if self.estimate and (self.estimated_idle is None or self.estimated_busy is None):
+            raise ValueError("estimate needs estimated_idle and estimated_busy")
+        if self.estimated_idle and self.estimated_busy and self.estimated_busy <= self.estimated_idle:
+            raise ValueError("estimated_busy must be more than estimated_idle")
+        if self.hysteresis > 0.5:
+            raise ValueError("hysteresis is more than 50%, so that work would hardly ever go on")
+        return self
+
+
+class Pruning(Section):
+    """What is cut from the factory model."""
+
+    criterion: Literal["l1", "taylor", "random"] = key(
+        _RECIPE.criterion, "Which filters go: taylor (least loss on this site's samples), l1 (smallest weights), random."
+    )
+    level: Share = key("50%", "Share of the factory model's parameters to remove; 0% only fine-tunes.")
+    round_to: PositiveCount = key(_RECIPE.round_to, "Channels kept are a multiple of this, which runtimes like.", le=256)
+    scoring_batches: PositiveCount = key(_RECIPE.scoring_batches, "Batches of samples that filters are scored on.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Pruning:
+        if self.level > 0.98:
+            raise ValueError("level is above 98%: nothing would be left to tune")
+        return self
+
+
+class Training(Section):
+    """How a round fine-tunes."""
+
+    epochs_before: float = key(_RECIPE.epochs_before, "Epochs on this site's samples before filters are scored.", ge=0, le=1000)
+    epochs_after: float = key(_RECIPE.epochs_after, "Epochs after pruning.", ge=0, le=1000)
+    max_steps: PositiveCount | None = key(None, "Most optimiser steps in a round, over all epochs.", example="5000")
+    samples_max: PositiveCount | None = key(
+        20_000, "Most training samples in a round, balanced over the classes; null: all."
+    )
+    batch_size: int = key(_RECIPE.batch_size, "Images in a step; less takes less memory.", ge=2, le=4096)
+    learning_rate_before: float = key(_RECIPE.learning_rate_before, "Learning rate before pruning.", gt=0, le=10)
+    learning_rate: float = key(_RECIPE.learning_rate, "Learning rate after pruning, at its highest.", gt=0, le=10)
+    momentum: float = key(_RECIPE.momentum, "Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = key(_RECIPE.weight_decay, "Weight decay of SGD.", ge=0, le=1)
+    augment: Literal["none", "crop", "crop_flip"] = key(
+        _RECIPE.augment, "Random changes to training images: none, crop, or crop_flip (also mirrored)."
+    )
+    checkpoint_steps: PositiveCount = key(_RECIPE.checkpoint_steps, "Steps between checkpoints.")
+    timing_runs: PositiveCount = key(_RECIPE.timing_runs, "Predictions that base and candidate are timed on.", le=10_000)
+    seed: int = key(_RECIPE.seed, "Where the trainer's random numbers start.", ge=0, lt=2**31)
+    threads: PositiveCount | None = key(None, "Threads of the trainer; null: as many as the board has cores.", le=256)
+    memory_format: Literal["contiguous", "channels_last"] = key(
+        _RECIPE.memory_format, "Layout of tensors while training; the faster one depends on the model and the board."
+    )
+
+
+class Gate(Section):
+    """When a candidate is good enough to be served."""
+
+    holdout_min: PositiveCount = key(_GATE.holdout_min, "Fewer hold-out samples than this promote nothing.")
+    class_min: Count = key(_GATE.class_min, "A class with fewer hold-out samples is reported, not judged.")
+    accuracy_drop_max: Points = key("1pp", "How much accuracy a candidate may lose, in percentage points.")
+    accuracy_risk_max: Points = key("5pp", "Loss of accuracy that the hold-out must rule out, at the confidence below.")
+    class_drop_max: Points = key("10pp", "How much accuracy any one class may lose.")
+    confidence: float = key(_GATE.confidence, "Confidence of the paired test.", ge=0.5, lt=1)
+    latency_ratio_max: float = key(_GATE.latency_ratio_max, "Candidate's latency over the served model's, at most.", gt=0, le=10)
+    size_ratio_max: float = key(_GATE.size_ratio_max, "Candidate's size over the served model's, at most.", gt=0, le=10)
+    accuracy_gain_min: Points = key("0.5pp", "A candidate neither faster nor smaller must be better by this.")
+    worthwhile_ratio: float = key(
+        _GATE.worthwhile_ratio, "Latency or parameters below this ratio count as faster or smaller.", gt=0, le=1
+    )
+
+
+class Probation(Section):
+    """When a promoted version is taken back by itself."""
+
+    duration: Duration = key("24h", "How long after promotion; 0s: no probation.")
+    feedback_min: PositiveCount = key(20, "Observations on both versions before one is judged.")
+    accuracy_drop_max: Points = key("5pp", "Fall of accuracy on labelled feedback that rolls back.")
+    confidence_drop_max: float = key(0.15, "Fall of the mean confidence, from 0 to 1, that rolls back.", gt=0, le=1)
+    latency_ratio_max: float = key(2.0, "Median latency over the former version's that rolls back.", gt=1, le=100)
+
+
+class Serving(Section):
+    """The socket and the served model."""
+
+    threads: PositiveCount | None = key(
+        None, "Threads of a prediction; null: as many as the board has cores.", reload=False, le=256
+    )
+    spinning: bool = key(False, "Let idle threads spin: a little faster under load, warm at rest.", reload=False)
+    versions_kept: PositiveCount = key(5, "Versions kept on disk, beside the served, the former and the factory model.")
+    socket_group: Name | None = key(
+        "edgetune", "Group that may read, predict and label; null: leave the socket's group alone.", reload=False
+    )
+    admin_group: Name | None = key(
+        None, "Group that may also train, promote, roll back, reload and purge; root always may.", reload=False,
+        example="edgetune-admin",
+    )  # fmt: skip
+    tcp: LoopbackAddress | None = key(
+        None, "A loopback address to serve on as well, with the group's rights for whoever is on this board.",
+        reload=False, example='"127.0.0.1:8090"',
+    )  # fmt: skip
+    body_max: Bytes = key("32MiB", "Largest request.", reload=False)
+    connections_max: PositiveCount = key(64, "Most open connections.", reload=False)
+    queue_max: PositiveCount = key(64, "Most predictions waiting; more are answered with 503.", reload=False)
+    header_timeout: PositiveDuration = key("5s", "A client must have sent its request's head by then.", reload=False)
+    body_timeout: PositiveDuration = key("30s", "A client must have sent its request's body by then.", reload=False)
+    request_timeout: PositiveDuration = key("60s", "An answer must be given by then.", reload=False)
+
+
+class Log(Section):
+    """What goes to the journal."""
+
+    level: Literal["debug", "info", "warning", "error"] = key("info", "Least severe message written.")
+
+
+class Config(Section):
+    """The whole configuration of a board."""
+
+    paths: Paths = Paths()
+    inbox: Inbox = Inbox()
+    classes: Classes = Classes()
+    buffer: Buffer = Buffer()
+    triggers: Triggers = Triggers()
+    budgets: Budgets = Budgets()
+    pruning: Pruning = Pruning()
+    training: Training = Training()
+    gate: Gate = Gate()
+    probation: Probation = Probation()
+    serving: Serving = Serving()
+    builders: dict[Name, Reference] = key(
+        {}, "Architectures of your own: a name and the package.module:function that builds it, called with num_classes.",
+        example="{mynet: mypackage.nets:mynet}",
+    )  # fmt: skip
+    log: Log = Log()

@@ -1,0 +1,340 @@
+"""
+The daemon: builds every part, looks at the world once a tick, and lets `decide` say what to do.
+
+A tick reads the board, asks the budget and the trigger, hands both to the round machine, and pings systemd's watchdog
+last: a daemon that hangs anywhere in a tick is restarted. An expected fault is an event; an unexpected one ends the
+process, because start is recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+from pathlib import Path
+from typing import IO, Any
+
+from edgetune import config as configuration
+from edgetune.clock import Clock
+from edgetune.config import Config
+from edgetune.daemon import settings
+from edgetune.daemon import status as words
+from edgetune.daemon.ingest import Ingest
+from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.daemon.round_records import RoundRecords, iso
+from edgetune.daemon.rounds import Rounds
+from edgetune.daemon.serving import Serving
+from edgetune.decide import budget, trigger
+from edgetune.decide.trigger import ManualRequest, ServedSummary, Want
+from edgetune.device.board import describe as describe_board
+from edgetune.device.inbox import Inbox
+from edgetune.device.sensors import Sensors
+from edgetune.device.systemd import Notifier
+from edgetune.device.trainer_process import TrainerProcess
+from edgetune.errors import ConfigError, ConflictError, SensorError
+from edgetune.images import ImageLimits
+from edgetune.store import durable
+from edgetune.store.buffer import Buffer
+from edgetune.store.history import History
+from edgetune.store.models import Models
+from edgetune.types import BufferStats, Preprocess, Reading, RoundKind, RoundState, Verdict, VerdictKind
+
+_LEVEL_TOLERANCE = 0.1  # rounding to channel multiples misses the asked level by this much at most
+_RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
+
+
+class Daemon:
+    """Everything that `edgetune run` holds. `open`, then `tick` for ever, then `close`."""
+
+    def __init__(self, config: Config, config_path: Path, *, clock: Clock, sensors: Sensors | None = None) -> None:
+        self.config, self.config_path, self.clock = config, config_path, clock
+        state_dir = config.paths.state_dir
+        self.image_limits = ImageLimits(max_bytes=config.inbox.max_file, max_pixels=int(config.inbox.max_pixels))
+        self.stores_model_size = config.buffer.store == "model_size"
+        self.store = StoreThread()
+        self.buffer = Buffer(state_dir / "edgetune.db", clock=clock, **settings.buffer_settings(config))
+        self.history = History(
+            self.buffer,
+            clock=clock,
+            readings_interval_s=config.buffer.readings_interval,
+            readings_max_age_s=config.buffer.readings_max_age,
+        )
+        self.models = Models(state_dir / "models", quarantine=state_dir / "quarantine" / "models")
+        self.events = Events(self.history, self.store)
+        self.service_time = ServiceTime(clock, self.history)
+        self.serving = Serving(
+            models=self.models,
+            buffer=self.buffer,
+            history=self.history,
+            store=self.store,
+            events=self.events,
+            clock=clock,
+            service_time=self.service_time,
+            threads=configuration.serving_threads(config),
+            spinning=config.serving.spinning,
+            image_limits=self.image_limits,
+            keep_images=config.buffer.keep_prediction_images,
+        )
+        self.rounds = Rounds(
+            records=RoundRecords(
+                state_dir=state_dir, models=self.models, buffer=self.buffer, history=self.history, clock=clock
+            ),
+            settings=settings.round_settings(config),
+            models=self.models,
+            history=self.history,
+            store=self.store,
+            events=self.events,
+            clock=clock,
+            service_time=self.service_time,
+            serving=self.serving,
+            make_trainer=lambda: TrainerProcess(clock=clock),
+        )
+        self.sensors: Sensors = sensors or settings.board_sensors(config, clock)
+        self.notifier = Notifier()
+        self.inbox: Inbox | None = None
+        self.ingest: Ingest | None = None
+        self.verdict = _RUN
+        self.reading: Reading | None = None
+        self.want = Want(is_wanted=False, kind=RoundKind.ADAPT, reason="starting")
+        self.stats: BufferStats | None = None
+        self.is_paused = False
+        self._manual: ManualRequest | None = None
+        self.loaded_at = iso(clock.wall_s())
+        self.restart_keys: list[str] = []
+        self.served_since = ""
+        self._lock: IO[bytes] | None = None
+        self.started_s = clock.now_s()
+        self._ingest_task: asyncio.Task[None] | None = None
+        self.board: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------------------------------- start and end
+
+    async def open(self) -> None:
+        """
+        Take the state directory, put right what the last run left behind, and serve.
+
+        Raises:
+            ConflictError: another daemon holds the state directory.
+            SensorError: a budget is set on something that this board cannot measure.
+        """
+        self._take_lock()
+        self._check_sensors()
+        self.board = await asyncio.to_thread(describe_board)
+        self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
+        said = await self.store(self.buffer.open)
+        said += await self.store(self.models.recover)
+        await self.store(self.service_time.load)
+        for sentence in said:
+            await self.events.emit("recovered", sentence, level=logging.WARNING)
+        self.is_paused = bool(await self.store(self.history.get_state, "operator_paused"))
+        await self.serving.load_current()
+        await self._note_served()
+        await self._apply_classes()
+        await self.rounds.recover()
+        self._start_ingest()
+
+    def _take_lock(self) -> None:
+        directory = self.config.paths.state_dir
+        durable.make_dir(directory)
+        self._lock = (directory / "lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConflictError(
+                f"another edgetune holds {directory}", hint="stop it first: systemctl stop edgetune"
+            ) from None
+
+    def _check_sensors(self) -> None:
+        supported = self.sensors.supported()
+        for quantity in budget.budgeted(configuration.limits(self.config)):
+            why_not = supported.get(quantity, "no sensor")
+            if why_not:
+                raise SensorError(
+                    f"{settings.budget_key(quantity)} is set, but this board cannot measure {quantity.value}: {why_not}",
+                    hint="take the key out, or set budgets.estimate for power",
+                )
+
+    async def _note_served(self) -> None:
+        manifest = self.serving.manifest()
+        self.served_since = iso(self.clock.wall_s())
+        if manifest is None:
+            await self.events.emit("model.none", "no model is served: edgetune models import", level=logging.WARNING)
+            return
+        factory = await self.store(self.models.factory)
+        named = manifest if factory is None else await self.store(self.models.manifest, factory)
+        await self.store(self.buffer.set_factory_classes, named.classes)
+        await self.events.emit("model.served", f"serving version {manifest.version}", version=manifest.version)
+
+    def preprocess(self) -> Preprocess | None:
+        """The served model's input; None while there is no model."""
+        manifest = self.serving.manifest()
+        return None if manifest is None else manifest.preprocess
+
+    def _start_ingest(self) -> None:
+        """Images wait in the inbox until a first model says at what size they are wanted."""
+        preprocess = self.preprocess()
+        if self.inbox is not None or (preprocess is None and self.stores_model_size):
+            return
+        config = self.config
+        self.inbox = Inbox(
+            config.paths.inbox,
+            config.paths.state_dir / "quarantine" / "inbox",
+            preprocess=preprocess if self.stores_model_size else None,
+            settle_s=config.inbox.settle,
+            scan_interval_s=config.inbox.scan_interval,
+            watch=config.inbox.watch,
+            limits=self.image_limits,
+            group_block_s=config.buffer.group_block,
+            keep_originals=config.inbox.keep_originals,
+            batch=config.inbox.batch,
+            clock=self.clock,
+            move=durable.move,
+            remove_files=durable.remove_files,
+        )
+        self.inbox.start()
+        self.ingest = Ingest(
+            inbox=self.inbox, buffer=self.buffer, store=self.store, events=self.events, clock=self.clock
+        )
+        self._ingest_task = asyncio.create_task(self.ingest.forever())
+
+    async def close(self) -> None:
+        """Stop the trainer with a checkpoint, write what is unsaved, let the state directory go."""
+        self.notifier.stopping("stopping")
+        if self.inbox is not None:
+            self.inbox.stop()
+        if self._ingest_task is not None:
+            self._ingest_task.cancel()
+            await asyncio.gather(self._ingest_task, return_exceptions=True)
+        self.notifier.extend_timeout(self.config.budgets.stop_grace + 10)
+        await self.rounds.close()
+        await self.serving.close()
+        await self.store(self.service_time.save)
+        await self.serving.note_clean_stop()
+        await self.store(self.buffer.close)
+        self.store.close()
+        self.sensors.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    # ---------------------------------------------------------------------------------------------------- tick
+
+    async def tick(self) -> None:
+        """Look once, decide once, act once."""
+        if self._ingest_task is not None and self._ingest_task.done():
+            self._ingest_task.result()  # an unexpected fault there ends the process as one here does
+        trainer = self.rounds.trainer
+        reading = await asyncio.to_thread(self.sensors.read, None if trainer is None else trainer.pid)
+        self.reading = reading
+        self.verdict = budget.judge(
+            reading,
+            configuration.limits(self.config),
+            self.verdict,
+            is_training=self.rounds.is_training,
+            withheld="paused by the operator: edgetune resume" if self.is_paused else "",
+        )
+        self.want = await self.consider(self._manual)
+        await self.rounds.tick(self.verdict, self.want)
+        if self.rounds.machine.state not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN):
+            self._manual = None
+        await self.serving.flush()
+        await self.serving.check_probation(self.rounds.settings.probation)
+        await self.store(self.history.record_reading, reading)
+        if self.service_time.is_due():
+            await self.store(self.service_time.save)
+            await self.rounds.save()
+        self.notifier.status(words.in_words(await self.status()))
+        self.notifier.watchdog()
+
+    async def consider(self, manual: ManualRequest | None) -> Want:
+        """Ask the trigger."""
+        self.stats = stats = await self.store(self.buffer.stats)
+        last_s = await self.store(self.history.get_state, "last_round_ended_s")
+        manifest = self.serving.manifest()
+        served = None
+        if manifest is not None:
+            comparison = manifest.comparison
+            scores = {} if comparison is None else comparison.candidate.per_class
+            achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
+            served = ServedSummary(
+                classes=manifest.classes,
+                tuned_classes=tuple(label for label, score in scores.items() if score.count),
+                is_target_met=achieved >= self.config.pruning.level - _LEVEL_TOLERANCE,
+            )
+        return trigger.consider(
+            stats,
+            settings.trigger_policy(self.config),
+            served,
+            since_last_s=None if last_s is None else self.service_time.now_s() - last_s,
+            manual=manual,
+        )
+
+    async def status(self) -> dict[str, Any]:
+        """Everything `edgetune status` shows."""
+        stats: BufferStats = self.stats or await self.store(self.buffer.stats)
+        rows = await self.store(self.history.rounds, 5)
+        return words.whole(self, stats, next((row for row in rows if row["ended_at_s"] is not None), None))
+
+    # ------------------------------------------------------------------------------------------ operator's acts
+
+    def ask_for_round(self, request: ManualRequest) -> None:
+        """Want a round at the next tick, and end a cool-down for it."""
+        self._manual = request
+        self.rounds.cooldown_ends_s = 0.0
+
+    async def set_paused(self, is_paused: bool) -> dict[str, Any]:  # noqa: FBT001 - the one thing it is about
+        """Withhold or allow training; persisted."""
+        self.is_paused = is_paused
+        await self.store(self.history.set_state, "operator_paused", is_paused)
+        await self.events.emit("operator.paused" if is_paused else "operator.resumed", "by the operator")
+        return {"paused": is_paused}
+
+    async def cancel(self) -> None:
+        """End the round under way."""
+        self._manual = None
+        await self.rounds.cancel()
+
+    async def reload(self) -> dict[str, Any]:
+        """
+        Read the configuration again and swap it whole; also serve a first model that was imported since the start.
+
+        Raises:
+            ConfigError: it is not valid; the old one stays in force.
+        """
+        self.notifier.reloading()
+        try:
+            new = configuration.load(self.config_path)
+        except ConfigError as error:
+            await self.events.emit("config.refused", error.message, level=logging.ERROR)
+            raise
+        finally:
+            self.notifier.ready()
+        changed = configuration.changed_keys(self.config, new)
+        self.restart_keys = configuration.needs_restart(self.config, new)
+        supported = self.sensors.supported()
+        unmeasured = [q for q in budget.budgeted(configuration.limits(new)) if supported.get(q, "no sensor")]
+        if unmeasured:
+            problems = [f"{settings.budget_key(q)}: {supported.get(q, 'no sensor')}" for q in unmeasured]
+            raise ConfigError(problems, hint="a budget that this board cannot measure")
+        self.config = settings.merged(self.config, new)
+        self.loaded_at = iso(self.clock.wall_s())
+        self.rounds.settings = settings.round_settings(self.config)
+        await self.store(self.buffer.configure, **settings.buffer_settings(self.config))
+        await self._apply_classes()
+        if self.serving.served.version is None:
+            await self.serving.load_current()
+            await self._note_served()
+            self._start_ingest()
+        await self.events.emit("config.reloaded", f"{len(changed)} keys changed", changed=changed)
+        return {"changed": changed, "needs_restart": self.restart_keys, "served": self.serving.served.version}
+
+    async def _apply_classes(self) -> None:
+        for name in self.config.classes.accepted:
+            await self.store(self.buffer.accept_class, name)
+        for name in self.config.classes.refused:
+            await self.store(self.buffer.refuse_class, name)
+
+    def tick_interval_s(self) -> float:
+        """Time between two ticks: the configured one, but often enough for systemd's watchdog."""
+        watchdog_s = self.notifier.watchdog_interval_s()
+        interval_s: float = self.config.budgets.interval
+        return interval_s if watchdog_s is None else min(interval_s, watchdog_s / 2)

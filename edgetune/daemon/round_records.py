@@ -1,0 +1,206 @@
+"""
+What a round leaves on the disk: its spec, its row in the history, its end. Everything here runs on the store's thread.
+
+The order is the durability: pin the samples, replace `spec.json` (the commit point of a round), add its row; and at the
+end, end the row, release the samples, clear up.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgetune.clock import Clock
+from edgetune.decide.trigger import Want
+from edgetune.errors import NotFoundError
+from edgetune.store import durable
+from edgetune.store.buffer import Buffer
+from edgetune.store.history import History
+from edgetune.store.models import Models, version_name
+from edgetune.types import FrozenSample, GateDecision, Manifest, Recipe, RoundKind, RoundSpec, RoundState, Split
+from edgetune.wire import from_json, to_json
+
+_ROUND_DIR = re.compile(r"^\d{4,}$")
+_ROUND_DIRS_KEPT = 5
+
+
+class RoundRecords:
+    """The directory `rounds/` and the rows that go with it."""
+
+    def __init__(self, *, state_dir: Path, models: Models, buffer: Buffer, history: History, clock: Clock) -> None:
+        self._state_dir, self._dir = state_dir, state_dir / "rounds"
+        self._models, self._buffer, self._history, self._clock = models, buffer, history, clock
+
+    def directory(self, round_id: int) -> Path:
+        """Where a round's files are."""
+        return self._dir / f"{round_id:04d}"
+
+    def next_round_id(self) -> int:
+        """A number that no round has had."""
+        return max([self._history.next_round_id(), *(n + 1 for n in self._on_disk())])
+
+    def write_spec(
+        self,
+        want: Want,
+        base: Manifest,
+        *,
+        generation: int,
+        recipe: Recipe,
+        samples_max: int | None,
+        serving_threads: int,
+        builders: Mapping[str, str],
+    ) -> RoundSpec:
+        """Choose and pin the samples, and make the round real by writing its spec."""
+        round_id = self.next_round_id()
+        durable.make_dir(self._dir)
+        frozen = self._buffer.freeze(round_id, training_max=samples_max)
+        classes = (*base.classes, *sorted({s.label for s in frozen if s.split is Split.TRAINING} - set(base.classes)))
+        samples = tuple(s for s in frozen if s.label in classes)
+        factory = self._models.factory()
+        spec = RoundSpec(
+            round_id=round_id,
+            kind=want.kind,
+            reason=want.reason,
+            base_version=base.version,
+            factory_version=base.version if factory is None else factory,
+            candidate_version=self._models.next_version(),
+            generation=generation,
+            classes=classes,
+            samples=samples,
+            samples_digest=samples_digest(samples),
+            recipe=recipe if want.kind is RoundKind.RESHAPE else replace(recipe, level=0.0),
+            models_dir=str(self._state_dir / "models"),
+            buffer_path=str(self._buffer.path),
+            serving_threads=serving_threads,
+            created_at=iso(self._clock.wall_s()),
+            builders=dict(builders),
+        )
+        durable.faultpoint("round.frozen")
+        durable.make_dir(self.directory(round_id))
+        durable.write_atomic(self.directory(round_id) / "spec.json", to_json(spec, indent=1))
+        durable.faultpoint("round.spec_written")
+        self._begin(spec)
+        return spec
+
+    def open_round(self) -> RoundSpec | None:
+        """The round that has a spec and no end; clears up one that never got a spec."""
+        numbers = self._on_disk()
+        if not numbers:
+            return None
+        path = self.directory(numbers[-1]) / "spec.json"
+        if not path.exists():
+            durable.remove_dir(path.parent)
+            return None
+        spec = from_json(RoundSpec, path.read_bytes())
+        try:
+            row = self._history.round(spec.round_id)
+        except NotFoundError:
+            self._begin(spec)
+            return spec
+        return None if row["ended_at_s"] is not None else spec
+
+    def release_orphans(self) -> None:
+        """Unpin what was frozen for a round whose spec was never written, or whose end was recorded just before."""
+        for round_id in self._buffer.frozen_rounds():
+            self._buffer.release(round_id, consumed=False)
+
+    def suspend(self, spec: RoundSpec, reason: str) -> None:
+        """Note that a round waits with a checkpoint."""
+        self._history.update_round(spec.round_id, state=RoundState.SUSPENDED.value, message=reason)
+
+    def end(
+        self,
+        spec: RoundSpec,
+        *,
+        outcome: str,
+        message: str,
+        decision: GateDecision | None,
+        trained_s: float,
+        ended_service_s: float,
+        is_consumed: bool,
+    ) -> None:
+        """Write down how a round ended and let its samples go."""
+        durable.faultpoint("round.record")
+        self._history.update_round(
+            spec.round_id,
+            is_ended=True,
+            state="ended",
+            outcome=outcome,
+            message=message,
+            candidate_version=spec.candidate_version,
+            base_version=spec.base_version,
+            trained_s=round(trained_s, 3),
+            decision=decision,
+            summary=self._summary(spec.candidate_version),
+        )
+        self._history.set_state("last_round_ended_s", ended_service_s)
+        self._buffer.release(spec.round_id, consumed=is_consumed)
+        durable.faultpoint("round.released")
+
+    def tidy(self, *, keep: int, protect: set[int]) -> list[int]:
+        """Drop checkpoints of ended rounds, the directories of old rounds, and old versions; returns the versions."""
+        numbers = self._on_disk()
+        for number in numbers:
+            for path in self.directory(number).glob("checkpoint*"):
+                durable.remove_dir(path) if path.is_dir() else durable.remove_file(path)
+        for number in numbers[:-_ROUND_DIRS_KEPT]:
+            durable.remove_dir(self.directory(number))
+        return self._models.sweep(keep=keep, protect=protect)
+
+    def _begin(self, spec: RoundSpec) -> None:
+        self._history.start_round(
+            spec.kind.value,
+            spec.reason,
+            state=RoundState.TRAINING.value,
+            round_id=spec.round_id,
+            samples=len(spec.samples),
+            classes=len(spec.classes),
+            candidate_version=spec.candidate_version,
+            base_version=spec.base_version,
+        )
+
+    def _on_disk(self) -> list[int]:
+        if not self._dir.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._dir.iterdir() if _ROUND_DIR.match(path.name))
+
+    def _summary(self, version: int) -> dict[str, Any]:
+        """Before and after, as `status` and `rounds` show them; from the manifest wherever it is by now."""
+        for root in (self._state_dir / "models", self._state_dir / "quarantine" / "models"):
+            path = root / version_name(version) / "manifest.json"
+            if path.exists():
+                return comparison_summary(from_json(Manifest, path.read_bytes()))
+        return {}
+
+
+def comparison_summary(manifest: Manifest) -> dict[str, Any]:
+    """The figures of a comparison that people ask for first."""
+    c = manifest.comparison
+    if c is None:
+        return {}
+    return {
+        "accuracy_before": c.base.top1,
+        "accuracy_after": c.candidate.top1,
+        "holdout": c.base.count,
+        "latency_before_ms": c.base_latency.median_ms,
+        "latency_after_ms": c.candidate_latency.median_ms,
+        "parameters_before": c.base_cost.parameters,
+        "parameters_after": c.candidate_cost.parameters,
+        "new_classes": list(c.new_classes),
+    }
+
+
+def samples_digest(samples: tuple[FrozenSample, ...]) -> str:
+    """SHA-256 over the sorted "digest label split" lines of a round's samples."""
+    lines = sorted(f"{s.digest} {s.label} {s.split.value}\n" for s in samples)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def iso(wall_s: float) -> str:
+    """Wall time for people, UTC."""
+    return datetime.datetime.fromtimestamp(wall_s, datetime.timezone.utc).isoformat(timespec="seconds")

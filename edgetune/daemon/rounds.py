@@ -1,0 +1,502 @@
+"""
+The round in the real world: makes events for `decide.rounds`, and performs the actions that it answers with.
+
+What a power cut leaves is read from the disk, not from memory: `rounds/0042/spec.json` without an ended row in the
+history is a round under way; a published candidate that `models/current` names was promoted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgetune.clock import Clock
+from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.daemon.round_records import RoundRecords
+from edgetune.daemon.serving import Serving
+from edgetune.decide import gate, rounds
+from edgetune.decide.probation import Observed, ProbationPolicy
+from edgetune.decide.rounds import Action, Event, EventKind, Round
+from edgetune.decide.trigger import Want
+from edgetune.device.trainer_process import Progress, TrainerEnd
+from edgetune.errors import EdgetuneError, ModelError, NoSamplesError
+from edgetune.serve.engine import Engine
+from edgetune.store import durable
+from edgetune.store.history import History
+from edgetune.store.models import Models
+from edgetune.types import (
+    BreachKind,
+    GateDecision,
+    GatePolicy,
+    Manifest,
+    Recipe,
+    RoundSpec,
+    RoundState,
+    TrainerOutcome,
+    Verdict,
+)
+
+_STATE_KEY = "round"
+_VERIFY_TIMEOUT_S = 600.0
+_MEMORY_STOPS_MAX = 3  # a round that was stopped for memory this often will not fit the next time either
+_RESUME_DELAY_S = 30.0
+_EXPECTED = (EdgetuneError, OSError, sqlite3.Error)
+
+
+class Trainer(Protocol):
+    """The trainer process (device/trainer_process.py) or a fake."""
+
+    last_progress: Progress | None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+
+    async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
+        """Start it."""
+
+    async def wait(self) -> TrainerEnd:
+        """Exit code, outcome, message."""
+
+    def silent_s(self) -> float:
+        """Seconds since its last sign of work, pauses not counted."""
+
+    def set_duty(self, duty: float) -> None:
+        """Pace it."""
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+
+    def resume(self) -> None:
+        """SIGCONT."""
+
+    def stop(self) -> None:
+        """SIGCONT, then SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSettings:
+    """What the configuration says about rounds; replaced whole on reload."""
+
+    recipe: Recipe
+    gate: GatePolicy
+    probation: ProbationPolicy
+    builders: Mapping[str, str]
+    samples_max: int | None
+    serving_threads: int
+    versions_kept: int
+    round_time_max_s: float
+    paused_max_s: float
+    spec_max_age_s: float
+    stall_s: float
+    stop_grace_s: float
+    nice: int
+    oom_score_adj: int
+    cooldown_s: float
+    cooldown_factor: float
+    cooldown_max_s: float
+
+
+class Rounds:
+    """At most one round at a time, from wanted to recorded."""
+
+    def __init__(
+        self,
+        *,
+        records: RoundRecords,
+        settings: RoundSettings,
+        models: Models,
+        history: History,
+        store: StoreThread,
+        events: Events,
+        clock: Clock,
+        service_time: ServiceTime,
+        serving: Serving,
+        make_trainer: Callable[[], Trainer],
+    ) -> None:
+        self.records = records
+        self.settings = settings
+        self._models, self._history, self._store = models, history, store
+        self._events, self._clock, self._time, self._serving = events, clock, service_time, serving
+        self._make_trainer = make_trainer
+        self.machine = Round()
+        self.spec: RoundSpec | None = None
+        self.want: Want | None = None
+        self.trainer: Trainer | None = None
+        self.trained_s = 0.0
+        self.failures = 0
+        self.cooldown_ends_s = 0.0  # in service time
+        self._entered_s = clock.now_s()
+        self._last_tick_s = clock.now_s()
+        self._spec_written_s = 0.0  # in service time
+        self._memory_stops = 0
+        self._sent_duty: float | None = None
+        self._candidate: Engine | None = None
+        self._decision: GateDecision | None = None
+        self._baseline = Observed()
+        self._ending = Event(kind=EventKind.EXITED_OTHER)
+        self._outcome = TrainerOutcome.FAILED
+        self._arrived: asyncio.Queue[Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._perform: dict[Action, Callable[[], Awaitable[None]]] = {
+            Action.WRITE_SPEC: self._write_spec,
+            Action.START_TRAINER: self._start_trainer,
+            Action.PACE_TRAINER: self._pace_trainer,
+            Action.PAUSE_TRAINER: self._pause_trainer,
+            Action.RESUME_TRAINER: self._resume_trainer,
+            Action.STOP_TRAINER: self._stop_trainer,
+            Action.KILL_TRAINER: self._kill_trainer,
+            Action.VERIFY_CANDIDATE: self._verify_candidate,
+            Action.PROMOTE: self._promote,
+            Action.SWAP: self._swap,
+            Action.START_PROBATION: self._start_probation,
+            Action.QUARANTINE: self._quarantine,
+            Action.RECORD_OUTCOME: self._record_outcome,
+        }
+
+    # -------------------------------------------------------------------------------------------------- events
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a trainer process exists."""
+        return self.trainer is not None
+
+    async def tick(self, verdict: Verdict, want: Want) -> None:
+        """Turn what has happened since the last tick into events and take them."""
+        now_s = self._clock.now_s()
+        if self.machine.state is RoundState.TRAINING:
+            self.trained_s += now_s - self._last_tick_s
+        self._last_tick_s = now_s
+        while not self._arrived.empty():
+            await self.take(self._arrived.get_nowait())
+        overdue = self._overdue(now_s)
+        if overdue is not None:
+            await self.take(overdue)
+        if self.machine.state is RoundState.IDLE and want.is_wanted:
+            self.want = want
+            await self.take(Event(kind=EventKind.WANTED, reason=want.reason))
+        elif self.machine.state is RoundState.HELD and not want.is_wanted:
+            await self.take(Event(kind=EventKind.UNWANTED, reason=want.reason))
+        if self.machine.state is RoundState.SUSPENDED and self._resumes_in_s(now_s) > 0:
+            return
+        if verdict.breach is BreachKind.TOO_BIG and self.machine.state in (RoundState.TRAINING, RoundState.PAUSED):
+            self._memory_stops += 1
+        await self.take(rounds.budget_event(verdict))
+
+    def _overdue(self, now_s: float) -> Event | None:
+        state, for_s, limits = self.machine.state, now_s - self._entered_s, self.settings
+        if state in (RoundState.TRAINING, RoundState.PAUSED) and self.trained_s > limits.round_time_max_s:
+            return Event(kind=EventKind.DEADLINE_PASSED, reason=f"trained for {self.trained_s:.0f} s (budgets.round_time_max)")
+        if state is RoundState.TRAINING and self.trainer is not None:
+            silent_s = self.trainer.silent_s()
+            if silent_s > limits.stall_s:
+                return Event(kind=EventKind.STALLED, reason=f"no progress for {silent_s:.0f} s (budgets.stall)")
+        if state is RoundState.PAUSED and for_s > limits.paused_max_s:
+            return Event(kind=EventKind.PAUSED_TOO_LONG, reason=f"paused for {for_s:.0f} s (budgets.paused_max)")
+        if state is RoundState.STOPPING and for_s > limits.stop_grace_s:
+            return Event(kind=EventKind.GRACE_OVER, reason=f"did not stop within {limits.stop_grace_s:.0f} s")
+        if state is RoundState.SUSPENDED:
+            return self._expired()
+        if state is RoundState.VERIFYING and for_s > _VERIFY_TIMEOUT_S:
+            return Event(kind=EventKind.TIMED_OUT, reason="the candidate could not be verified in time")
+        if state is RoundState.COOLDOWN and self._time.now_s() >= self.cooldown_ends_s:
+            return Event(kind=EventKind.COOLDOWN_OVER)
+        return None
+
+    def _expired(self) -> Event | None:
+        limits = self.settings
+        if self._time.now_s() - self._spec_written_s > limits.spec_max_age_s:
+            return Event(kind=EventKind.SPEC_EXPIRED, reason="its samples are too old (budgets.spec_max_age)")
+        if self.trained_s > limits.round_time_max_s:
+            return Event(kind=EventKind.SPEC_EXPIRED, reason="its training time is used up (budgets.round_time_max)")
+        if self._memory_stops >= _MEMORY_STOPS_MAX:
+            reason = f"stopped {self._memory_stops} times for memory; lower training.batch_size or raise the budget"
+            return Event(kind=EventKind.SPEC_EXPIRED, reason=reason)
+        return None
+
+    def _resumes_in_s(self, now_s: float) -> float:
+        """A stop for memory frees it, so an immediate restart would be stopped again: wait, longer each time."""
+        if not self._memory_stops:
+            return 0.0
+        return float(_RESUME_DELAY_S * 2 ** (self._memory_stops - 1)) - (now_s - self._entered_s)
+
+    async def cancel(self) -> None:
+        """An operator's wish to end the round; it will not be promoted."""
+        await self.take(Event(kind=EventKind.CANCEL_ASKED, reason="cancelled by the operator"))
+
+    async def take(self, event: Event) -> None:
+        """Step the machine and perform what it asks for, in order."""
+        before = self.machine
+        after, actions = rounds.step(before, event)
+        for action in actions:
+            try:
+                await self._do(action, event)
+            except _EXPECTED as error:
+                failed = _failed(action, error)
+                if failed is None:
+                    # What is promoted stays promoted; `recover` adds the record at the next start.
+                    await self._events.emit("round.unrecorded", str(error), level=logging.ERROR)
+                    continue
+                self.machine = after if failed.kind is EventKind.START_FAILED else before
+                await self.take(failed)
+                return
+        self.machine = after
+        if after.state is not before.state:
+            self._entered_s = self._clock.now_s()
+            await self._say(before, after)
+        if after.state is not before.state or after.is_cancelled != before.is_cancelled:
+            await self.save()
+
+    async def _do(self, action: Action, event: Event) -> None:
+        if action in (Action.RECORD_OUTCOME, Action.QUARANTINE):
+            self._ending = event
+        await self._perform[action]()
+
+    async def _say(self, before: Round, after: Round) -> None:
+        number = "" if self.spec is None else f"round {self.spec.round_id} "
+        await self._events.emit(
+            f"round.{after.state.value}",
+            f"{number}{before.state.value} -> {after.state.value}" + (f": {after.reason}" if after.reason else ""),
+        )
+
+    async def save(self) -> None:
+        """Keep what cannot be read from the disk otherwise."""
+        await self._store(
+            self._history.set_state,
+            _STATE_KEY,
+            {
+                "state": self.machine.state.value,
+                "is_cancelled": self.machine.is_cancelled,
+                "trained_s": self.trained_s,
+                "memory_stops": self._memory_stops,
+                "spec_written_s": self._spec_written_s,
+                "failures": self.failures,
+                "cooldown_ends_s": self.cooldown_ends_s,
+            },
+        )
+
+    # ------------------------------------------------------------------------------------------------- actions
+
+    async def _write_spec(self) -> None:
+        assert self.want is not None
+        manifest = self._serving.manifest()
+        if manifest is None:
+            raise NoSamplesError("no model is served, so there is nothing to start from")
+        self.trained_s, self._memory_stops, self._decision = 0.0, 0, None
+        self._spec_written_s = self._time.now_s()
+        limits = self.settings
+        self.spec = await self._store(
+            self.records.write_spec,
+            self.want,
+            manifest,
+            generation=self._serving.generation,
+            recipe=limits.recipe,
+            samples_max=limits.samples_max,
+            serving_threads=limits.serving_threads,
+            builders=limits.builders,
+        )
+        self._outcome = TrainerOutcome.KILLED
+
+    async def _start_trainer(self) -> None:
+        assert self.spec is not None
+        trainer = self._make_trainer()
+        directory = self.records.directory(self.spec.round_id)
+        await trainer.start(directory, nice=self.settings.nice, oom_score_adj=self.settings.oom_score_adj)
+        self.trainer, self._sent_duty = trainer, None
+        self._spawn(self._await_exit(trainer))
+
+    async def _await_exit(self, trainer: Trainer) -> None:
+        end = await trainer.wait()
+        self.trainer = None
+        self._outcome = end.outcome
+        message = f"{end.message} ({end.hint})" if end.hint else end.message
+        await self._arrived.put(rounds.exit_event(end.outcome, message))
+
+    async def _pace_trainer(self) -> None:
+        if self.trainer is not None and self.machine.duty != self._sent_duty:
+            self._sent_duty = self.machine.duty
+            self.trainer.set_duty(self.machine.duty)
+
+    async def _pause_trainer(self) -> None:
+        if self.trainer is not None:
+            self.trainer.pause()
+
+    async def _resume_trainer(self) -> None:
+        if self.trainer is not None:
+            self.trainer.resume()
+
+    async def _stop_trainer(self) -> None:
+        if self.trainer is not None:
+            self.trainer.stop()
+
+    async def _kill_trainer(self) -> None:
+        if self.trainer is not None:
+            self.trainer.kill()
+
+    async def _verify_candidate(self) -> None:
+        assert self.spec is not None
+        self._spawn(self._verify(self.spec))
+
+    async def _verify(self, spec: RoundSpec) -> None:
+        """Judge, then load and self-test off the request path; answers with an event."""
+        try:
+            manifest = await self._store(self._models.manifest, spec.candidate_version)
+            self._decision = await self._judge(spec, manifest)
+            if not self._decision.is_promoted:
+                await self._arrived.put(Event(kind=EventKind.REFUSED, reason="; ".join(self._decision.reasons)))
+                return
+            self._candidate = await self._serving.prepare(spec.candidate_version)
+        except _EXPECTED as error:
+            self._decision = GateDecision(is_promoted=False, reasons=(str(error),))
+            await self._arrived.put(Event(kind=EventKind.REFUSED, reason=str(error)))
+            return
+        await self._arrived.put(Event(kind=EventKind.VERIFIED, reason="; ".join(self._decision.reasons)))
+
+    async def _judge(self, spec: RoundSpec, manifest: Manifest) -> GateDecision:
+        if spec.generation != self._serving.generation or spec.base_version != self._serving.served.version:
+            reason = "the served version was changed while this candidate was in training"
+            return GateDecision(is_promoted=False, reasons=(reason,))
+        if manifest.comparison is None or manifest.round_id != spec.round_id:
+            raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
+        return gate.judge(manifest.comparison, self.settings.gate)
+
+    async def _promote(self) -> None:
+        assert self.spec is not None
+        durable.faultpoint("round.promote")
+        await self._serving.promote(self.spec.candidate_version)
+
+    async def _swap(self) -> None:
+        assert self._candidate is not None
+        self._baseline = await self._serving.swap(self._candidate)
+        self._candidate = None
+
+    async def _start_probation(self) -> None:
+        assert self.spec is not None
+        await self._serving.start_probation(
+            self.spec.candidate_version, self.spec.base_version, self._baseline, self.settings.probation.duration_s
+        )
+
+    async def _quarantine(self) -> None:
+        assert self.spec is not None
+        if self._candidate is not None:
+            self._candidate.close()
+            self._candidate = None
+        version, why = self.spec.candidate_version, self._ending.reason
+        if version in await self._store(self._models.versions):
+            await self._store(self._models.quarantine, version, why)
+
+    async def _record_outcome(self) -> None:
+        assert self.spec is not None
+        if rounds.step(self.machine, self._ending)[0].state is RoundState.SUSPENDED:
+            await self._store(self.records.suspend, self.spec, self._ending.reason)
+        else:
+            await self._finish(self.spec, self._ending, is_promoted=self._ending.kind is EventKind.VERIFIED)
+
+    async def _finish(self, spec: RoundSpec, ending: Event, *, is_promoted: bool) -> None:
+        is_refused = ending.kind in (EventKind.REFUSED, EventKind.TIMED_OUT, EventKind.ACTION_FAILED)
+        outcome = "promoted" if is_promoted else "refused" if is_refused else self._name_of(ending)
+        self.failures = 0 if is_promoted else self.failures + 1
+        limits = self.settings
+        wait_s = min(limits.cooldown_max_s, limits.cooldown_s * limits.cooldown_factor ** max(0, self.failures - 1))
+        self.cooldown_ends_s = self._time.now_s() + wait_s
+        await self._store(
+            self.records.end,
+            spec,
+            outcome=outcome,
+            message=ending.reason,
+            decision=self._decision,
+            trained_s=self.trained_s,
+            ended_service_s=self._time.now_s(),
+            is_consumed=is_promoted or is_refused,
+        )
+        await self._events.emit(
+            "round.ended", f"round {spec.round_id} {outcome}: {ending.reason}", round=spec.round_id, outcome=outcome
+        )
+        probation = self._serving.probation
+        candidates = (self._serving.served.version, None if probation is None else int(probation["fallback"]))
+        protect = {version for version in candidates if version is not None}
+        await self._store(self.records.tidy, keep=limits.versions_kept, protect=protect)
+
+    def _name_of(self, ending: Event) -> str:
+        if self.machine.is_cancelled or ending.kind is EventKind.CANCEL_ASKED:
+            return "cancelled"
+        if ending.kind is EventKind.SPEC_EXPIRED:
+            return "expired"
+        return "not_started" if ending.kind is EventKind.START_FAILED else self._outcome.value
+
+    # ------------------------------------------------------------------------------------------------ recovery
+
+    async def recover(self) -> None:
+        """Put the machine into the state that the disk implies, and finish what was begun."""
+        saved = await self._store(self._history.get_state, _STATE_KEY) or {}
+        self.failures = int(saved.get("failures", 0))
+        self.cooldown_ends_s = float(saved.get("cooldown_ends_s", 0.0))
+        self.trained_s = float(saved.get("trained_s", 0.0))
+        self._memory_stops = int(saved.get("memory_stops", 0))
+        self._spec_written_s = float(saved.get("spec_written_s", self._time.now_s()))
+        self._entered_s = self._last_tick_s = self._clock.now_s()
+        self.spec = await self._store(self.records.open_round)
+        if self.spec is None:
+            await self._store(self.records.release_orphans)
+            is_cooling = saved.get("state") == RoundState.COOLDOWN.value or self.failures > 0
+            if is_cooling and self._time.now_s() < self.cooldown_ends_s:
+                self.machine = Round(state=RoundState.COOLDOWN, reason="cool-down from before the restart")
+            return
+        is_cancelled = bool(saved.get("is_cancelled", False))
+        published = self.spec.candidate_version in await self._store(self._models.versions)
+        if published and await self._store(self._models.current) == self.spec.candidate_version:
+            await self._finish_promotion(self.spec)
+        elif is_cancelled:
+            self.machine = Round(state=RoundState.SUSPENDED)
+            if published:
+                await self._store(self._models.quarantine, self.spec.candidate_version, "its round was cancelled")
+            await self.cancel()
+        elif published:
+            self.machine = Round(state=RoundState.TRAINING)
+            self._outcome = TrainerOutcome.PUBLISHED
+            await self.take(rounds.exit_event(self._outcome, "before the restart"))
+        else:
+            self.machine = Round(state=RoundState.SUSPENDED, reason="interrupted by a restart")
+            await self._say(Round(), self.machine)
+
+    async def _finish_promotion(self, spec: RoundSpec) -> None:
+        """The commit point was passed and the record was not: add it."""
+        self._decision = GateDecision(is_promoted=True, reasons=("promoted before the restart",))
+        await self._start_probation()
+        await self._finish(spec, Event(kind=EventKind.VERIFIED, reason="promoted before the restart"), is_promoted=True)
+        self.machine = Round()
+        await self.save()
+
+    async def close(self) -> None:
+        """Stop the trainer, giving it time to write its checkpoint."""
+        trainer = self.trainer
+        if trainer is None:
+            return
+        trainer.stop()
+        try:
+            await asyncio.wait_for(asyncio.gather(*self._tasks, return_exceptions=True), self.settings.stop_grace_s)
+        except asyncio.TimeoutError:
+            trainer.kill()
+        await self.save()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _failed(action: Action, error: Exception) -> Event | None:
+    """The event that a failed action becomes; None where the round cannot be taken back any more."""
+    if action in (Action.WRITE_SPEC, Action.START_TRAINER):
+        return Event(kind=EventKind.START_FAILED, reason=str(error))
+    if action is Action.PROMOTE:
+        return Event(kind=EventKind.ACTION_FAILED, reason=str(error))
+    return None

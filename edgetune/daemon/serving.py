@@ -1,0 +1,396 @@
+"""What is served: loading, predicting, swapping, rolling back, and the probation of a new version."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgetune import images
+from edgetune.clock import Clock
+from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.decide import probation
+from edgetune.decide.probation import Observed, ProbationKind, ProbationPolicy
+from edgetune.errors import ConflictError, ModelError, NoModelError, NotFoundError
+from edgetune.images import ImageLimits
+from edgetune.serve.engine import Engine, Served, rank
+from edgetune.store.buffer import Buffer, PredictionRow
+from edgetune.store.history import History
+from edgetune.store.models import Models
+from edgetune.types import Answer, Manifest
+
+T = TypeVar("T")
+
+_DEATHS_MAX = 3
+_DEATHS_WITHIN_S = 600.0
+_LATENCIES_KEPT = 1024
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one version has answered since it was loaded."""
+
+    requests: int = 0
+    failed: int = 0
+    confidence_sum: float = 0.0
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES_KEPT))
+
+    def quantile_ms(self, share: float) -> float | None:
+        """A quantile of the last latencies."""
+        values = sorted(self.latencies_ms)
+        return values[min(len(values) - 1, int(share * len(values)))] if values else None
+
+    def observed(self, feedback: tuple[int, int]) -> Observed:
+        """As probation compares it; feedback is (labelled, right)."""
+        return Observed(
+            feedback=feedback[0],
+            feedback_correct=feedback[1],
+            predictions=self.requests,
+            mean_confidence=self.confidence_sum / self.requests if self.requests else None,
+            p50_ms=median(self.latencies_ms) if self.latencies_ms else None,
+        )
+
+
+class Serving:
+    """The served version and everything that may replace it. Lives on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        models: Models,
+        buffer: Buffer,
+        history: History,
+        store: StoreThread,
+        events: Events,
+        clock: Clock,
+        service_time: ServiceTime,
+        threads: int,
+        spinning: bool,
+        image_limits: ImageLimits,
+        keep_images: bool,
+    ) -> None:
+        self._models, self._buffer, self._history, self._store = models, buffer, history, store
+        self._events, self._clock, self._time = events, clock, service_time
+        self._threads, self._spinning = threads, spinning
+        self._image_limits, self._keep_images = image_limits, keep_images
+        self.served = Served()
+        self.counters = Counters()
+        self.total_requests = 0
+        self.total_failed = 0
+        self.generation = 0
+        self.probation: dict[str, Any] | None = None  # {"version", "fallback", "ends_s", "baseline": Observed}
+        self._unsaved: list[PredictionRow] = []
+        # Predictions and loading are kept apart, so that a candidate that loads never holds up a request.
+        self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="predict")
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+
+    # ------------------------------------------------------------------------------------------------- loading
+
+    async def load_current(self) -> None:
+        """
+        Serve what `models/current` names, or the newest version before it that works.
+
+        A version that cannot be loaded, or under which the daemon died three times in ten minutes, is quarantined;
+        the factory model never is.
+        """
+        self.generation = int(await self._store(self._history.get_state, "generation") or 0)
+        self.probation = await self._store(self._history.get_state, "probation")
+        version = await self._store(self._models.current) or await self._store(self._models.factory)
+        suspect = await self._store(self._note_start, version)
+        while version is not None:
+            why = suspect
+            if not why:
+                try:
+                    engine = await self.prepare(version)
+                except ModelError as error:
+                    why = error.message
+                else:
+                    self._install(engine)
+                    return
+            suspect = ""
+            version = await self._fall_back(version, why)
+
+    async def prepare(self, version: int) -> Engine:
+        """
+        Verify, load, warm and self-test a version off the request path.
+
+        Raises:
+            ModelError: it is damaged, does not load, or does not reproduce its recorded outputs.
+        """
+
+        def work() -> Engine:
+            self._models.verify(version)
+            engine = Engine.load(self._models.path(version), threads=self._threads, spinning=self._spinning)
+            engine.selftest()
+            return engine
+
+        return await self._on(self._loader, work)
+
+    def _note_start(self, version: int | None) -> str:
+        """Write down that this version is about to serve; a clean stop strikes it out again."""
+        now_s = self._clock.wall_s()
+        starts = [tuple(entry) for entry in self._history.get_state("unclean_starts") or []]
+        recent = [(v, at_s) for v, at_s in starts if v == version and abs(now_s - at_s) < _DEATHS_WITHIN_S]
+        self._history.set_state("unclean_starts", [*recent, (version, now_s)])
+        if len(recent) >= _DEATHS_MAX and version != self._models.factory():
+            return f"the daemon died {len(recent)} times in ten minutes while it was served"
+        return ""
+
+    async def note_clean_stop(self) -> None:
+        """The next start owes nothing to this run."""
+        await self._store(self._history.set_state, "unclean_starts", [])
+
+    async def _fall_back(self, version: int, why: str) -> int | None:
+        older = await self._store(self._predecessors, version)
+        factory = await self._store(self._models.factory)
+        if version == factory:
+            await self._events.emit(
+                "model.broken", f"the factory model cannot be served: {why}", level=logging.ERROR, version=version
+            )
+            return None
+        target = older[0] if older else factory
+        if target is not None:
+            await self._store(self._models.promote, target)
+            await self._store(self._models.quarantine, version, why)
+        await self._events.emit(
+            "model.quarantined", f"version {version}: {why}", level=logging.ERROR, version=version, fallback=target
+        )
+        await self._end_probation()
+        return target
+
+    def _predecessors(self, version: int) -> list[int]:
+        """What was served before this version, newest first, ending with the factory model."""
+        lineage = [int(v) for v in self._history.get_state("lineage") or []]
+        published = set(self._models.versions())
+        if version in lineage:
+            lineage = lineage[: lineage.index(version)]
+        factory = self._models.factory()
+        older = [v for v in reversed(lineage) if v in published and v != version]
+        return older + ([factory] if factory is not None and factory not in older and factory != version else [])
+
+    def _install(self, engine: Engine) -> None:
+        self.served.swap(engine)
+        self.counters = Counters()
+
+    # ---------------------------------------------------------------------------------------------- predicting
+
+    async def predict(self, image: bytes, *, top_k: int, record: bool) -> Answer:
+        """
+        Answer for one image.
+
+        Raises:
+            NoModelError: nothing is served.
+            ImageError: the bytes are not an image that can be used.
+        """
+        started_ns = time.perf_counter_ns()
+
+        def work() -> tuple[Engine, tuple[tuple[str, float], ...], bytes | None]:
+            with self.served.use() as engine:
+                decoded = images.decode(image, self._image_limits)
+                pixels = images.to_input(decoded, engine.manifest.preprocess)
+                kept = images.encode(decoded, engine.manifest.preprocess) if self._keep_images and record else None
+                return engine, rank(engine.predict(pixels[None])[0], engine.classes, top_k), kept
+
+        engine, top, kept = await self._counted(work)
+        answer = Answer(
+            prediction_id=uuid.uuid4().hex,
+            model_version=engine.version,
+            top=top,
+            latency_ms=(time.perf_counter_ns() - started_ns) / 1e6,
+        )
+        self._count(engine.version, answer.latency_ms, top[0][1])
+        if record:
+            self._unsaved.append(
+                PredictionRow(
+                    prediction_id=answer.prediction_id,
+                    model_version=engine.version,
+                    label=top[0][0],
+                    confidence=top[0][1],
+                    wall_s=self._clock.wall_s(),
+                    digest=images.digest(image) if kept else None,
+                    image=kept,
+                    width=engine.manifest.preprocess.width if kept else 0,
+                    height=engine.manifest.preprocess.height if kept else 0,
+                )
+            )
+        return answer
+
+    async def infer(self, version: int | None, batch: np.ndarray[Any, Any]) -> tuple[int, np.ndarray[Any, Any]]:
+        """
+        Run tensors as they are.
+
+        Args:
+            version: the version the client insists on, None for the served one.
+            batch: uint8 [N, H, W, 3].
+
+        Returns:
+            The version that answered and its logits, float32 [N, classes].
+        """
+
+        def work() -> tuple[int, np.ndarray[Any, Any]]:
+            with self.served.use() as engine:
+                if version is not None and version != engine.version:
+                    raise NotFoundError(f"version {version} is not served; {engine.version} is")
+                return engine.version, engine.predict(batch)
+
+        started_ns = time.perf_counter_ns()
+        answered, logits = await self._counted(work)
+        self._count(answered, (time.perf_counter_ns() - started_ns) / 1e6, None)
+        return answered, logits
+
+    async def _counted(self, work: Callable[[], T]) -> T:
+        self.total_requests += 1
+        try:
+            return await self._on(self._workers, work)
+        except (ModelError, MemoryError) as error:
+            if not isinstance(error, NoModelError):
+                self.total_failed += 1
+                self.counters.failed += 1
+            raise
+
+    def _count(self, version: int, latency_ms: float, confidence: float | None) -> None:
+        if version != self.served.version:
+            return  # it finished on the version before a swap
+        self.counters.latencies_ms.append(latency_ms)
+        if confidence is not None:
+            self.counters.requests += 1
+            self.counters.confidence_sum += confidence
+
+    async def flush(self) -> None:
+        """Write the predictions answered since the last call."""
+        if self._unsaved:
+            rows, self._unsaved = self._unsaved, []
+            await self._store(self._buffer.record_predictions, rows)
+
+    # ------------------------------------------------------------------------------------- promoting, going back
+
+    async def promote(self, version: int) -> None:
+        """The commit point: `models/current` names this version once it returns. The engine is not touched."""
+        before = await self._store(self._models.current)
+        await self._store(self._promote, version, before)
+
+    def _promote(self, version: int, before: int | None) -> None:
+        lineage = [int(v) for v in self._history.get_state("lineage") or []]
+        if before is not None and (not lineage or lineage[-1] != before):
+            lineage.append(before)
+        self._models.promote(version)
+        self._history.set_state("lineage", [v for v in lineage if v != version][-50:] + [version])
+
+    async def swap(self, engine: Engine) -> Observed:
+        """Serve this engine from the next request on; returns how the former one did."""
+        baseline = await self.observed()
+        self._install(engine)
+        return baseline
+
+    async def start_probation(self, version: int, fallback: int, baseline: Observed, duration_s: float) -> None:
+        """Watch a version until it has been served for `duration_s` of service time."""
+        if duration_s <= 0:
+            await self._end_probation()
+            return
+        self.probation = {
+            "version": version,
+            "fallback": fallback,
+            "started_s": self._time.now_s(),
+            "since_wall_s": self._clock.wall_s(),
+            "ends_s": self._time.now_s() + duration_s,
+            "baseline": asdict(baseline),
+        }
+        await self._store(self._history.set_state, "probation", self.probation)
+
+    async def observed(self) -> Observed:
+        """How the served version does."""
+        version = self.served.version
+        if version is None:
+            return Observed()
+        summary = await self._store(self._buffer.prediction_summary, version)
+        return self.counters.observed((summary.labelled, summary.correct))
+
+    async def check_probation(self, policy: ProbationPolicy) -> None:
+        """End a probation that is over, or roll back on a named degradation."""
+        if self.probation is None:
+            return
+        if self.probation["version"] != self.served.version:
+            await self._end_probation()
+            return
+        baseline = Observed(**self.probation["baseline"])
+        for_s = self._time.now_s() - self.probation["started_s"]
+        verdict = probation.judge(await self.observed(), baseline, policy, for_s=for_s)
+        if verdict.kind is ProbationKind.PASSED:
+            await self._events.emit("probation.passed", f"version {self.served.version} stays", version=self.served.version)
+            await self._end_probation()
+        elif verdict.kind is ProbationKind.ROLL_BACK:
+            await self.change_to(self.probation["fallback"], f"rolled back by itself: {verdict.reason}", is_by_hand=False)
+
+    async def _end_probation(self) -> None:
+        self.probation = None
+        await self._store(self._history.set_state, "probation", None)
+
+    async def change_to(self, version: int, why: str, *, is_by_hand: bool) -> None:
+        """
+        Serve another published version, after the same checks as a candidate.
+
+        Raises:
+            NotFoundError: no such version.
+            ModelError: it is damaged or fails its self-test; what was served still is.
+        """
+        before = self.served.version
+        if version == before:
+            raise ConflictError(f"version {version} is served already")
+        engine = await self.prepare(version)
+        # A candidate in training was made for the world before this; a raised generation refuses it.
+        self.generation += 1
+        await self._store(self._history.set_state, "generation", self.generation)
+        await self.promote(version)
+        self._install(engine)
+        await self._end_probation()
+        kind = "model.changed" if is_by_hand else "model.rolled_back"
+        await self._events.emit(kind, f"version {before} -> {version}: {why}", version=version, before=before)
+
+    async def fallback(self) -> int:
+        """
+        The version a roll-back goes to.
+
+        Raises:
+            NotFoundError: there is nothing before the served version.
+        """
+        version = self.served.version
+        older = [] if version is None else await self._store(self._predecessors, version)
+        if not older:
+            raise NotFoundError("there is no version before the served one to roll back to")
+        return older[0]
+
+    def manifest(self) -> Manifest | None:
+        """The served version's manifest."""
+        engine = self.served.engine
+        return None if engine is None else engine.manifest
+
+    def summary(self) -> dict[str, Any]:
+        """The counters as `status` shows them."""
+        p50, p99 = self.counters.quantile_ms(0.5), self.counters.quantile_ms(0.99)
+        return {
+            "requests": self.total_requests,
+            "failed": self.total_failed,
+            "p50_ms": None if p50 is None else round(p50, 3),
+            "p99_ms": None if p99 is None else round(p99, 3),
+        }
+
+    async def close(self) -> None:
+        """Write what is unsaved and let the engine go."""
+        await self.flush()
+        self._workers.shutdown(wait=True)
+        self._loader.shutdown(wait=True)
+        self.served.swap(None)
+
+    async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(work))
+

@@ -1,0 +1,121 @@
+"""From the configuration to what each part of the daemon takes: configuration objects do not travel further."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgetune import config as configuration
+from edgetune.clock import Clock
+from edgetune.config import Config
+from edgetune.daemon.rounds import RoundSettings
+from edgetune.decide.probation import ProbationPolicy
+from edgetune.decide.trigger import TriggerPolicy
+from edgetune.device.sensors import BoardSensors
+from edgetune.serve.service import ApiLimits
+from edgetune.types import Quantity
+
+_BUDGET_KEYS = {
+    Quantity.MEM_AVAILABLE_MIB: "budgets.memory_available_min",
+    Quantity.TRAINER_RSS_MIB: "budgets.trainer_memory_max",
+    Quantity.DISK_FREE_MIB: "budgets.disk_free_min",
+    Quantity.SOC_TEMP_C: "budgets.temperature_max",
+    Quantity.POWER_W: "budgets.power_max",
+    Quantity.CPU_SHARE: "budgets.cpu_max",
+}
+
+
+def budget_key(quantity: Quantity) -> str:
+    """The key that sets the budget of a quantity."""
+    return _BUDGET_KEYS[quantity]
+
+
+def merged(old: Config, new: Config) -> Config:
+    """The new configuration, with the old value wherever a key takes effect only after a restart."""
+    for key in configuration.needs_restart(old, new):
+        section, _, name = key.partition(".")
+        if not name:
+            new = new.model_copy(update={section: getattr(old, section)})
+            continue
+        mended = getattr(new, section).model_copy(update={name: getattr(getattr(old, section), name)})
+        new = new.model_copy(update={section: mended})
+    return new
+
+
+def api_limits(config: Config) -> ApiLimits:
+    """How much a client may ask for."""
+    serving = config.serving
+    return ApiLimits(
+        body_max_bytes=serving.body_max,
+        connections_max=serving.connections_max,
+        queue_max=serving.queue_max,
+        header_timeout_s=serving.header_timeout,
+        body_timeout_s=serving.body_timeout,
+        request_timeout_s=serving.request_timeout,
+    )
+
+
+def board_sensors(config: Config, clock: Clock) -> BoardSensors:
+    """The sensors of this board."""
+    budgets = config.budgets
+    return BoardSensors(
+        clock=clock,
+        disk_path=config.paths.state_dir,
+        estimate=budgets.estimate,
+        idle_w=budgets.estimated_idle,
+        busy_w=budgets.estimated_busy,
+    )
+
+
+def trigger_policy(config: Config) -> TriggerPolicy:
+    """When a round is wanted."""
+    triggers = config.triggers
+    return TriggerPolicy(
+        new_samples=triggers.new_samples,
+        new_class_samples=triggers.new_class_samples,
+        max_interval_s=triggers.max_interval,
+        min_interval_s=triggers.min_interval,
+        holdout_min=config.gate.holdout_min,
+    )
+
+
+def round_settings(config: Config) -> RoundSettings:
+    """What the configuration says about rounds."""
+    budgets, triggers, probation = config.budgets, config.triggers, config.probation
+    return RoundSettings(
+        recipe=configuration.recipe(config),
+        gate=configuration.gate_policy(config),
+        probation=ProbationPolicy(
+            duration_s=probation.duration,
+            feedback_min=probation.feedback_min,
+            accuracy_drop_max=probation.accuracy_drop_max,
+            confidence_drop_max=probation.confidence_drop_max,
+            latency_ratio_max=probation.latency_ratio_max,
+        ),
+        builders=config.builders,
+        samples_max=config.training.samples_max,
+        serving_threads=configuration.serving_threads(config),
+        versions_kept=config.serving.versions_kept,
+        round_time_max_s=budgets.round_time_max,
+        paused_max_s=budgets.paused_max,
+        spec_max_age_s=budgets.spec_max_age,
+        stall_s=budgets.stall,
+        stop_grace_s=budgets.stop_grace,
+        nice=budgets.nice,
+        oom_score_adj=budgets.oom_score_adj,
+        cooldown_s=triggers.cooldown,
+        cooldown_factor=triggers.cooldown_factor,
+        cooldown_max_s=triggers.cooldown_max,
+    )
+
+
+def buffer_settings(config: Config) -> dict[str, Any]:
+    """What the buffer is told, at the start and on reload."""
+    return {
+        "quota_bytes": config.buffer.quota,
+        "validation_share": config.buffer.validation,
+        "holdout_share": config.buffer.holdout,
+        "validation_min": config.buffer.validation_min,
+        "holdout_min": config.buffer.holdout_min,
+        "new_classes": config.classes.new,
+        "predictions_max": config.buffer.predictions_max,
+    }

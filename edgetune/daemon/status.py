@@ -1,0 +1,212 @@
+"""What `edgetune status` shows, as plain JSON. Only reads."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from edgetune import __version__
+from edgetune.config import limits as limits_of
+from edgetune.decide.budget import budgeted, rules
+from edgetune.decide.trigger import Want
+from edgetune.types import BufferStats, Limits, Manifest, Reading, RoundState, Verdict
+from edgetune.wire import to_plain
+
+if TYPE_CHECKING:
+    from edgetune.daemon.core import Daemon
+
+_ETA_FROM = 0.02  # below this share of a round its pace says little
+_UNITS = {"mib": "MiB", "c": "C", "w": "W", "share": "share"}
+
+
+def served(manifest: Manifest | None, since: str) -> dict[str, Any] | None:
+    """What is served and how good it was when it was published."""
+    if manifest is None:
+        return None
+    comparison = manifest.comparison
+    candidate = None if comparison is None else comparison.candidate
+    return {
+        "version": manifest.version,
+        "architecture": manifest.architecture,
+        "kind": manifest.kind,
+        "parent": manifest.parent,
+        "classes": len(manifest.classes),
+        "accuracy": None if candidate is None else candidate.top1,
+        "accuracy_samples": 0 if candidate is None else candidate.count,
+        "latency_ms": None if manifest.latency is None else manifest.latency.median_ms,
+        "parameters": manifest.cost.parameters,
+        "pruned": None if manifest.pruning is None else manifest.pruning.level_achieved,
+        "model_sha256": manifest.files.get("model.onnx"),
+        "since": since,
+    }
+
+
+def buffer(stats: BufferStats) -> dict[str, Any]:
+    """What is in the buffer."""
+    plain: dict[str, Any] = to_plain(stats)
+    return plain
+
+
+def trigger(want: Want) -> dict[str, Any]:
+    """Why a round is wanted or not."""
+    return {
+        "wanted": want.is_wanted,
+        "kind": want.kind.value,
+        "reason": want.reason,
+        "missing": list(want.missing),
+        "next_in_s": want.next_in_s,
+    }
+
+
+def verdict(now: Verdict) -> dict[str, Any]:
+    """What the budget says."""
+    return {"kind": now.kind.value, "duty": now.duty, "reasons": list(now.reasons)}
+
+
+def readings(reading: Reading | None, limits: Limits) -> dict[str, Any]:
+    """The board against its budgets; quantities without a sensor and without a limit are left out."""
+    if reading is None:
+        return {}
+    limit_of = {rule.quantity: rule.limit for rule in rules(limits)}
+    shown = {}
+    for quantity, measurement in reading.values.items():
+        if measurement.value is None and quantity not in budgeted(limits):
+            continue
+        shown[quantity.value] = {
+            "value": measurement.value,
+            "limit": limit_of.get(quantity),
+            "unit": _UNITS[quantity.value.rpartition("_")[2]],
+            "source": measurement.source,
+            "why_unknown": measurement.why_unknown,
+            "is_estimated": measurement.is_estimated,
+        }
+    return shown
+
+
+def last_round(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the last round did, and why it was promoted or refused."""
+    if row is None:
+        return None
+    details = row["details"]
+    decision = details.get("decision") or {}
+    return {
+        "id": row["id"],
+        "kind": row["kind"],
+        "outcome": row["outcome"],
+        "message": row["message"],
+        "promoted": row["outcome"] == "promoted",
+        "reasons": decision.get("reasons") or ([row["message"]] if row["message"] else []),
+        "warnings": decision.get("warnings") or [],
+        "ended_at_s": row["ended_at_s"],
+        **details.get("summary", {}),
+    }
+
+
+def whole(daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None) -> dict[str, Any]:
+    """Everything `edgetune status` shows; `last` is the newest ended round's row."""
+    limits = limits_of(daemon.config)
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "uptime_s": round(daemon.clock.now_s() - daemon.started_s, 1),
+        "board": daemon.board,
+        "served": served(daemon.serving.manifest(), daemon.served_since),
+        "probation": _probation(daemon),
+        "serving": daemon.serving.summary(),
+        "buffer": buffer(stats),
+        "inbox": _inbox(daemon),
+        "round": _round(daemon),
+        "trigger": trigger(daemon.want),
+        "verdict": verdict(daemon.verdict),
+        "readings": readings(daemon.reading, limits),
+        "last_round": last_round(last),
+        "operator": {"paused": daemon.is_paused},
+        "warnings": _warnings(daemon),
+        "config": {
+            "path": str(daemon.config_path),
+            "loaded_at": daemon.loaded_at,
+            "needs_restart": daemon.restart_keys,
+        },
+    }
+
+
+def _probation(daemon: Daemon) -> dict[str, Any] | None:
+    now = daemon.serving.probation
+    if now is None:
+        return None
+    left_s = max(0.0, now["ends_s"] - daemon.service_time.now_s())
+    return {"version": now["version"], "fallback": now["fallback"], "ends_in_s": round(left_s, 1)}
+
+
+def _inbox(daemon: Daemon) -> dict[str, Any]:
+    shown: dict[str, Any] = {"directory": str(daemon.config.paths.inbox)}
+    if daemon.inbox is None or daemon.ingest is None:
+        return {**shown, "watch": "waiting for a first model", "waiting": None, "taken": 0, "duplicates": 0, "trouble": ""}
+    return {
+        **shown,
+        "watch": daemon.inbox.watching,
+        "waiting": daemon.inbox.waiting,
+        "taken": daemon.ingest.taken,
+        "duplicates": daemon.ingest.duplicates,
+        "trouble": daemon.ingest.trouble,
+    }
+
+
+def _round(daemon: Daemon) -> dict[str, Any]:
+    rounds, machine = daemon.rounds, daemon.rounds.machine
+    is_open = machine.state not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN)
+    spec = rounds.spec if is_open else None
+    progress = rounds.trainer.last_progress if rounds.trainer is not None else None
+    share = progress.step / progress.steps if progress is not None and progress.steps else 0.0
+    left_s = max(0.0, rounds.cooldown_ends_s - daemon.service_time.now_s())
+    return {
+        "state": machine.state.value,
+        "id": None if spec is None else spec.round_id,
+        "kind": None if spec is None else spec.kind.value,
+        "reason": None if spec is None else spec.reason,
+        "phase": None if progress is None else progress.phase,
+        "step": None if progress is None else progress.step,
+        "steps": None if progress is None else progress.steps,
+        "loss": None if progress is None else progress.loss,
+        "progress": share,
+        "eta_s": round(rounds.trained_s * (1 - share) / share, 1) if share > _ETA_FROM else None,
+        "duty": machine.duty,
+        "message": _round_message(daemon),
+        "failures": rounds.failures,
+        "cooldown_s": round(left_s, 1) if machine.state is RoundState.COOLDOWN else None,
+    }
+
+
+def _round_message(daemon: Daemon) -> str:
+    state = daemon.rounds.machine.state
+    if state is RoundState.HELD:
+        return "; ".join(daemon.verdict.reasons) or "about to start"
+    return "" if state in (RoundState.IDLE, RoundState.TRAINING) else daemon.rounds.machine.reason
+
+
+def _warnings(daemon: Daemon) -> list[str]:
+    warnings = []
+    if daemon.ingest is not None and daemon.ingest.trouble:
+        warnings.append(f"the inbox waits: {daemon.ingest.trouble}")
+    if daemon.restart_keys:
+        warnings.append(f"changed in the configuration, in force after a restart: {', '.join(daemon.restart_keys)}")
+    return warnings
+
+
+def in_words(status: dict[str, Any]) -> str:
+    """One line for systemd's STATUS=."""
+    model = status["served"]
+    if model is None:
+        what = "no model: edgetune models import"
+    else:
+        accuracy = "" if model["accuracy"] is None else f" ({model['accuracy']:.1%} on the hold-out)"
+        what = f"serving version {model['version']}{accuracy}"
+    now = status["round"]
+    if now["state"] in ("idle", "cooldown"):
+        missing = status["trigger"]["missing"]
+        doing = f"round {now['state']}" + (f", needs {missing[0]}" if missing else "")
+    else:
+        doing = f"round {now['id'] or ''} {now['state']}".replace("  ", " ")
+        doing += f" {now['progress']:.0%}" if now["progress"] else ""
+        doing += f" ({now['message']})" if now["message"] else ""
+    return f"edgetune {__version__}: {what}; {status['buffer']['samples']} samples; {doing}"

@@ -1,0 +1,147 @@
+"""
+Candidate against served model -> promote or refuse, with every reason.
+
+Both models saw the same hold-out samples, so the accuracies are compared as pairs: only the samples on which the two
+disagree say anything. Two bounds apply to the drop on the classes that both models know. The observed drop may not
+exceed `accuracy_drop_max`; and the largest drop that the hold-out cannot rule out may not exceed `accuracy_risk_max`,
+else the hold-out is too small to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from edgetune.types import Comparison, GateDecision, GatePolicy, Metrics
+
+
+def judge(comparison: Comparison, policy: GatePolicy) -> GateDecision:
+    """
+    Decide on a candidate.
+
+    Args:
+        comparison: both models on the same hold-out and the same runtime.
+        policy: the operator's bounds.
+
+    Returns:
+        The decision; when promoted, `reasons` say what was gained, else all that speaks against it.
+    """
+    against = [*_sanity(comparison), *_accuracy(comparison, policy), *_runtime(comparison, policy)]
+    per_class, warnings = _per_class(comparison, policy)
+    against += per_class
+    gains = _gains(comparison, policy)
+    if not against and not gains:
+        against.append("nothing is gained: neither more accurate, nor faster, nor smaller, nor a class more")
+    return GateDecision(is_promoted=not against, reasons=tuple(against or gains), warnings=tuple(warnings))
+
+
+def largest_plausible_drop(only_base: int, only_candidate: int, count: int, confidence: float) -> float:
+    """
+    Upper bound of the true drop in accuracy from paired answers.
+
+    Args:
+        only_base: samples that only the base got right.
+        only_candidate: samples that only the candidate got right.
+        count: all samples.
+        confidence: of the one-sided bound, 0..1.
+
+    Returns:
+        A difference of shares; negative when the candidate is better with this confidence.
+
+    Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions": the Wald
+    interval after adding one half to each of the four cells.
+    """
+    b, c, n = only_base + 0.5, only_candidate + 0.5, count + 2.0
+    spread = math.sqrt(max(0.0, (b + c) - (b - c) ** 2 / n)) / n
+    return (b - c) / n + NormalDist().inv_cdf(confidence) * spread
+
+
+def _old_classes(metrics: Metrics, new_classes: tuple[str, ...]) -> tuple[int, int]:
+    scores = [score for label, score in metrics.per_class.items() if label not in new_classes]
+    return sum(score.correct for score in scores), sum(score.count for score in scores)
+
+
+def _sanity(comparison: Comparison) -> list[str]:
+    if not math.isfinite(comparison.candidate.loss):
+        return [f"the candidate's loss is {comparison.candidate.loss}"]
+    if comparison.candidate.count != comparison.base.count:
+        return ["the two models were not measured on the same samples"]
+    return []
+
+
+def _accuracy(comparison: Comparison, policy: GatePolicy) -> list[str]:
+    base_correct, count = _old_classes(comparison.base, comparison.new_classes)
+    candidate_correct, _ = _old_classes(comparison.candidate, comparison.new_classes)
+    if count < policy.holdout_min:
+        return [f"hold-out too small: {count} of {policy.holdout_min} samples"]
+    drop = (base_correct - candidate_correct) / count
+    if drop > policy.accuracy_drop_max:
+        return [
+            f"accuracy falls from {base_correct / count:.1%} to {candidate_correct / count:.1%} on {count} samples, "
+            f"allowed is a drop of {policy.accuracy_drop_max * 100:.1f} pp"
+        ]
+    # New classes cannot hide a loss: their samples are right only for the candidate and are not counted here.
+    gained_new = sum(
+        score.correct for label, score in comparison.candidate.per_class.items() if label in comparison.new_classes
+    )
+    only_candidate = max(0, comparison.only_candidate_correct - gained_new)
+    risk = largest_plausible_drop(comparison.only_base_correct, only_candidate, count, policy.confidence)
+    if risk > policy.accuracy_risk_max:
+        return [
+            f"hold-out too small: with {count} samples a drop of {risk * 100:.1f} pp cannot be ruled out "
+            f"(at {policy.confidence:.0%}), allowed is {policy.accuracy_risk_max * 100:.1f} pp"
+        ]
+    return []
+
+
+def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], list[str]]:
+    against, warnings = [], []
+    for label, base in sorted(comparison.base.per_class.items()):
+        candidate = comparison.candidate.per_class.get(label)
+        if label in comparison.new_classes or candidate is None or not base.count:
+            continue
+        if base.count < policy.class_min:
+            warnings.append(f"class {label!r} has {base.count} hold-out samples, too few to judge it")
+            continue
+        lost = base.correct - candidate.correct
+        # One sample of a small class is more than the allowed share; one sample is no evidence.
+        if lost >= 2 and lost / base.count > policy.class_drop_max:
+            against.append(
+                f"class {label!r} falls from {base.correct} to {candidate.correct} of {base.count}, "
+                f"allowed is a drop of {policy.class_drop_max * 100:.0f} pp"
+            )
+    return against, warnings
+
+
+def _runtime(comparison: Comparison, policy: GatePolicy) -> list[str]:
+    against = []
+    latency = comparison.candidate_latency.median_ms / comparison.base_latency.median_ms
+    if latency > policy.latency_ratio_max:
+        against.append(
+            f"slower on this board: {comparison.base_latency.median_ms:.2f} ms to "
+            f"{comparison.candidate_latency.median_ms:.2f} ms, allowed is {policy.latency_ratio_max:.2f}x"
+        )
+    size = comparison.candidate_cost.onnx_bytes / comparison.base_cost.onnx_bytes
+    if size > policy.size_ratio_max:
+        against.append(
+            f"larger: {comparison.base_cost.onnx_bytes} to {comparison.candidate_cost.onnx_bytes} bytes, "
+            f"allowed is {policy.size_ratio_max:.2f}x"
+        )
+    return against
+
+
+def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
+    gains = []
+    base, candidate = comparison.base, comparison.candidate
+    if base.count and (candidate.correct - base.correct) / base.count >= policy.accuracy_gain_min:
+        gains.append(
+            f"accuracy {base.correct / base.count:.1%} to {candidate.correct / base.count:.1%} on {base.count} samples"
+        )
+    before_ms, after_ms = comparison.base_latency.median_ms, comparison.candidate_latency.median_ms
+    if after_ms < before_ms * policy.worthwhile_ratio:
+        gains.append(f"latency {before_ms:.2f} ms to {after_ms:.2f} ms")
+    before, after = comparison.base_cost, comparison.candidate_cost
+    if after.parameters < before.parameters * policy.worthwhile_ratio:
+        gains.append(f"parameters {before.parameters} to {after.parameters}")
+    gains += [f"knows {label!r}" for label in comparison.new_classes]
+    return gains

@@ -1,0 +1,89 @@
+"""What was seen since a promotion x what the fallback was like -> keep, roll back (naming the degradation), or wait."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+
+class ProbationKind(str, enum.Enum):
+    """What probation says now."""
+
+    WAIT = "wait"
+    PASSED = "passed"
+    ROLL_BACK = "roll_back"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbationPolicy:
+    """When a promoted version is taken back by itself."""
+
+    duration_s: float = 86400.0
+    feedback_min: int = 20
+    accuracy_drop_max: float = 0.05
+    confidence_drop_max: float = 0.15
+    latency_ratio_max: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """One version in service."""
+
+    feedback: int = 0  # labelled predictions
+    feedback_correct: int = 0
+    predictions: int = 0
+    mean_confidence: float | None = None  # probability of the top class
+    p50_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbationVerdict:
+    """What to do, and why."""
+
+    kind: ProbationKind
+    reason: str = ""
+
+
+def judge(served: Observed, fallback: Observed, policy: ProbationPolicy, *, for_s: float) -> ProbationVerdict:
+    """
+    Compare a promoted version with the one it replaced.
+
+    Args:
+        served: the version on probation, since its promotion.
+        fallback: the version before it, over the same length of time before that.
+        policy: the operator's bounds.
+        for_s: how long the version has been served, in seconds of up time.
+
+    Returns:
+        ROLL_BACK names one degradation. Every bound needs `feedback_min` observations on both sides.
+    """
+    enough = policy.feedback_min
+    if served.feedback >= enough and fallback.feedback >= enough:
+        before = fallback.feedback_correct / fallback.feedback
+        after = served.feedback_correct / served.feedback
+        if before - after > policy.accuracy_drop_max and _is_significant(served, fallback):
+            return _back(f"labelled feedback fell from {before:.1%} ({fallback.feedback}) to {after:.1%} ({served.feedback})")
+    if served.predictions >= enough and fallback.predictions >= enough:
+        if served.mean_confidence is not None and fallback.mean_confidence is not None:
+            fall = fallback.mean_confidence - served.mean_confidence
+            if fall > policy.confidence_drop_max:
+                return _back(f"mean confidence fell from {fallback.mean_confidence:.2f} to {served.mean_confidence:.2f}")
+        if served.p50_ms and fallback.p50_ms and served.p50_ms > fallback.p50_ms * policy.latency_ratio_max:
+            return _back(f"median latency rose from {fallback.p50_ms:.1f} ms to {served.p50_ms:.1f} ms")
+    if for_s >= policy.duration_s:
+        return ProbationVerdict(kind=ProbationKind.PASSED, reason="probation over")
+    return ProbationVerdict(kind=ProbationKind.WAIT)
+
+
+def _back(reason: str) -> ProbationVerdict:
+    return ProbationVerdict(kind=ProbationKind.ROLL_BACK, reason=reason)
+
+
+def _is_significant(served: Observed, fallback: Observed) -> bool:
+    """Two-proportion z test, one-sided at 95 %: different images, so nothing is paired here."""
+    n1, n2 = served.feedback, fallback.feedback
+    p1, p2 = served.feedback_correct / n1, fallback.feedback_correct / n2
+    pooled = (served.feedback_correct + fallback.feedback_correct) / (n1 + n2)
+    spread: float = (pooled * (1 - pooled) * (1 / n1 + 1 / n2)) ** 0.5
+    return bool(spread > 0 and (p2 - p1) / spread > 1.645)

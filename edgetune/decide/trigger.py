@@ -1,0 +1,143 @@
+"""Buffer statistics x time since the last round -> is a round wanted, of which kind, why, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgetune.types import BufferStats, ClassStats, RoundKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerPolicy:
+    """When a round is wanted."""
+
+    new_samples: int = 200
+    new_class_samples: int = 20
+    max_interval_s: float | None = None  # a round is wanted after this long if there is anything new
+    min_interval_s: float = 0.0
+    holdout_min: int = 50  # the gate would refuse below this, so do not train in vain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSummary:
+    """What the trigger must know of the served version."""
+
+    classes: tuple[str, ...]
+    tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
+    is_target_met: bool  # it was pruned to the level that the configuration asks for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManualRequest:
+    """An operator asked for a round."""
+
+    kind: RoundKind | None = None  # None: as the trigger would choose
+    is_forced: bool = False  # even with few samples
+    by: str = "operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """Whether a round is wanted, with the words for it."""
+
+    is_wanted: bool
+    kind: RoundKind
+    reason: str
+    missing: tuple[str, ...] = ()  # "37 of 200 new samples"
+    next_in_s: float | None = None  # when only time is missing
+
+
+def consider(
+    stats: BufferStats,
+    policy: TriggerPolicy,
+    served: ServedSummary | None,
+    *,
+    since_last_s: float | None,
+    manual: ManualRequest | None = None,
+) -> Want:
+    """
+    Say whether a round is wanted.
+
+    Args:
+        stats: what the buffer holds.
+        policy: the operator's thresholds.
+        served: the served version, None when there is none.
+        since_last_s: seconds since the last round ended, None when there was none.
+        manual: an operator's request, if one is open.
+
+    Returns:
+        The answer; when no, `missing` says what would make it a yes.
+    """
+    kind, kind_reason = _kind(stats.classes, served)
+    if served is None:
+        return Want(is_wanted=False, kind=kind, reason="no model is served yet", missing=("a factory model",))
+    kind = (manual.kind or kind) if manual else kind
+    lacking = [] if manual and manual.is_forced else _lacking(stats.classes, policy)
+    if manual:
+        if lacking:
+            return Want(is_wanted=False, kind=kind, reason=f"asked for by {manual.by}", missing=tuple(lacking))
+        return Want(is_wanted=True, kind=kind, reason=f"asked for by {manual.by}")
+    cause, missing = _cause(stats, policy, served, since_last_s)
+    if cause is None or lacking:
+        return Want(is_wanted=False, kind=kind, reason=cause or "not enough that is new", missing=(*missing, *lacking))
+    if since_last_s is not None and since_last_s < policy.min_interval_s:
+        wait_s = policy.min_interval_s - since_last_s
+        return Want(
+            is_wanted=False,
+            kind=kind,
+            reason=cause,
+            missing=(f"{wait_s / 60:.0f} more minutes since the last round (triggers.min_interval)",),
+            next_in_s=wait_s,
+        )
+    return Want(is_wanted=True, kind=kind, reason=f"{cause}; {kind.value}: {kind_reason}")
+
+
+def _cause(
+    stats: BufferStats, policy: TriggerPolicy, served: ServedSummary, since_last_s: float | None
+) -> tuple[str | None, list[str]]:
+    known = set(served.classes)
+    for entry in _accepted(stats.classes):
+        if entry.label not in known and entry.training >= policy.new_class_samples:
+            return f"class {entry.label!r} is new, with {entry.training} training samples", []
+    if stats.new_labelled >= policy.new_samples:
+        return f"{stats.new_labelled} of {policy.new_samples} new samples", []
+    overdue = policy.max_interval_s is not None and since_last_s is not None and since_last_s >= policy.max_interval_s
+    if overdue and stats.new_labelled > 0:
+        return f"{stats.new_labelled} new samples and the last round is long ago (triggers.max_interval)", []
+    missing = [f"{stats.new_labelled} of {policy.new_samples} new samples"]
+    missing += [
+        f"{entry.training} of {policy.new_class_samples} training samples of the new class {entry.label!r}"
+        for entry in _accepted(stats.classes)
+        if entry.label not in known
+    ]
+    missing += [
+        f"your word on the pending class {entry.label!r} ({entry.total} samples): edgetune data accept {entry.label}"
+        for entry in stats.classes
+        if entry.status == "pending"
+    ]
+    return None, missing
+
+
+def _lacking(classes: Iterable[ClassStats], policy: TriggerPolicy) -> list[str]:
+    """What a round cannot do without, whatever asked for it."""
+    accepted = _accepted(classes)
+    lacking = []
+    if sum(entry.training > 0 for entry in accepted) < 2:
+        lacking.append("labelled training samples of at least two classes")
+    holdout = sum(entry.holdout for entry in accepted)
+    if holdout < policy.holdout_min:
+        lacking.append(f"{holdout} of {policy.holdout_min} hold-out samples (gate.holdout_min)")
+    return lacking
+
+
+def _kind(classes: Iterable[ClassStats], served: ServedSummary | None) -> tuple[RoundKind, str]:
+    if served is None or not served.is_target_met:
+        return RoundKind.RESHAPE, "the served model is not pruned to pruning.level"
+    if {entry.label for entry in _accepted(classes) if entry.training} - set(served.tuned_classes):
+        return RoundKind.RESHAPE, "the mix of classes has changed"
+    return RoundKind.ADAPT, "the mix of classes is the same"
+
+
+def _accepted(classes: Iterable[ClassStats]) -> list[ClassStats]:
+    return [entry for entry in classes if entry.status == "accepted"]

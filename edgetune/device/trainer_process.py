@@ -1,0 +1,321 @@
+"""
+The trainer as seen by the daemon: one child process, its progress, its pace, its end.
+
+The trainer speaks JSON lines on stdout, takes orders as JSON lines on stdin, and leaves `outcome.json` in its round
+directory. What it prints on stderr, and anything on stdout that is not of the protocol, goes to `trainer.log`.
+It dies with the daemon by itself (PR_SET_PDEATHSIG, set by the trainer on `--parent`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from edgetune.clock import Clock, SystemClock
+from edgetune.errors import EXIT_OK, EXIT_TRAINER_CHECKPOINTED, EXIT_TRAINER_OUTCOME, RoundError
+from edgetune.types import TrainerOutcome
+
+LOG_NAME = "trainer.log"
+OUTCOME_NAME = "outcome.json"
+
+_LINE_BYTES_MAX = 64 * 1024  # a longer line is not of the protocol
+_CHUNK_BYTES = 64 * 1024
+_LOG_BYTES_MAX = 4 * 2**20  # a trainer that floods its output must not fill the disk
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """The last thing a trainer said about its work."""
+
+    phase: str
+    step: int = 0
+    steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    samples_per_s: float | None = None
+    at_s: float = 0.0  # Clock.now_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerEnd:
+    """How a trainer ended."""
+
+    exit_code: int  # negative: killed by this signal
+    outcome: TrainerOutcome
+    message: str
+    hint: str = ""
+
+
+class TrainerProcess:
+    """One run of `python -m edgetune.trainer`; a second run is a second object."""
+
+    def __init__(self, *, clock: Clock | None = None, command: Sequence[str] | None = None) -> None:
+        """
+        Args:
+            clock: for the ages of progress and heartbeat.
+            command: what to run before ROUND_DIR and `--parent PID`; default: this Python's `-m edgetune.trainer`.
+        """
+        self._clock: Clock = clock or SystemClock()
+        self._command = tuple(command) if command is not None else (sys.executable, "-m", "edgetune.trainer")
+        self._process: asyncio.subprocess.Process | None = None
+        self._round_dir = Path()
+        self._reading: asyncio.Task[None] | None = None
+        self._end: TrainerEnd | None = None
+        self._said: dict[str, Any] | None = None  # the outcome event, in case outcome.json did not get written
+        self._log_room = _LOG_BYTES_MAX
+        self.is_paused = False
+        self.is_kill_sent = False
+        self.last_progress: Progress | None = None
+        self.last_heartbeat_s: float = 0.0  # Clock.now_s; any line of the protocol counts
+
+    async def start(
+        self, round_dir: Path, *, nice: int = 19, oom_score_adj: int = 800, extra_env: Mapping[str, str] | None = None
+    ) -> None:
+        """
+        Start the trainer on a round directory.
+
+        Args:
+            round_dir: holds spec.json; gets trainer.log.
+            nice: added to the daemon's own niceness, 0..19.
+            oom_score_adj: how willingly the kernel kills it first, 0..1000 (raising it needs no privilege).
+            extra_env: on top of the daemon's environment.
+
+        Raises:
+            RoundError: the process could not be started; the message says why.
+        """
+        if self._process is not None:
+            raise RoundError("this trainer was started before")
+        self._round_dir = round_dir
+        (round_dir / OUTCOME_NAME).unlink(missing_ok=True)  # of an earlier run on the same spec
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(extra_env or {})}
+        environment.pop("NOTIFY_SOCKET", None)  # only the daemon speaks to systemd
+        try:
+            log = (round_dir / LOG_NAME).open("ab", buffering=0)
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    str(round_dir),
+                    "--parent",
+                    str(os.getpid()),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,  # a Ctrl-C at the daemon's terminal is the daemon's to pass on
+                )
+            except BaseException:
+                log.close()
+                raise
+        except OSError as error:
+            raise RoundError(f"cannot start the trainer: {error}") from error
+        self.last_heartbeat_s = self._clock.now_s()
+        self._lower_priority(nice, oom_score_adj)
+        self._reading = asyncio.create_task(self._read(log), name="trainer-output")
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number while it runs."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    def rss_mib(self) -> float | None:
+        """Resident memory of the trainer and its children; None when it does not run."""
+        pid = self.pid
+        return None if pid is None else process_rss_mib(pid)
+
+    def set_duty(self, duty: float) -> None:
+        """Pace the trainer: the share of the time it may compute, above 0 up to 1."""
+        process = self._process
+        if process is None or process.stdin is None or self.pid is None or process.stdin.is_closing():
+            return
+        # A trainer that does not read leaves the pipe full; orders are then dropped rather than piled up without end.
+        if process.stdin.transport.get_write_buffer_size() > _CHUNK_BYTES:
+            return
+        process.stdin.write(json.dumps({"duty": min(1.0, max(0.01, duty))}).encode() + b"\n")
+
+    def pause(self) -> None:
+        """Freeze it: gives back CPU, heat and watts, no memory."""
+        self.is_paused = self._signal(signal.SIGSTOP) or self.is_paused
+
+    def resume(self) -> None:
+        """Let it go on; the time it was frozen does not count as silence."""
+        if self._signal(signal.SIGCONT) and self.is_paused:
+            self.is_paused = False
+            self.last_heartbeat_s = self._clock.now_s()
+
+    def stop(self) -> None:
+        """Ask it to checkpoint and leave. SIGCONT first: a frozen process does not act on SIGTERM."""
+        self.resume()
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it now, with its children (it leads its own process group)."""
+        pid = self.pid
+        if pid is None:
+            return
+        self.is_kill_sent = True
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+    def silent_s(self) -> float:
+        """Seconds since its last sign of work; 0 while it is paused."""
+        return 0.0 if self.is_paused else self._clock.now_s() - self.last_heartbeat_s
+
+    async def wait(self) -> TrainerEnd:
+        """
+        Wait for the end. May be called again, and by several.
+
+        Returns:
+            The outcome that the trainer recorded; KILLED when it was killed and left none. An exit code that
+            contradicts the record (0 with nothing published) is FAILED.
+        """
+        if self._process is None or self._reading is None:
+            raise RoundError("the trainer was not started")
+        exit_code = await self._process.wait()
+        await asyncio.shield(self._reading)
+        if self._end is None:
+            self._end = self._judge(exit_code)
+        return self._end
+
+    # ------------------------------------------------------------------------------------------- inside
+
+    def _lower_priority(self, nice: int, oom_score_adj: int) -> None:
+        """From outside, after the start: a preexec_fn would run Python between fork and exec, beside our threads."""
+        pid = self.pid
+        if pid is None:
+            return
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice))
+        with suppress(OSError):
+            Path(f"/proc/{pid}/oom_score_adj").write_text(str(oom_score_adj), encoding="ascii")
+
+    def _signal(self, number: signal.Signals) -> bool:
+        if self.pid is None or self._process is None:
+            return False
+        try:
+            self._process.send_signal(number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def _read(self, log: IO[bytes]) -> None:
+        """Split stdout into lines, without asyncio's own limit: an endless line must not end the reading."""
+        assert self._process is not None and self._process.stdout is not None  # noqa: S101  start() asked for a pipe
+        rest = b""
+        try:
+            while chunk := await self._process.stdout.read(_CHUNK_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(line, log)
+                if len(rest) > _LINE_BYTES_MAX:
+                    self._note(rest, log)
+                    rest = b""
+            if rest:
+                self._take(rest, log)
+        finally:
+            log.close()
+
+    def _take(self, line: bytes, log: IO[bytes]) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or not self._understand(event):
+            self._note(line + b"\n", log)
+
+    def _understand(self, event: dict[str, Any]) -> bool:
+        now_s = self._clock.now_s()
+        kind = event.get("event")
+        if kind in ("phase", "progress"):
+            self.last_progress = Progress(
+                phase=str(event.get("phase", "")),
+                step=int(_number(event.get("step")) or 0),
+                steps=int(_number(event.get("steps")) or 0),
+                epoch=_number(event.get("epoch")) or 0.0,
+                loss=_number(event.get("loss")),
+                samples_per_s=_number(event.get("samples_per_s")),
+                at_s=now_s,
+            )
+        elif kind == "outcome":
+            self._said = event
+        elif kind != "heartbeat":
+            return False
+        self.last_heartbeat_s = now_s
+        return True
+
+    def _note(self, text: bytes, log: IO[bytes]) -> None:
+        if self._log_room > 0 and text.strip():
+            with suppress(OSError):  # a full disk must not end the reading: the trainer would block on its output
+                log.write(text[: self._log_room])
+            self._log_room -= len(text)
+
+    def _judge(self, exit_code: int) -> TrainerEnd:
+        recorded = self._recorded()
+        outcome, message, hint = recorded if recorded is not None else (None, "", "")
+        if exit_code == EXIT_OK:
+            if outcome is TrainerOutcome.PUBLISHED:
+                return TrainerEnd(exit_code=exit_code, outcome=outcome, message=message, hint=hint)
+            said = f" (it recorded {outcome.value}: {message})" if outcome else " and recorded nothing"
+            return TrainerEnd(
+                exit_code=exit_code, outcome=TrainerOutcome.FAILED, message=f"the trainer exited with 0{said}", hint=hint
+            )
+        if exit_code == EXIT_TRAINER_CHECKPOINTED:
+            return TrainerEnd(exit_code=exit_code, outcome=TrainerOutcome.CHECKPOINTED, message=message, hint=hint)
+        if exit_code == EXIT_TRAINER_OUTCOME and outcome is not None:
+            return TrainerEnd(exit_code=exit_code, outcome=outcome, message=message, hint=hint)
+        return self._judge_without_record(exit_code)
+
+    def _judge_without_record(self, exit_code: int) -> TrainerEnd:
+        where = f"see {self._round_dir / LOG_NAME}"
+        phase = self.last_progress.phase if self.last_progress else "start"
+        if exit_code < 0:
+            name = signal.Signals(-exit_code).name
+            who = ", by the daemon" if self.is_kill_sent else ""
+            if exit_code == -signal.SIGKILL and not self.is_kill_sent:
+                who = ", not by the daemon: most likely the kernel, for want of memory"
+            message = f"the trainer was killed ({name}{who}) in phase {phase}"
+            return TrainerEnd(exit_code=exit_code, outcome=TrainerOutcome.KILLED, message=message, hint=where)
+        message = f"the trainer failed with exit code {exit_code} in phase {phase}"
+        return TrainerEnd(exit_code=exit_code, outcome=TrainerOutcome.FAILED, message=message, hint=where)
+
+    def _recorded(self) -> tuple[TrainerOutcome, str, str] | None:
+        try:
+            record: Any = json.loads((self._round_dir / OUTCOME_NAME).read_bytes())
+        except (OSError, ValueError):
+            record = self._said
+        try:
+            return TrainerOutcome(record["outcome"]), str(record.get("message", "")), str(record.get("hint", ""))
+        except (TypeError, KeyError, AttributeError, ValueError):
+            return None
+
+
+def process_rss_mib(pid: int) -> float | None:
+    """Resident memory of a process and all below it in MiB; None when it is gone or may not be looked at."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        total = process.memory_info().rss
+    except psutil.Error:
+        return None
+    for child in family[1:]:
+        with suppress(psutil.Error):
+            total += child.memory_info().rss
+    return total / _MIB
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None

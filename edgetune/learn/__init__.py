@@ -1,0 +1,1 @@
+"""The only folder that imports torch: networks, pruning, fine-tuning, measuring, and one round from top to bottom."""

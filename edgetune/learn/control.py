@@ -1,0 +1,89 @@
+"""What a round says while it works, and what it is told: progress, pace, stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import TextIO
+
+BEAT_INTERVAL_S = 1.0  # the daemon wants to hear something every 5 s; a line a step would be noise
+_DUTY_MIN = 0.02
+_NAP_S = 0.2  # how soon a sleeping trainer notices an order
+
+
+class StopAskedError(Exception):
+    """The daemon or the operator wants the trainer to checkpoint and leave. Not an error of the round."""
+
+
+class Control:
+    """
+    The one object that a round talks to. `duty` and `stop` may be set from another thread or a signal handler.
+
+    Args:
+        output: gets one JSON object a line.
+        now_s, sleep: the clock, replaceable in tests.
+    """
+
+    def __init__(
+        self,
+        output: TextIO,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._output = output
+        self._now_s = now_s
+        self._sleep = sleep
+        self._said_at_s = float("-inf")
+        self._phase = "load"
+        self.duty = 1.0
+        self.is_stop_asked = False
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end at the next step boundary."""
+        self.is_stop_asked = True
+
+    def say(self, event: str, **values: object) -> None:
+        """Write one line."""
+        self._said_at_s = self._now_s()
+        self._output.write(json.dumps({"event": event, **values}) + "\n")
+        self._output.flush()
+
+    def phase(self, name: str) -> None:
+        """A new phase begins."""
+        self._phase = name
+        self.say("phase", phase=name)
+
+    def progress(self, **values: object) -> None:
+        """Say how far the phase is; dropped when something was said a moment ago."""
+        if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
+            self.say("progress", phase=self._phase, **values)
+
+    def beat(self) -> None:
+        """Work was done: say so now and then, and leave if that is asked. To be called between pieces of work."""
+        if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
+            self.say("heartbeat", phase=self._phase)
+        if self.is_stop_asked:
+            raise StopAskedError
+
+    def pace(self, worked_s: float) -> None:
+        """Sleep so that the work just done takes up its `duty` share of the time."""
+        began_s = self._now_s()
+        while not self.is_stop_asked:
+            duty = min(1.0, max(_DUTY_MIN, self.duty))
+            left_s = worked_s * (1.0 / duty - 1.0) - (self._now_s() - began_s)
+            if left_s <= 0:
+                return
+            if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
+                self.say("heartbeat", phase=self._phase)
+            self._sleep(min(left_s, _NAP_S))
+
+    def obey(self, order: str) -> None:
+        """Take one line of stdin: {"duty": 0.5}. What is not an order is not obeyed."""
+        try:
+            plain = json.loads(order)
+        except ValueError:
+            return
+        if isinstance(plain, Mapping) and isinstance(plain.get("duty"), (int, float)):
+            self.duty = float(plain["duty"])

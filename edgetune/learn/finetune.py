@@ -1,0 +1,198 @@
+"""Fine-tuning: one loop, in steps that can be stopped and resumed to the same weights, bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgetune.errors import LossNotFiniteError
+from edgetune.learn.checkpoint import Checkpoint
+from edgetune.learn.control import Control
+from edgetune.learn.data import EpochPlan, LabelledImages, Normaliser, augment, plan_epoch, step_seed
+from edgetune.learn.network import Network, load_strictly, state_tensors
+
+_WARMUP_SHARE = 0.05  # of the steps: the momentum of a freshly cut network is not yet of any use
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One run of the loop, as plain numbers."""
+
+    name: str  # "tune" or "retrain"; part of the seed
+    steps: int
+    batch_size: int
+    learning_rate: float
+    decays: bool  # cosine towards zero; otherwise constant
+    momentum: float
+    weight_decay: float
+    augment: str
+    checkpoint_steps: int
+    seed: int
+    round_id: int
+    memory_format: str
+
+
+def steps_per_epoch(data: LabelledImages, batch_size: int) -> int:
+    """How many batches an epoch has; the same for every epoch."""
+    return len(plan_epoch(data, seed=0, round_id=0, phase="", epoch=0, batch_size=batch_size).edges) - 1
+
+
+def fine_tune(  # noqa: PLR0913 - the loop's five partners, and nothing hidden
+    network: Network,
+    phase: Phase,
+    training: LabelledImages,
+    validation: LabelledImages,
+    normaliser: Normaliser,
+    *,
+    resume: Checkpoint | None,
+    save: Callable[[Checkpoint], None],
+    control: Control,
+) -> None:
+    """
+    Train for `phase.steps` steps of SGD with momentum; afterwards the network has the weights of its best epoch.
+
+    The best epoch is the one with the highest validation top-1, then the lowest loss; without validation samples it
+    is the last one.
+
+    Args:
+        network: in place; on the device of `normaliser`.
+        resume: the checkpoint of this phase that `network` was built from.
+        save: writes a checkpoint.
+
+    Raises:
+        LossNotFiniteError: the loss is NaN or infinite.
+        StopAskedError: a stop was asked for; the checkpoint is written.
+    """
+    run = _Run(network, phase, resume)
+    epoch_steps = steps_per_epoch(training, phase.batch_size)
+    plan: EpochPlan | None = None
+    while run.step < phase.steps:
+        began_s = time.monotonic()
+        epoch, index = divmod(run.step, epoch_steps)
+        if plan is None or index == 0:
+            plan = plan_epoch(
+                training,
+                seed=phase.seed,
+                round_id=phase.round_id,
+                phase=phase.name,
+                epoch=epoch,
+                batch_size=phase.batch_size,
+            )
+        part = slice(plan.edges[index], plan.edges[index + 1])
+        images = augment(training.images(plan.positions[part]), plan.draws[part], phase.augment)
+        loss = run.train_step(normaliser(images), normaliser.labels(training.labels[plan.positions[part]]))
+        if run.step % epoch_steps == 0 or run.step == phase.steps:
+            run.judge(validation, normaliser, control)
+        worked_s = time.monotonic() - began_s
+        control.progress(
+            step=run.step,
+            steps=phase.steps,
+            epoch=epoch,
+            loss=round(loss, 4),
+            samples_per_s=round(len(images) / max(worked_s, 1e-9), 1),
+        )
+        if control.is_stop_asked or (run.step % phase.checkpoint_steps == 0 and run.step < phase.steps):
+            save(run.checkpoint())
+        control.beat()
+        control.pace(worked_s)
+    run.take_best()
+
+
+class _Run:
+    """The state of one phase between two steps: all of it goes into the checkpoint."""
+
+    def __init__(self, network: Network, phase: Phase, resume: Checkpoint | None) -> None:
+        self._network = network
+        self._phase = phase
+        self._best: dict[str, torch.Tensor] = {}
+        self._best_score: tuple[float, float] | None = None
+        self.step = 0
+        self._parameters = {n: p for n, p in network.module.named_parameters() if p.requires_grad}
+        self._optimiser = torch.optim.SGD(
+            list(self._parameters.values()),
+            lr=phase.learning_rate,
+            momentum=phase.momentum,
+            weight_decay=phase.weight_decay,
+            foreach=False,
+        )
+        if resume is not None:
+            self._best, self._best_score, self.step = dict(resume.best), resume.best_score, resume.step
+            for name, buffer in resume.momentum.items():
+                parameter = self._parameters[name]
+                self._optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+
+    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """One step; images float32 [B, 3, H, W], labels int64 [B]. Returns the loss before it."""
+        phase = self._phase
+        torch.manual_seed(step_seed(phase.seed, phase.round_id, sum(phase.name.encode()), self.step))
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate(phase, self.step)
+        self._network.module.train()
+        self._optimiser.zero_grad(set_to_none=True)
+        loss = functional.cross_entropy(self._network.module(images), labels)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise LossNotFiniteError(f"the loss became {value} at step {self.step} of {phase.name}")
+        loss.backward()
+        self._optimiser.step()
+        self.step += 1
+        return value
+
+    def judge(self, validation: LabelledImages, normaliser: Normaliser, control: Control) -> None:
+        """Keep the weights if they are the best so far."""
+        if len(validation) == 0:
+            return
+        score = validation_score(self._network.module, validation, normaliser, self._phase.batch_size, control)
+        if self._best_score is None or score > self._best_score:
+            self._best, self._best_score = state_tensors(self._network.module), score
+
+    def take_best(self) -> None:
+        """Go back to the weights of the best epoch."""
+        if self._best:
+            load_strictly(self._network.module, self._best)
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it."""
+        state = self._optimiser.state
+        return Checkpoint(
+            phase=self._phase.name,
+            description=self._network.describe(),
+            network=state_tensors(self._network.module),
+            momentum={n: state[p]["momentum_buffer"] for n, p in self._parameters.items() if state.get(p)},
+            best=self._best,
+            best_score=self._best_score,
+            step=self.step,
+        )
+
+
+def learning_rate(phase: Phase, step: int) -> float:
+    """Constant, or a short linear rise and a cosine to a hundredth."""
+    if not phase.decays:
+        return phase.learning_rate
+    warmup = int(phase.steps * _WARMUP_SHARE)
+    if step < warmup:
+        return phase.learning_rate * (step + 1) / (warmup + 1)
+    share = (step - warmup) / max(1, phase.steps - warmup)
+    return phase.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def validation_score(
+    module: nn.Module, data: LabelledImages, normaliser: Normaliser, batch_size: int, control: Control
+) -> tuple[float, float]:
+    """(top-1, -mean cross-entropy); larger is better. NaN counts as the worst loss."""
+    module.eval()
+    correct, loss = 0, 0.0
+    with torch.no_grad():
+        for images, labels in data.in_order(batch_size):
+            logits, target = module(normaliser(images)), normaliser.labels(labels)
+            correct += int((logits.argmax(dim=1) == target).sum())
+            loss += float(functional.cross_entropy(logits, target, reduction="sum"))
+            control.progress(validated=len(labels))
+    mean = loss / len(data)
+    return correct / len(data), -mean if math.isfinite(mean) else -1e30

@@ -1,0 +1,371 @@
+"""
+ONE round, top to bottom.
+
+    load -> tune -> score, prune -> retrain -> measure -> export -> time -> publish
+
+An adapting round has no tune and prune. Everything the weights depend on is in the spec and the samples; where the
+round is, is in its checkpoint, so that it can be stopped or killed anywhere and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgetune.errors import NoSamplesError, OneClassError
+from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgetune.learn.control import Control
+from edgetune.learn.data import Integers, LabelledImages, Normaliser, load_samples, step_seed
+from edgetune.learn.export import artefact_files, check_export, library_versions, selftest_images, stage
+from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch
+from edgetune.learn.groups import find_groups
+from edgetune.learn.measure import ask, summarise
+from edgetune.learn.network import Network, count_macs, count_parameters, load_network, rebuild, state_tensors, widen_head
+from edgetune.learn.prune import check_prunable, choose_channels, cut_channels
+from edgetune.learn.saliency import make_criterion
+from edgetune.serve.engine import Engine, time_interleaved
+from edgetune.store.durable import remove_file, write_atomic
+from edgetune.store.models import publish, version_name
+from edgetune.types import Comparison, Cost, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
+from edgetune.wire import from_json, to_json
+
+JOURNAL_FILE = "journal.json"
+_TUNE, _PRUNE, _RETRAIN, _FINISH = "tune", "prune", "retrain", "finish"
+
+
+def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
+    """
+    Do a round, or what is left of it, and publish its candidate.
+
+    Args:
+        round_dir: holds the checkpoint and the journal.
+        spec: what to do.
+        control: where progress goes, and where pace and stop come from.
+
+    Returns:
+        The candidate's manifest, as published.
+
+    Raises:
+        RoundError, ModelError: a named outcome.
+        StopAskedError: a stop was asked for; the round can go on from its checkpoint.
+    """
+    published = published_manifest(spec)
+    if published is not None:
+        return published
+    control.phase("load")
+    round_ = _Round(round_dir, spec, control)
+    network = round_.train()
+    manifest = round_.publish(network)
+    remove_file(round_dir / "checkpoint.safetensors")
+    return manifest
+
+
+def published_manifest(spec: RoundSpec) -> Manifest | None:
+    """The candidate's manifest when this round has published it already."""
+    manifest = _read_manifest(spec, spec.candidate_version)
+    return manifest if manifest is not None and manifest.round_id == spec.round_id else None
+
+
+def _read_manifest(spec: RoundSpec, version: int) -> Manifest | None:
+    path = Path(spec.models_dir) / version_name(version) / "manifest.json"
+    return from_json(Manifest, path.read_bytes()) if path.exists() else None
+
+
+def _needed_manifest(spec: RoundSpec, version: int) -> Manifest:
+    manifest = _read_manifest(spec, version)
+    if manifest is None:
+        raise NoSamplesError(f"version {version}, which this round starts from, is not there")
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """Steps of the two phases of training."""
+
+    before: int
+    after: int
+
+
+class _Round:
+    """What all steps of a round share."""
+
+    def __init__(self, round_dir: Path, spec: RoundSpec, control: Control) -> None:
+        self._dir = round_dir
+        self._spec = spec
+        self._control = control
+        self._recipe = spec.recipe
+        self._digest = hashlib.sha256(to_json(spec)).hexdigest()
+        self._base = _needed_manifest(spec, spec.base_version)
+        self._factory = _needed_manifest(spec, spec.factory_version)
+        self._source = self._factory if spec.kind is RoundKind.RESHAPE else self._base
+        self._is_pruned = spec.kind is RoundKind.RESHAPE and spec.recipe.level > 0
+        self._journal = self._read_journal()
+        self._device = _pin_torch(spec.recipe, self._journal)
+        self._normaliser = Normaliser(self._source.preprocess, self._device, spec.recipe.memory_format)
+        self._splits = self._load_samples()
+        self._write_journal()
+
+    # ------------------------------------------------------------------------------------------- load
+
+    def _read_journal(self) -> dict[str, Any]:
+        path = self._dir / JOURNAL_FILE
+        journal = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return journal if journal.get("spec") == self._digest else {"spec": self._digest}
+
+    def _write_journal(self) -> None:
+        write_atomic(self._dir / JOURNAL_FILE, json.dumps(self._journal, indent=1).encode())
+
+    def _load_samples(self) -> dict[Split, LabelledImages]:
+        splits, bad = load_samples(
+            Path(self._spec.buffer_path),
+            self._spec.samples,
+            self._spec.classes,
+            self._source.preprocess,
+            beat=self._control.beat,
+        )
+        self._journal["samples"] = {split.value: len(data) for split, data in splits.items()}
+        self._journal["undecodable_samples"] = list(bad)
+        check_samples(splits[Split.TRAINING], self._spec.classes, self._base.classes)
+        return splits
+
+    def _load_network(self) -> Network:
+        """The source version with its head widened; proven prunable when it is to be pruned."""
+        source = Path(self._spec.models_dir) / version_name(self._source.version)
+        network = load_network(source, self._spec.builders)
+        if self._is_pruned:
+            check_prunable(network, self._source.preprocess.height, self._source.preprocess.width)
+            self._control.beat()
+        widen_head(network, self._source.classes, self._spec.classes)
+        return self._place(network)
+
+    def _place(self, network: Network) -> Network:
+        formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+        network.module.to(self._device, memory_format=formats[self._recipe.memory_format])
+        return network
+
+    # ------------------------------------------------------------------------------------------- train
+
+    def train(self) -> Network:
+        """Tune, prune, retrain: from the checkpoint if there is one."""
+        checkpoint = load_checkpoint(self._dir, self._digest)
+        if checkpoint is None:
+            network = self._load_network()
+            phase = _TUNE if self._is_pruned else _RETRAIN
+        else:
+            network = self._place(rebuild(checkpoint.description, checkpoint.network, self._spec.builders))
+            phase = checkpoint.phase
+        budget = self._budget()
+        if phase == _TUNE:
+            self._control.phase(_TUNE)
+            self._fine_tune(network, _TUNE, budget.before, checkpoint)
+            phase, checkpoint = _PRUNE, None
+            self._save(_PRUNE, network)
+        if phase == _PRUNE:
+            self._prune(network)
+            phase, checkpoint = _RETRAIN, None
+            self._save(_RETRAIN, network)
+        if phase == _RETRAIN:
+            self._control.phase(_RETRAIN)
+            self._fine_tune(network, _RETRAIN, budget.after, checkpoint)
+            self._save(_FINISH, network)
+        return network
+
+    def _budget(self) -> _Budget:
+        recipe = self._recipe
+        epoch = steps_per_epoch(self._splits[Split.TRAINING], recipe.batch_size)
+        before = math.ceil(recipe.epochs_before * epoch) if self._is_pruned else 0
+        after = math.ceil(recipe.epochs_after * epoch)
+        if recipe.max_steps is not None and before + after > recipe.max_steps:
+            before = before * recipe.max_steps // (before + after)
+            after = recipe.max_steps - before
+        return _Budget(before, after)
+
+    def _fine_tune(self, network: Network, name: str, steps: int, checkpoint: Checkpoint | None) -> None:
+        recipe = self._recipe
+        phase = Phase(
+            name=name,
+            steps=steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate_before if name == _TUNE else recipe.learning_rate,
+            decays=name != _TUNE,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            augment=recipe.augment,
+            checkpoint_steps=recipe.checkpoint_steps,
+            seed=recipe.seed,
+            round_id=self._spec.round_id,
+            memory_format=recipe.memory_format,
+        )
+        fine_tune(
+            network,
+            phase,
+            self._splits[Split.TRAINING],
+            self._splits[Split.VALIDATION],
+            self._normaliser,
+            resume=checkpoint,
+            save=lambda state: save_checkpoint(self._dir, state, self._digest),
+            control=self._control,
+        )
+
+    def _save(self, phase: str, network: Network) -> None:
+        state = Checkpoint(phase=phase, description=network.describe(), network=state_tensors(network.module))
+        save_checkpoint(self._dir, state, self._digest)
+        self._control.beat()
+
+    def _prune(self, network: Network) -> None:
+        recipe, size = self._recipe, self._source.preprocess
+        self._control.phase("score")
+        network.module.eval()
+        groups = find_groups(network.module, network.head, size.height, size.width)
+        seed = step_seed(recipe.seed, self._spec.round_id)
+        criterion = make_criterion(recipe.criterion, seed=seed, beat=self._control.beat)
+        scores = criterion.score(network.module, groups, self._scoring_batches())
+        self._control.phase("prune")
+        cut = choose_channels(
+            network.module,
+            groups,
+            scores,
+            parameters_max=round(self._factory.cost.parameters * (1 - recipe.level)),
+            round_to=recipe.round_to,
+            level=recipe.level,
+        )
+        cut_channels(network.module, groups, cut.removed)
+        self._place(network)
+        self._journal["pruning"] = {
+            "parameters": cut.parameters,
+            "groups": [
+                {"layer": g.name, "channels": g.channels, "kept": g.channels - len(gone)}
+                for g, gone in zip(groups, cut.removed, strict=True)
+            ],
+        }
+        self._write_journal()
+
+    def _scoring_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Training samples, unchanged, in an order of their own so that a part of them holds all classes."""
+        training = self._splits[Split.TRAINING]
+        generator = torch.Generator().manual_seed(step_seed(self._recipe.seed, self._spec.round_id, 1))
+        order: Integers = torch.randperm(len(training), generator=generator).numpy()
+        starts = range(0, len(order), self._recipe.batch_size)
+        for start in islice(starts, self._recipe.scoring_batches):
+            part = order[start : start + self._recipe.batch_size]
+            yield self._normaliser(training.images(part)), self._normaliser.labels(training.labels[part])
+
+    # ------------------------------------------------------------------------------------------- measure, publish
+
+    def publish(self, network: Network) -> Manifest:
+        """Export, compare with the base in the serving engine, publish."""
+        spec, control = self._spec, self._control
+        network.module.to("cpu")
+        control.phase("export")
+        files = artefact_files(network, self._source.preprocess, control.beat)
+        manifest = self._draft(network, len(files["model.onnx"]))
+        staging = self._dir / "candidate"
+        stage(staging, files, manifest)
+        base = Engine.load(Path(spec.models_dir) / version_name(spec.base_version), threads=spec.serving_threads)
+        candidate = Engine.load(staging, threads=spec.serving_threads)
+        check_export(candidate, network, self._source.preprocess)
+        control.beat()
+        comparison = self._compare(base, candidate, manifest.cost)
+        manifest = replace(manifest, comparison=comparison, latency=comparison.candidate_latency)
+        shutil.rmtree(staging)
+        control.phase("publish")
+        publish(Path(spec.models_dir), spec.candidate_version, files, manifest)
+        published = published_manifest(spec)
+        assert published is not None, "what was just published is there"
+        return published
+
+    def _draft(self, network: Network, onnx_bytes: int) -> Manifest:
+        spec, size = self._spec, self._source.preprocess
+        parameters = count_parameters(network.module)
+        macs = count_macs(network.module, size.height, size.width)
+        return Manifest(
+            version=spec.candidate_version,
+            kind=spec.kind.value,
+            architecture=network.architecture,
+            classes=spec.classes,
+            preprocess=size,
+            parent=spec.base_version,
+            generation=spec.generation,
+            round_id=spec.round_id,
+            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            files={},
+            cost=Cost(parameters=parameters, macs=macs, onnx_bytes=onnx_bytes),
+            pruning=self._pruning(parameters),
+            samples_digest=spec.samples_digest,
+            sample_count=len(spec.samples),
+            libraries=library_versions(),
+        )
+
+    def _pruning(self, parameters: int) -> Pruning | None:
+        achieved = 1 - parameters / self._factory.cost.parameters
+        if self._spec.kind is RoundKind.ADAPT:
+            inherited = self._base.pruning
+            return None if inherited is None else replace(inherited, level_achieved=achieved)
+        if not self._is_pruned:
+            return None
+        recipe = self._recipe
+        return Pruning(
+            criterion=recipe.criterion, level_asked=recipe.level, level_achieved=achieved, round_to=recipe.round_to
+        )
+
+    def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:
+        control, holdout, classes = self._control, self._splits[Split.HOLDOUT], self._spec.classes
+        control.phase("measure")
+        before = ask(base.predict, base.classes, holdout, classes, control.beat)
+        after = ask(candidate.predict, candidate.classes, holdout, classes, control.beat)
+        control.phase("time")
+        latencies = time_interleaved(
+            [base, candidate], selftest_images(self._source.preprocess), runs=self._recipe.timing_runs
+        )
+        return Comparison(
+            base=summarise(before, holdout, classes),
+            candidate=summarise(after, holdout, classes),
+            only_base_correct=int((before.is_correct & ~after.is_correct).sum()),
+            only_candidate_correct=int((after.is_correct & ~before.is_correct).sum()),
+            base_latency=latencies[0],
+            candidate_latency=latencies[1],
+            base_cost=self._base.cost,
+            candidate_cost=cost,
+            new_classes=tuple(label for label in classes if label not in self._base.classes),
+        )
+
+
+def check_samples(training: LabelledImages, classes: Sequence[str], base_classes: Sequence[str]) -> None:
+    """
+    Refuse what no model can be learnt from.
+
+    Raises:
+        NoSamplesError: no training samples, or none of a class that is new.
+        OneClassError: all training samples are of one class.
+    """
+    present = {classes[number] for number in set(training.labels.tolist())}
+    if not present:
+        raise NoSamplesError("there is no labelled training sample", hint="label some: edgetune data label")
+    empty = [label for label in classes if label not in base_classes and label not in present]
+    if empty:
+        raise NoSamplesError(f"no training sample of the new class {', '.join(empty)}", hint="add samples of it")
+    if len(present) == 1:
+        raise OneClassError(
+            f"all {len(training)} training samples are of class {present.pop()!r}: there is nothing to tell apart"
+        )
+
+
+def _pin_torch(recipe: Recipe, journal: dict[str, Any]) -> torch.device:
+    """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
+    torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's signature
+    if recipe.dtype != "float32":
+        raise ValueError(f"training in {recipe.dtype} is not supported; use float32")
+    chosen = journal.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    journal["torch"] = torch.__version__
+    return torch.device(chosen)

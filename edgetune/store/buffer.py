@@ -1,0 +1,688 @@
+"""
+The samples of this board in SQLite: taken in groups, kept within a quota, split for ever, pinned while a round runs.
+
+One thread owns the buffer; the daemon calls it through an executor of one thread. `export` and `backup` use connections
+of their own and may be called from any thread. The database is the only truth: the numbers held in memory (`Tally`,
+class statuses) are forgotten whenever a transaction fails and counted again when they are next needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import unicodedata
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from edgetune.clock import Clock
+from edgetune.errors import ConflictError, NotFoundError, QuotaError, StoreError, UsageError
+from edgetune.store import copying, durable, integrity, predictions, purging
+from edgetune.store.database import connect, explained, is_corruption, scalar, transaction
+from edgetune.store.migrations import migrate
+from edgetune.store.predictions import FeedbackRow, PredictionRow, PredictionSummary
+from edgetune.store.retention import Count, Retention, Tally, assign_split
+from edgetune.types import (
+    AddOutcome,
+    BufferStats,
+    ClassStats,
+    FrozenSample,
+    LabelSource,
+    NewSample,
+    Split,
+)
+
+__all__ = ["Buffer", "FeedbackRow", "PredictionRow", "PredictionSummary", "assign_split", "check_label", "read_images"]
+
+read_images = copying.read_images
+
+_LABEL_CHARACTERS_MAX = 200
+_POLICY_STATUS = {"ask": "pending", "accept": "accepted", "refuse": "refused"}
+_PREDICTION_IMAGES_SHARE = 0.1  # of the quota, at most, for images of predictions that someone may still label
+
+
+def check_label(label: str) -> str:
+    """
+    Return the label if it can be a class name.
+
+    Raises:
+        UsageError: it is empty, too long, has spaces around it or control characters in it.
+    """
+    if not label or label != label.strip() or len(label) > _LABEL_CHARACTERS_MAX:
+        raise UsageError(
+            f"{label[:50]!r} cannot be a class name: 1 to {_LABEL_CHARACTERS_MAX} characters, no spaces around"
+        )
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
+        raise UsageError(f"{label[:50]!r} cannot be a class name: it has control characters")
+    return label
+
+
+class Buffer:
+    """The samples, their labels, the predictions; and the connection that `History` shares."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        quota_bytes: int,
+        validation_share: float,
+        holdout_share: float,
+        validation_min: int,
+        holdout_min: int,
+        clock: Clock,
+        new_classes: str = "ask",
+        predictions_max: int = 100_000,
+    ) -> None:
+        """
+        Take note of the wishes; nothing is read or written before `open`.
+
+        Args:
+            path: the database file.
+            quota_bytes: of all stored images together; the file is somewhat larger.
+            validation_share: of new groups, between 0 and 1.
+            holdout_share: of new groups, between 0 and 1.
+            validation_min: samples a class keeps in this split whatever the quota says.
+            holdout_min: samples a class keeps in this split whatever the quota says.
+            clock: wall time, for people.
+            new_classes: "ask", "accept" or "refuse": what becomes of a class never seen before.
+            predictions_max: rows; the oldest go first.
+        """
+        self.path = path
+        self._clock = clock
+        self._database: Database | None = None
+        self._tally: Tally | None = None
+        self._statuses: dict[str, str] | None = None
+        self._prediction_bytes: int | None = None
+        self._evicted = 0
+        self._take_settings(
+            quota_bytes, validation_share, holdout_share, validation_min, holdout_min, new_classes, predictions_max
+        )
+
+    def _take_settings(
+        self,
+        quota_bytes: int,
+        validation_share: float,
+        holdout_share: float,
+        validation_min: int,
+        holdout_min: int,
+        new_classes: str,
+        predictions_max: int,
+    ) -> None:
+        if min(validation_share, holdout_share) < 0 or validation_share + holdout_share >= 1:
+            raise ValueError("the validation and hold-out shares must leave something for training")
+        self._status_of_unseen = _POLICY_STATUS[new_classes]
+        self._quota_bytes = quota_bytes
+        self._predictions_max = predictions_max
+        self._retention = Retention(
+            validation_share=validation_share,
+            holdout_share=holdout_share,
+            validation_min=validation_min,
+            holdout_min=holdout_min,
+        )
+
+    # ------------------------------------------------------------------------------------------------ lifecycle
+
+    @property
+    def database(self) -> Database:
+        """The open database."""
+        if self._database is None:
+            raise StoreError("the sample buffer is not open")
+        return self._database
+
+    def open(self) -> tuple[str, ...]:
+        """
+        Open the database, checked, at this program's schema; a damaged one is set aside and rebuilt.
+
+        Returns:
+            A sentence for everything that was repaired.
+
+        Raises:
+            StoreError: it cannot be opened, or a newer edgetune made it.
+        """
+        durable.make_dir(self.path.parent)
+        said = list(integrity.finish_rebuild(self.path))
+        with explained():
+            problem, self._database = _connect_checked(self.path)
+            if self._database is None:
+                said += [f"the sample buffer's database is damaged ({problem})", *integrity.rebuild(self.path)]
+                self._database = connect(self.path)
+            migrate(self._database)
+            durable.fsync_dir(self.path.parent)
+        self._forget()
+        return tuple(said)
+
+    def close(self) -> None:
+        """Close the database; the next `open` finds everything that was committed, closed or not."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+        self._forget()
+
+    def check(self, *, full: bool = False) -> list[str]:
+        """
+        What is wrong with the buffer, as sentences; empty when all is well.
+
+        Args:
+            full: read every image and every index too, which takes as long as reading the file.
+        """
+        problems = integrity.problems(self.database, full=full)
+        if self._tally is not None and self._tally.nonzero() != _count(self.database).nonzero():
+            problems.append("the numbers held in memory are not those in the database")
+        return problems
+
+    def configure(
+        self,
+        *,
+        quota_bytes: int,
+        validation_share: float,
+        holdout_share: float,
+        validation_min: int,
+        holdout_min: int,
+        new_classes: str = "ask",
+        predictions_max: int = 100_000,
+    ) -> int:
+        """Take new wishes after a reload; shares count for groups not seen yet. Returns how many samples were evicted."""
+        self._take_settings(
+            quota_bytes, validation_share, holdout_share, validation_min, holdout_min, new_classes, predictions_max
+        )
+        with self._change("configure"):
+            predictions.trim(self.database, rows_max=predictions_max, image_bytes_max=self._prediction_bytes_max)
+            self._prediction_bytes = None
+            before = self._evicted
+            with contextlib.suppress(QuotaError):  # pinned and protected samples may be more than the new quota
+                self._make_room(0)
+            evicted = self._evicted - before
+        # Not execute(): that asks for the first step only, which frees one page.
+        self.database.conn.executescript("PRAGMA incremental_vacuum")
+        return evicted
+
+    # --------------------------------------------------------------------------------------------------- samples
+
+    def add(self, samples: Sequence[NewSample]) -> list[AddOutcome]:
+        """
+        Take samples in, all of them or none, on disk when this returns; room is made by `Retention`.
+
+        Returns:
+            What became of each, in order.
+
+        Raises:
+            QuotaError: there is no room and nothing that may be evicted; nothing was taken.
+            UsageError: a label cannot be a class name; nothing was taken.
+        """
+        with self._change("add"):
+            return [self._add_one(sample) for sample in samples]
+
+    def label(self, sample: int | str, label: str, source: LabelSource) -> None:
+        """
+        Say what a sample shows; the latest word counts and the earlier ones are kept as history.
+
+        Args:
+            sample: its id, or its digest.
+            label: a class name.
+            source: who says so.
+
+        Raises:
+            NotFoundError: no such sample.
+            UsageError: the label cannot be a class name.
+        """
+        column = "id" if isinstance(sample, int) else "digest"
+        with self._change("label"):
+            row = self._sample_row(column, sample)
+            if row is None:
+                raise NotFoundError(f"there is no sample {sample}", hint="see: edgetune data ls")
+            self._relabel(row, label, source)
+
+    def samples(
+        self,
+        *,
+        label: str | None = None,
+        split: Split | None = None,
+        labelled: bool | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[dict[str, Any]]:
+        """The samples that match, newest first, without their images."""
+        with explained():
+            return copying.list_samples(
+                self.database, label=label, split=split, labelled=labelled, limit=limit, offset=offset
+            )
+
+    def purge(
+        self,
+        *,
+        sample_id: int | None = None,
+        digest: str | None = None,
+        label: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        """
+        Remove samples for good: overwritten in the file, gone from the WAL and the free pages.
+
+        With a sample go its image, its label history, and the predictions that show the same.
+
+        Returns:
+            How many samples and predictions were removed.
+
+        Raises:
+            UsageError: not exactly one of the arguments was given.
+            ConflictError: a running round holds one of them; nothing was removed.
+            StoreError: the rows are gone, but the file could not be compacted (the disk is full).
+        """
+        with self._change("purge"):
+            removed = purging.delete(
+                self.database, sample_id=sample_id, digest=digest, label=label, everything=everything
+            )
+            self._forget()
+        with explained():
+            purging.compact(self.database, self.path.parent)
+        return removed
+
+    def export(self, directory: Path) -> int:
+        """Write all samples as `class/digest.ext` with a `manifest.json`; see `copying.export_samples`."""
+        with explained():
+            return copying.export_samples(self.path, directory)
+
+    def backup(self, path: Path) -> None:
+        """Write a consistent copy of the database while it is in use; see `copying.backup`."""
+        with explained():
+            copying.backup(self.path, path)
+
+    # --------------------------------------------------------------------------------------------------- classes
+
+    def set_factory_classes(self, classes: Sequence[str]) -> None:
+        """The factory model's classes: always accepted."""
+        with self._change("set_factory_classes"):
+            self.database.execute("UPDATE classes SET is_factory = 0 WHERE is_factory = 1")
+            for name in classes:
+                self.database.execute(
+                    "INSERT INTO classes (name, status, is_factory, first_seen_s) VALUES (?, 'accepted', 1, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET status = 'accepted', is_factory = 1",
+                    (check_label(name), self._clock.wall_s()),
+                )
+            self._statuses = None
+
+    def accept_class(self, name: str) -> None:
+        """Let rounds learn this class. Raises NotFoundError when no sample ever had this label."""
+        self._decide_class(name, "accepted")
+
+    def refuse_class(self, name: str) -> None:
+        """Keep rounds from learning this class. Raises ConflictError for a class of the factory model."""
+        with explained():
+            if scalar(self.database, "SELECT is_factory FROM classes WHERE name = ?", (name,)):
+                raise ConflictError(f"{name!r} is a class of the factory model and cannot be refused")
+        self._decide_class(name, "refused")
+
+    def classes(self) -> tuple[ClassStats, ...]:
+        """All classes ever seen, with what the buffer holds of them, in the order of their names."""
+        tally = self._counted()
+        return tuple(_class_stats(name, status, tally) for name, status in sorted(self._class_statuses().items()))
+
+    def stats(self) -> BufferStats:
+        """What the buffer holds; cheap enough for every tick."""
+        tally = self._counted()
+        classes = self.classes()
+        total = tally.total()
+        unlabelled = sum(tally.shelves.get((None, split), Count()).samples for split in Split)
+        accepted = (entry.label for entry in classes if entry.status == "accepted")
+        new = sum(tally.shelves.get((label, Split.TRAINING), Count()).new for label in accepted)
+        with explained():
+            counters = dict(self.database.execute("SELECT name, value FROM counters").fetchall())
+        return BufferStats(
+            samples=total.samples,
+            labelled=total.samples - unlabelled,
+            unlabelled=unlabelled,
+            duplicates=counters.get("duplicates", 0),
+            stored_bytes=self._stored_bytes(),
+            quota_bytes=self._quota_bytes,
+            pinned=total.pinned,
+            evicted=counters.get("evicted", 0),
+            quarantined=counters.get("quarantined", 0),
+            new_labelled=new,
+            classes=classes,
+        )
+
+    def count_quarantined(self, files: int = 1) -> None:
+        """Remember that the inbox put files into quarantine."""
+        with self._change("count_quarantined"):
+            self._raise_counter("quarantined", files)
+
+    # ---------------------------------------------------------------------------------------------------- rounds
+
+    def freeze(
+        self, round_id: int, *, classes: Sequence[str] | None = None, training_max: int | None = None
+    ) -> tuple[FrozenSample, ...]:
+        """
+        Choose a round's samples and hold them until `release`; asked again, a round's choice is made anew.
+
+        Args:
+            round_id: the round that holds them.
+            classes: only these, of the accepted ones; None: all accepted ones.
+            training_max: at most so many training samples, the newest, as evenly over the classes as there are.
+
+        Returns:
+            Labelled samples of all three splits, in the order of their ids.
+
+        Raises:
+            ConflictError: another round holds samples.
+        """
+        with self._change("freeze"):
+            for other in self.frozen_rounds():
+                if other != round_id:
+                    raise ConflictError(f"round {other} still holds its samples")
+            self._unpin(round_id)
+            accepted = [name for name, status in self._class_statuses().items() if status == "accepted"]
+            wanted = json.dumps([name for name in accepted if classes is None or name in classes])
+            rows = self.database.execute(_CHOOSE, {"classes": wanted, "training_max": training_max}).fetchall()
+            ids = json.dumps([row[0] for row in rows])
+            self.database.execute(
+                "UPDATE samples SET pinned_by = ? WHERE id IN (SELECT value FROM json_each(?))", (round_id, ids)
+            )
+            self.database.execute(
+                "INSERT INTO freezes SELECT ?, coalesce(max(id), 0), ? FROM labels", (round_id, wanted)
+            )
+            self._tally = None
+        return tuple(FrozenSample(sample_id=row[0], digest=row[1], label=row[2], split=Split(row[3])) for row in rows)
+
+    def frozen_rounds(self) -> tuple[int, ...]:
+        """The rounds that hold samples: at most one, unless the last process died between two steps."""
+        with explained():
+            return tuple(row[0] for row in self.database.execute("SELECT round_id FROM freezes ORDER BY round_id"))
+
+    def release(self, round_id: int, *, consumed: bool) -> None:
+        """
+        Let a round's samples go; a round that holds none is no error.
+
+        Args:
+            round_id: the round.
+            consumed: the round has used them, so what was labelled before its freeze is no longer new.
+        """
+        with self._change("release"):
+            row = self.database.execute(
+                "SELECT label_id_max, classes FROM freezes WHERE round_id = ?", (round_id,)
+            ).fetchone()
+            if row is not None and consumed:
+                self.database.execute(
+                    "UPDATE samples SET is_new = 0 WHERE is_new = 1 AND label_id <= ?"
+                    " AND label IN (SELECT value FROM json_each(?))",
+                    tuple(row),
+                )
+            self._unpin(round_id)
+            self._tally = None
+
+    # ----------------------------------------------------------------------------------------------- predictions
+
+    def record_predictions(self, rows: Sequence[PredictionRow]) -> None:
+        """Keep what the service answered, the images as long as a tenth of the quota has room for them."""
+        with self._change("record_predictions"):
+            predictions.insert(self.database, rows)
+            predictions.trim(self.database, rows_max=self._predictions_max, image_bytes_max=self._prediction_bytes_max)
+            self._prediction_bytes = None
+            with contextlib.suppress(QuotaError):
+                self._make_room(0)
+
+    def label_prediction(self, prediction_id: str, label: str) -> bool:
+        """
+        Say what a predicted image shows. If its image was kept it becomes a labelled sample, when there is room.
+
+        Returns:
+            Whether the prediction was right.
+
+        Raises:
+            NotFoundError: no such prediction is kept.
+            UsageError: the label cannot be a class name.
+        """
+        with self._change("label_prediction"):
+            is_correct, sample = predictions.set_label(
+                self.database, prediction_id, check_label(label), self._clock.wall_s()
+            )
+            self._prediction_bytes = None
+            known = sample and self._sample_row("digest", sample.digest)
+            if sample is not None and (known or sample.image):
+                try:
+                    with self._change("label_prediction.sample"):
+                        self._add_one(sample)
+                except QuotaError:
+                    self._forget()  # the feedback stays, the image has no place
+        return is_correct
+
+    def feedback(self, model_version: int, since_s: float = 0.0) -> list[FeedbackRow]:
+        """What people said about this version's predictions since a wall time, in the order they said it."""
+        with explained():
+            return predictions.feedback(self.database, model_version, since_s)
+
+    def prediction_summary(self, model_version: int, since_s: float = 0.0) -> PredictionSummary:
+        """How many predictions a version made since a wall time, how sure it was, and how often it was right."""
+        with explained():
+            return predictions.summary(self.database, model_version, since_s)
+
+    # --------------------------------------------------------------------------------------------------- details
+
+    @contextlib.contextmanager
+    def _change(self, name: str) -> Iterator[None]:
+        """One transaction; when it fails, what is held in memory is forgotten."""
+        evicted = self._evicted
+        is_outermost = not self.database.conn.in_transaction
+        try:
+            with transaction(self.database, name):
+                yield
+                if is_outermost and self._evicted != evicted:
+                    self._raise_counter("evicted", self._evicted - evicted)
+        except BaseException:
+            self._evicted = evicted
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        self._tally = None
+        self._statuses = None
+        self._prediction_bytes = None
+
+    def _counted(self) -> Tally:
+        if self._tally is None:
+            with explained():
+                self._tally = _count(self.database)
+        return self._tally
+
+    def _class_statuses(self) -> dict[str, str]:
+        if self._statuses is None:
+            with explained():
+                self._statuses = dict(self.database.execute("SELECT name, status FROM classes").fetchall())
+        return self._statuses
+
+    @property
+    def _prediction_bytes_max(self) -> int:
+        return int(self._quota_bytes * _PREDICTION_IMAGES_SHARE)
+
+    def _stored_bytes(self) -> int:
+        if self._prediction_bytes is None:
+            with explained():
+                self._prediction_bytes = predictions.image_bytes_held(self.database)
+        return self._counted().image_bytes + self._prediction_bytes
+
+    def _raise_counter(self, name: str, step: int = 1) -> None:
+        self.database.execute(
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, step),
+        )
+
+    def _sample_row(self, column: str, value: int | str) -> sqlite3.Row | None:
+        cursor = self.database.conn.cursor()
+        cursor.row_factory = sqlite3.Row
+        row: sqlite3.Row | None = cursor.execute(
+            "SELECT id, label, split, image_bytes, is_new, pinned_by FROM samples"  # noqa: S608 - a column's name
+            f" WHERE {column} = ?",
+            (value,),
+        ).fetchone()
+        return row
+
+    def _add_one(self, sample: NewSample) -> AddOutcome:
+        known = self._sample_row("digest", sample.digest)
+        if known is None:
+            self._make_room(len(sample.image))
+            self._insert(sample)
+            return AddOutcome.STORED
+        self.database.execute("UPDATE samples SET seen = seen + 1 WHERE id = ?", (known["id"],))
+        if sample.label is not None and self._relabel(known, sample.label, sample.label_source):
+            return AddOutcome.RELABELLED
+        self._raise_counter("duplicates")
+        return AddOutcome.DUPLICATE
+
+    def _insert(self, sample: NewSample) -> None:
+        split = self._split_of(sample.group)
+        now_s = self._clock.wall_s()
+        sample_id = self.database.execute(
+            "INSERT INTO samples (digest, split, group_name, width, height, image_bytes, image_crc32, origin,"
+            " taken_at_s, added_at_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                sample.digest,
+                split.value,
+                sample.group,
+                sample.width,
+                sample.height,
+                len(sample.image),
+                zlib.crc32(sample.image),
+                sample.origin,
+                sample.taken_at_s,
+                now_s,
+            ),
+        ).lastrowid
+        self.database.execute("INSERT INTO images VALUES (?, ?)", (sample_id, sample.image))
+        self._counted().put(None, split, image_bytes=len(sample.image), is_new=False)
+        if sample.label is not None:
+            row = self._sample_row("id", int(sample_id or 0))
+            assert row is not None
+            self._relabel(row, sample.label, sample.label_source)
+
+    def _relabel(self, row: sqlite3.Row, label: str, source: LabelSource | None) -> bool:
+        """Write a label down; False when the sample has it already."""
+        if row["label"] == label:
+            return False
+        self._register_class(check_label(label))
+        label_id = self.database.execute(
+            "INSERT INTO labels (sample_id, label, source, said_at_s) VALUES (?, ?, ?, ?)",
+            (row["id"], label, (source or LabelSource.API).value, self._clock.wall_s()),
+        ).lastrowid
+        self.database.execute(
+            "UPDATE samples SET label = ?, label_id = ?, is_new = 1 WHERE id = ?", (label, label_id, row["id"])
+        )
+        split, is_pinned = Split(row["split"]), row["pinned_by"] is not None
+        tally = self._counted()
+        tally.take(row["label"], split, image_bytes=row["image_bytes"], is_new=bool(row["is_new"]), is_pinned=is_pinned)
+        tally.put(label, split, image_bytes=row["image_bytes"], is_new=True, is_pinned=is_pinned)
+        return True
+
+    def _register_class(self, name: str) -> None:
+        statuses = self._class_statuses()
+        if name in statuses:
+            return
+        self.database.execute(
+            "INSERT INTO classes (name, status, first_seen_s) VALUES (?, ?, ?)",
+            (name, self._status_of_unseen, self._clock.wall_s()),
+        )
+        statuses[name] = self._status_of_unseen
+
+    def _split_of(self, group: str) -> Split:
+        """The split of a group, which stays what it was when the shares change."""
+        known = scalar(self.database, "SELECT split FROM groups WHERE name = ?", (group,))
+        if known is not None:
+            return Split(known)
+        split = assign_split(group, self._retention.validation_share, self._retention.holdout_share)
+        self.database.execute("INSERT INTO groups VALUES (?, ?)", (group, split.value))
+        return split
+
+    def _make_room(self, needed_bytes: int) -> None:
+        while self._stored_bytes() + needed_bytes > self._quota_bytes:
+            if not self._evict_one():
+                raise QuotaError(
+                    f"the sample buffer is full: {self._stored_bytes()} of {self._quota_bytes} bytes, and all that is"
+                    " left is pinned by a round or needed for validation"
+                )
+
+    def _evict_one(self) -> bool:
+        tally = self._counted()
+        refused = frozenset(name for name, status in self._class_statuses().items() if status == "refused")
+        shelf = next(self._retention.victims(tally, refused), None)
+        if shelf is None:
+            return False
+        label, split = shelf
+        sql, parameters = (_OLDEST_UNLABELLED, ()) if label is None else (_OLDEST, (label, split.value))
+        sample_id, found_split, image_bytes, is_new = self.database.execute(sql, parameters).fetchone()
+        self.database.execute("DELETE FROM samples WHERE id = ?", (sample_id,))
+        tally.take(label, Split(found_split), image_bytes=image_bytes, is_new=bool(is_new))
+        self._evicted += 1
+        return True
+
+    def _decide_class(self, name: str, status: str) -> None:
+        with self._change("decide_class"):
+            if not self.database.execute("UPDATE classes SET status = ? WHERE name = ?", (status, name)).rowcount:
+                raise NotFoundError(f"no sample was ever labelled {name!r}", hint="see: edgetune data stats")
+            self._statuses = None
+
+    def _unpin(self, round_id: int) -> None:
+        self.database.execute("UPDATE samples SET pinned_by = NULL WHERE pinned_by = ?", (round_id,))
+        self.database.execute("DELETE FROM freezes WHERE round_id = ?", (round_id,))
+
+
+_OLDEST = (
+    "SELECT id, split, image_bytes, is_new FROM samples"
+    " WHERE label = ? AND split = ? AND pinned_by IS NULL ORDER BY id LIMIT 1"
+)
+_OLDEST_UNLABELLED = (
+    "SELECT id, split, image_bytes, is_new FROM samples WHERE label IS NULL AND pinned_by IS NULL ORDER BY id LIMIT 1"
+)
+_CHOOSE = """
+    WITH wanted AS (
+        SELECT id, digest, label, split, row_number() OVER (PARTITION BY label, split ORDER BY id DESC) AS turn
+        FROM samples WHERE label IN (SELECT value FROM json_each(:classes))
+    ), turns AS (
+        SELECT *, row_number() OVER (PARTITION BY split ORDER BY turn, id DESC) AS place FROM wanted
+    )
+    SELECT id, digest, label, split FROM turns
+    WHERE split <> 'training' OR :training_max IS NULL OR place <= :training_max
+    ORDER BY id
+"""
+
+
+def _connect_checked(path: Path) -> tuple[str, Database | None]:
+    """The open database, or what is wrong with the file."""
+    db: Database | None = None
+    try:
+        db = connect(path)
+        found = integrity.quick_problems(db)
+    except sqlite3.Error as error:
+        if db is not None:
+            db.close()
+        if not is_corruption(error):
+            raise
+        return str(error), None
+    if found:
+        db.close()
+        return found[0], None
+    return "", db
+
+
+def _count(db: Database) -> Tally:
+    tally = Tally()
+    for label, split, samples, new, pinned, image_bytes in db.execute(
+        "SELECT label, split, count(*), sum(is_new), count(pinned_by), sum(image_bytes)"
+        " FROM samples GROUP BY label, split"
+    ):
+        tally.shelves[label, Split(split)] = Count(samples=samples, new=new, pinned=pinned, image_bytes=image_bytes)
+        tally.image_bytes += image_bytes
+    return tally
+
+
+def _class_stats(name: str, status: str, tally: Tally) -> ClassStats:
+    counts = {split: tally.shelves.get((name, split), Count()) for split in Split}
+    return ClassStats(
+        label=name,
+        status=status,
+        training=counts[Split.TRAINING].samples,
+        validation=counts[Split.VALIDATION].samples,
+        holdout=counts[Split.HOLDOUT].samples,
+        labelled_since_round=sum(count.new for count in counts.values()),
+    )

@@ -1,0 +1,412 @@
+"""
+The values that cross a module border: frozen dataclasses and enums, nothing else.
+
+`None` means unknown. A label is a class name, never an index. A digest is a lower-case SHA-256 in hexadecimal.
+A share or an accuracy lies between 0 and 1, in files and on the socket too.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# --------------------------------------------------------------------------------------------------- samples
+
+
+class Split(str, enum.Enum):
+    """Which part of the buffer a sample belongs to, for ever: assigned by hash of its group."""
+
+    TRAINING = "training"
+    VALIDATION = "validation"
+    HOLDOUT = "holdout"
+
+
+class LabelSource(str, enum.Enum):
+    """Who said what a sample shows."""
+
+    FOLDER = "folder"  # the inbox folder it was dropped into
+    SIDECAR = "sidecar"  # the JSON file beside it
+    API = "api"  # POST /v1/samples?label= or `edgetune data label`
+    FEEDBACK = "feedback"  # POST /v1/predictions/{id}/label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """How an image becomes the model's input: one decode, one resize, and a normalisation inside the graph."""
+
+    height: int
+    width: int
+    resize: str = "stretch"  # "stretch": to (height, width); "center_crop": shorter side, then the middle
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSample:
+    """A checked image on its way into the buffer."""
+
+    digest: str  # of the file's original bytes
+    image: bytes  # what is stored: the original, or the upright image at the model's size
+    width: int
+    height: int
+    label: str | None
+    label_source: LabelSource | None
+    group: str  # near-twins share it and so share a split
+    origin: str  # path inside the inbox, or "api"
+    taken_at_s: float  # wall clock, for people
+
+
+class AddOutcome(str, enum.Enum):
+    """What the buffer did with a sample."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"  # these bytes were there already; its count went up
+    RELABELLED = "relabelled"  # these bytes were there already, under another label or none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenSample:
+    """One sample of a running round."""
+
+    sample_id: int
+    digest: str
+    label: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassStats:
+    """What the buffer holds of one class."""
+
+    label: str
+    status: str  # "accepted" | "pending" | "refused"
+    training: int
+    validation: int
+    holdout: int
+    labelled_since_round: int  # labelled or relabelled since the last finished round
+
+    @property
+    def total(self) -> int:
+        """Samples of this class in all splits."""
+        return self.training + self.validation + self.holdout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferStats:
+    """What the buffer holds, as the trigger and `status` see it."""
+
+    samples: int
+    labelled: int
+    unlabelled: int
+    duplicates: int
+    stored_bytes: int
+    quota_bytes: int
+    pinned: int
+    evicted: int
+    quarantined: int
+    new_labelled: int  # training samples of accepted classes, labelled since the last finished round
+    classes: tuple[ClassStats, ...]
+
+
+# --------------------------------------------------------------------------------------------------- the board
+
+
+class Quantity(str, enum.Enum):
+    """What a budget can be set on; the value is its name with its unit, everywhere."""
+
+    MEM_AVAILABLE_MIB = "mem_available_mib"
+    TRAINER_RSS_MIB = "trainer_rss_mib"
+    SOC_TEMP_C = "soc_temp_c"
+    POWER_W = "power_w"
+    CPU_SHARE = "cpu_share"  # of all cores, 0..1
+    DISK_FREE_MIB = "disk_free_mib"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One quantity as read now."""
+
+    value: float | None
+    source: str  # "/sys/class/thermal/thermal_zone0", "psutil", "jtop", "none"
+    why_unknown: str = ""
+    is_estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """All quantities at one moment."""
+
+    at_s: float  # Clock.now_s
+    wall_s: float
+    local_minute: int  # minutes since local midnight, 0..1439
+    values: Mapping[Quantity, Measurement]
+
+    def value(self, quantity: Quantity) -> float | None:
+        """The number, or None when this board did not give one."""
+        measurement = self.values.get(quantity)
+        return None if measurement is None else measurement.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The operator's budgets; None means no limit."""
+
+    mem_available_min_mib: float | None = None
+    trainer_rss_max_mib: float | None = None
+    soc_temp_max_c: float | None = None
+    power_max_w: float | None = None
+    cpu_share_max: float | None = None
+    disk_free_min_mib: float | None = None
+    hours: tuple[tuple[int, int], ...] = ()  # (from, to) in minutes since local midnight; empty: always
+    hysteresis: float = 0.05  # how far inside a limit a value must come back before work goes on, as a share of it
+
+
+class VerdictKind(str, enum.Enum):
+    """What the budget allows a trainer, from the loosest to the strictest."""
+
+    RUN = "run"
+    THROTTLE = "throttle"
+    PAUSE = "pause"  # gives back heat, watts and CPU
+    STOP = "stop"  # gives back memory too
+
+
+class BreachKind(str, enum.Enum):
+    """Which of the round machine's events a breach becomes."""
+
+    NONE = "none"
+    TOO_HOT = "too_hot"
+    TOO_HUNGRY = "too_hungry"  # watts or CPU
+    TOO_BIG = "too_big"  # memory or disk
+    WITHHELD = "withheld"  # hours of the day, an operator's pause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the budget says now, and why."""
+
+    kind: VerdictKind
+    duty: float  # share of the time a trainer may compute, 0..1
+    breach: BreachKind = BreachKind.NONE
+    reasons: tuple[str, ...] = ()  # "soc_temp_c value=83.5 limit=80.0"
+
+
+# --------------------------------------------------------------------------------------------------- rounds
+
+
+class RoundKind(str, enum.Enum):
+    """The two kinds of round."""
+
+    ADAPT = "adapt"  # fine-tune the served version
+    RESHAPE = "reshape"  # prune the factory model anew
+
+
+class RoundState(str, enum.Enum):
+    """The states of the round machine (decide/rounds.py)."""
+
+    IDLE = "idle"
+    HELD = "held"
+    TRAINING = "training"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    SUSPENDED = "suspended"
+    VERIFYING = "verifying"
+    COOLDOWN = "cooldown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a round does to the weights, beside the samples. Defaults are config.yaml's."""
+
+    criterion: str = "taylor"  # "l1" | "taylor" | "random"
+    level: float = 0.5  # share of the factory model's parameters to remove; 0 only fine-tunes
+    round_to: int = 8  # kept channels are a multiple of this
+    epochs_before: float = 2  # on the site's samples, before filters are ranked
+    epochs_after: float = 6
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    learning_rate_before: float = 0.002
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: str = "crop_flip"  # "none" | "crop" | "crop_flip"
+    max_steps: int | None = None  # over all epochs; None: no bound
+    checkpoint_steps: int = 100
+    scoring_batches: int = 30
+    timing_runs: int = 50
+    seed: int = 0
+    threads: int = 2  # of the trainer; part of the result, because sums depend on it
+    memory_format: str = "contiguous"  # "contiguous" | "channels_last"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSpec:
+    """What a trainer is told: rounds/0042/spec.json. With the buffer it is all that a round depends on."""
+
+    round_id: int
+    kind: RoundKind
+    reason: str
+    base_version: int  # what is served now, and what the gate compares with
+    factory_version: int  # what `level` is relative to
+    candidate_version: int  # the version to publish as
+    generation: int  # raised by hand promotions and rollbacks; an older candidate is refused
+    classes: tuple[str, ...]  # the candidate's outputs, in order; begins with the base's
+    samples: tuple[FrozenSample, ...]
+    samples_digest: str  # SHA-256 over the sorted "digest label split" lines
+    recipe: Recipe
+    models_dir: str
+    buffer_path: str
+    serving_threads: int  # the candidate is timed with what the service uses
+    created_at: str  # ISO 8601 wall time, for people
+    builders: Mapping[str, str] = field(default_factory=dict)  # reserved names -> "package.module:function"
+
+
+class TrainerOutcome(str, enum.Enum):
+    """How a trainer ended: outcome.json. Everything but the first two ends the round in a cool-down."""
+
+    PUBLISHED = "published"
+    CHECKPOINTED = "checkpointed"
+    NO_SAMPLES = "no_samples"
+    ONE_CLASS = "one_class"
+    NAN_LOSS = "nan_loss"
+    OUT_OF_MEMORY = "out_of_memory"
+    UNPRUNABLE = "unprunable"
+    BAD_MODEL = "bad_model"
+    DISK_FULL = "disk_full"
+    MISSING_LIBRARY = "missing_library"
+    FAILED = "failed"
+    KILLED = "killed"  # written by the daemon: no outcome was left
+
+
+# --------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassScore:
+    """How a model does on one class of the hold-out."""
+
+    count: int
+    correct: int
+
+    @property
+    def top1(self) -> float | None:
+        """Share of right answers, or None without samples."""
+        return self.correct / self.count if self.count else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """What a model does on a set of labelled samples."""
+
+    count: int
+    correct: int
+    loss: float  # mean cross-entropy in nats
+    per_class: Mapping[str, ClassScore]
+
+    @property
+    def top1(self) -> float | None:
+        """Share of right answers, or None without samples."""
+        return self.correct / self.count if self.count else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Time of one prediction with the serving engine on this board, batch of one."""
+
+    median_ms: float
+    p90_ms: float
+    runs: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """How large a model is."""
+
+    parameters: int
+    macs: int
+    onnx_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Candidate against base on the same hold-out samples and the same runtime, interleaved."""
+
+    base: Metrics
+    candidate: Metrics
+    only_base_correct: int  # samples that the base got right and the candidate wrong
+    only_candidate_correct: int
+    base_latency: Latency
+    candidate_latency: Latency
+    base_cost: Cost
+    candidate_cost: Cost
+    new_classes: tuple[str, ...] = ()  # classes the base has no output for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """What was cut, relative to the factory model."""
+
+    criterion: str
+    level_asked: float
+    level_achieved: float
+    round_to: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """models/v000042/manifest.json: what a version is, where it comes from and how good it was when published."""
+
+    version: int
+    kind: str  # "factory" | "adapt" | "reshape"
+    architecture: str  # "cifar:resnet20", "torchvision:mobilenet_v2", "package.module:function"
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    parent: int | None
+    generation: int
+    round_id: int | None
+    created_at: str  # ISO 8601 wall time
+    files: Mapping[str, str]  # name -> SHA-256
+    cost: Cost
+    latency: Latency | None = None
+    comparison: Comparison | None = None  # None for a factory model
+    pruning: Pruning | None = None
+    samples_digest: str = ""
+    sample_count: int = 0
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""  # of a factory model: the file it was imported from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatePolicy:
+    """When a candidate is good enough."""
+
+    holdout_min: int = 50
+    class_min: int = 5  # hold-out samples below which a class is reported, not judged
+    accuracy_drop_max: float = 0.01  # observed
+    accuracy_risk_max: float = 0.05  # that the hold-out cannot rule out, at `confidence`
+    class_drop_max: float = 0.10
+    confidence: float = 0.95  # of the paired test
+    latency_ratio_max: float = 1.10
+    size_ratio_max: float = 1.05
+    accuracy_gain_min: float = 0.005  # a candidate that is neither faster nor smaller must be better by this
+    worthwhile_ratio: float = 0.95  # of latency or parameters: below it counts as faster or smaller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateDecision:
+    """Promote or refuse, with every reason."""
+
+    is_promoted: bool
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One prediction."""
+
+    prediction_id: str
+    model_version: int
+    top: tuple[tuple[str, float], ...]  # (class, probability), best first
+    latency_ms: float

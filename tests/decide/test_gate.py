@@ -1,0 +1,133 @@
+"""The gate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from edgetune.decide.gate import judge, largest_plausible_drop
+from edgetune.types import ClassScore, Comparison, Cost, GatePolicy, Latency, Metrics
+
+POLICY = GatePolicy()
+
+
+def metrics(loss: float = 0.5, **correct: tuple[int, int]) -> Metrics:
+    """Per class (correct, count)."""
+    return Metrics(
+        count=sum(n for _, n in correct.values()),
+        correct=sum(c for c, _ in correct.values()),
+        loss=loss,
+        per_class={label: ClassScore(correct=c, count=n) for label, (c, n) in correct.items()},
+    )
+
+
+def compare(base: Metrics, candidate: Metrics, **changes: object) -> Comparison:
+    """A candidate half the size and time of the base, and no more disagreement than the figures need."""
+    gained = max(0, candidate.correct - base.correct)
+    lost = max(0, base.correct - candidate.correct)
+    fields = {
+        "base": base,
+        "candidate": candidate,
+        "only_base_correct": lost,
+        "only_candidate_correct": gained,
+        "base_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2),
+        "candidate_latency": Latency(median_ms=5, p90_ms=6, runs=50, threads=2),
+        "base_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000),
+        "candidate_cost": Cost(parameters=500, macs=500, onnx_bytes=2000),
+    }
+    return Comparison(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+BASE = metrics(cat=(80, 100), dog=(80, 100))
+
+
+def test_smaller_and_as_good_is_promoted_with_what_was_gained() -> None:
+    """The reasons name the gains."""
+    decision = judge(compare(BASE, BASE), POLICY)
+    assert decision.is_promoted
+    assert any("latency" in reason for reason in decision.reasons)
+    assert any("parameters" in reason for reason in decision.reasons)
+
+
+def test_a_loss_of_accuracy_is_refused_with_both_figures() -> None:
+    """80.0 % to 75.0 % is more than a point."""
+    decision = judge(compare(BASE, metrics(cat=(75, 100), dog=(75, 100))), POLICY)
+    assert not decision.is_promoted
+    assert "80.0%" in decision.reasons[0]
+    assert "75.0%" in decision.reasons[0]
+
+
+def test_one_class_cannot_pay_for_another() -> None:
+    """The same accuracy overall, but the dogs are lost."""
+    decision = judge(compare(BASE, metrics(cat=(98, 100), dog=(62, 100)), only_base_correct=18, only_candidate_correct=18), POLICY)
+    assert not decision.is_promoted
+    assert any("'dog'" in reason for reason in decision.reasons)
+
+
+def test_a_new_class_cannot_pay_for_the_old_ones() -> None:
+    """Fifty right answers of a class the base never knew do not hide twelve lost ones."""
+    base = metrics(cat=(80, 100), dog=(80, 100), owl=(0, 50))
+    candidate = metrics(cat=(74, 100), dog=(74, 100), owl=(50, 50))
+    decision = judge(compare(base, candidate, new_classes=("owl",), only_base_correct=12, only_candidate_correct=50), POLICY)
+    assert not decision.is_promoted
+    assert "accuracy falls" in decision.reasons[0]
+
+
+def test_too_few_samples_promote_nothing() -> None:
+    """The figure and the need are both named."""
+    small = metrics(cat=(10, 12), dog=(10, 12))
+    decision = judge(compare(small, small), POLICY)
+    assert decision.reasons == ("hold-out too small: 24 of 50 samples",)
+
+
+def test_disagreement_that_could_hide_a_loss_asks_for_more_samples() -> None:
+    """Equal accuracy on 60 samples with 20 disagreements says little; on 6000 with 200 it says enough."""
+    few = metrics(cat=(48, 60))
+    decision = judge(compare(few, few, only_base_correct=10, only_candidate_correct=10), POLICY)
+    assert "cannot be ruled out" in decision.reasons[0]
+    many = metrics(cat=(4800, 6000))
+    assert judge(compare(many, many, only_base_correct=100, only_candidate_correct=100), POLICY).is_promoted
+
+
+def test_slower_on_this_board_is_refused_however_small() -> None:
+    """Fewer filters are often not faster."""
+    slow = Latency(median_ms=13, p90_ms=14, runs=50, threads=2)
+    assert "slower on this board" in judge(compare(BASE, BASE, candidate_latency=slow), POLICY).reasons[0]
+
+
+def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
+    """Same size, same speed, same accuracy."""
+    same = {"candidate_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2), "candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000)}
+    assert "nothing is gained" in judge(compare(BASE, BASE, **same), POLICY).reasons[0]
+    better = metrics(cat=(85, 100), dog=(82, 100))
+    assert judge(compare(BASE, better, **same), POLICY).is_promoted
+
+
+def test_a_loss_that_is_not_a_number_is_refused() -> None:
+    """NaN compares with nothing."""
+    assert not judge(compare(BASE, replace(BASE, loss=math.nan)), POLICY).is_promoted
+
+
+def test_a_class_with_few_samples_is_reported_and_not_judged() -> None:
+    """Three samples are no evidence."""
+    base, candidate = metrics(cat=(95, 100), fox=(3, 3)), metrics(cat=(97, 100), fox=(1, 3))
+    decision = judge(compare(base, candidate), POLICY)
+    assert decision.is_promoted
+    assert any("'fox'" in warning for warning in decision.warnings)
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 200), (5, 5, 200), (20, 3, 100), (3, 20, 100)])
+def test_the_bound_holds_at_its_stated_rate(b: int, c: int, n: int) -> None:
+    """Simulated pairs with these true rates: the true drop lies under the bound in about 95 of 100 draws or more."""
+    import random
+
+    draw = random.Random(7)  # noqa: S311 - a simulation
+    hits, runs = 0, 2000
+    for _ in range(runs):
+        outcomes = [draw.random() for _ in range(n)]
+        only_base = sum(o < b / n for o in outcomes)
+        only_candidate = sum(b / n <= o < (b + c) / n for o in outcomes)
+        hits += largest_plausible_drop(only_base, only_candidate, n, 0.95) >= (b - c) / n
+    assert hits / runs > 0.93

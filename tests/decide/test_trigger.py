@@ -1,0 +1,104 @@
+"""The trigger."""
+
+from __future__ import annotations
+
+from edgetune.decide.trigger import ManualRequest, ServedSummary, TriggerPolicy, Want, consider
+from edgetune.types import BufferStats, ClassStats, RoundKind
+
+POLICY = TriggerPolicy(new_samples=200, new_class_samples=20, min_interval_s=3600, max_interval_s=7 * 86400)
+SERVED = ServedSummary(classes=("cat", "dog"), tuned_classes=("cat", "dog"), is_target_met=True)
+
+
+def stats(new: int = 0, **classes: tuple[str, int]) -> BufferStats:
+    """Classes as (status, training samples), each with 60 hold-out samples."""
+    entries = tuple(
+        ClassStats(label=label, status=status, training=n, validation=5, holdout=60, labelled_since_round=0)
+        for label, (status, n) in (classes or {"cat": ("accepted", 100), "dog": ("accepted", 100)}).items()
+    )
+    return BufferStats(
+        samples=0, labelled=0, unlabelled=0, duplicates=0, stored_bytes=0, quota_bytes=1, pinned=0, evicted=0,
+        quarantined=0, new_labelled=new, classes=entries,
+    )  # fmt: skip
+
+
+def ask(of: BufferStats, *, since: float | None = 1e5, manual: ManualRequest | None = None, served: ServedSummary | None = SERVED) -> Want:
+    """Consider with the usual policy."""
+    return consider(of, POLICY, served, since_last_s=since, manual=manual)
+
+
+def test_what_is_missing_is_counted() -> None:
+    """37 of 200 new samples."""
+    want = ask(stats(new=37))
+    assert not want.is_wanted
+    assert "37 of 200 new samples" in want.missing
+
+
+def test_enough_new_samples_want_a_round_and_say_so() -> None:
+    """The reason names the figures and the kind."""
+    want = ask(stats(new=200))
+    assert want.is_wanted
+    assert want.kind is RoundKind.ADAPT
+    assert "200 of 200 new samples" in want.reason
+
+
+def test_nothing_is_wanted_without_a_model() -> None:
+    """There is nothing to start from."""
+    assert not ask(stats(new=500), served=None).is_wanted
+
+
+def test_a_round_waits_for_the_least_interval() -> None:
+    """And says how long."""
+    want = ask(stats(new=200), since=600)
+    assert not want.is_wanted
+    assert want.next_in_s == 3000
+    assert ask(stats(new=200), since=None).is_wanted
+
+
+def test_a_few_new_samples_are_enough_after_the_longest_interval() -> None:
+    """But not none."""
+    assert ask(stats(new=1), since=8 * 86400).is_wanted
+    assert not ask(stats(new=0), since=8 * 86400).is_wanted
+
+
+def test_a_new_class_wants_a_round_once_accepted_and_reshapes() -> None:
+    """The mix has changed; a pending class only asks for the operator's word."""
+    seen = {"cat": ("accepted", 50), "dog": ("accepted", 50)}
+    want = ask(stats(new=0, **seen, owl=("accepted", 20)))
+    assert want.is_wanted
+    assert want.kind is RoundKind.RESHAPE
+    assert "'owl' is new" in want.reason
+    pending = ask(stats(new=0, **seen, owl=("pending", 50)))
+    assert not pending.is_wanted
+    assert any("edgetune data accept owl" in missing for missing in pending.missing)
+    assert any("5 of 20" in m for m in ask(stats(new=0, **seen, owl=("accepted", 5))).missing)
+
+
+def test_a_factory_model_is_reshaped_first() -> None:
+    """Its target is unmet."""
+    assert ask(stats(new=200), served=ServedSummary(classes=("cat",), tuned_classes=(), is_target_met=False)).kind is RoundKind.RESHAPE
+
+
+def test_no_round_is_begun_that_the_gate_would_refuse_for_its_hold_out() -> None:
+    """Training in vain costs watts."""
+    few = BufferStats(**{**{f: getattr(stats(new=500), f) for f in BufferStats.__slots__}, "classes": tuple(
+        ClassStats(label=label, status="accepted", training=100, validation=5, holdout=5, labelled_since_round=0) for label in ("cat", "dog")
+    )})
+    want = ask(few)
+    assert not want.is_wanted
+    assert any("10 of 50 hold-out" in missing for missing in want.missing)
+
+
+def test_one_class_is_nothing_to_tell_apart() -> None:
+    """Whatever asked for the round, unless it is forced."""
+    one = stats(new=500, cat=("accepted", 500))
+    assert not ask(one).is_wanted
+    assert not ask(one, manual=ManualRequest()).is_wanted
+    assert ask(one, manual=ManualRequest(is_forced=True)).is_wanted
+
+
+def test_an_operator_need_not_wait_and_may_choose_the_kind() -> None:
+    """Neither new samples nor the interval are needed."""
+    want = ask(stats(new=0), since=1, manual=ManualRequest(kind=RoundKind.RESHAPE, by="root"))
+    assert want.is_wanted
+    assert want.kind is RoundKind.RESHAPE
+    assert "root" in want.reason

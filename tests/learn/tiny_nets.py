@@ -1,0 +1,50 @@
+"""Small networks for tests, as a user's own module would hold them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class TinyNet(nn.Module):
+    """Stem, one residual block, one depthwise block; dropout makes the random state matter."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.left = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16))
+        self.expand = nn.Sequential(nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.depth = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1, groups=32, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [N, 3, H, W] -> logits."""
+        x = self.stem(x)
+        x = torch.relu(x + self.left(x))
+        x = self.depth(self.expand(x))
+        return self.head(self.drop(x.mean(dim=(2, 3))))
+
+
+def tiny(num_classes: int) -> nn.Module:
+    """The builder."""
+    return TinyNet(num_classes)
+
+
+def two_heads(num_classes: int) -> nn.Module:
+    """A builder that no round can widen."""
+    return nn.ModuleDict({"one": nn.Linear(4, num_classes), "two": nn.Linear(4, num_classes)})
+
+
+class Exploding(TinyNet):
+    """Its loss is never finite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """NaN in training, finite otherwise (so that it can be imported)."""
+        y = super().forward(x)
+        return y / 0.0 * 0.0 if self.training else y
+
+
+def exploding(num_classes: int) -> nn.Module:
+    """The builder of a network whose training loss is NaN."""
+    return Exploding(num_classes)
