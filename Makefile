@@ -72,8 +72,8 @@ install: install-program install-files  ## as root: program, unit, user, configu
 	@sh systemd/after-install "$(DESTDIR)" "$(SYSCONFDIR)"
 
 install-program:
-	$(PYTHON) -m venv $(if $(filter 1,$(SITE_PACKAGES)),--system-site-packages) "$(DESTDIR)$(PREFIX)"
-	"$(DESTDIR)$(PREFIX)/bin/python" -m pip install --disable-pip-version-check --upgrade $(PIP_ARGS) \
+	umask 022; $(PYTHON) -m venv $(if $(filter 1,$(SITE_PACKAGES)),--system-site-packages) "$(DESTDIR)$(PREFIX)"
+	umask 022; "$(DESTDIR)$(PREFIX)/bin/python" -m pip install --disable-pip-version-check --upgrade $(PIP_ARGS) \
 	    "edgetune$(if $(EXTRAS),[$(EXTRAS)]) @ file://$(abspath $(SOURCE))"
 	install -d "$(DESTDIR)/usr/local/bin"
 	ln -sfn "$(PREFIX)/bin/edgetune" "$(DESTDIR)/usr/local/bin/edgetune"

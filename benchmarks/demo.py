@@ -13,13 +13,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,58 +23,20 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from edgetune.client import Client
-from edgetune.errors import EdgetuneError
+from benchmarks.stage import Asker, Stage, say, table
 
 SIDE = 32
 SITE_DIGITS = (1, 3, 4, 6, 7, 9)
-TRIGGER = 200
+CAMERAS = {"site": "turned, dim, noisy", "site2": "turned further, dimmer"}
 CONFIG = """
-paths: {{state_dir: "{root}/state", runtime_dir: "{root}/run"}}
-inbox: {{settle: 500ms, scan_interval: 2s}}
-buffer: {{validation: 15%, holdout: 20%}}
-triggers: {{new_samples: {trigger}, cooldown: 5s}}
-budgets: {{interval: 500ms, memory_available_min: 200MiB, disk_free_min: 200MiB, temperature_max: null}}
-pruning: {{level: 60%, round_to: 8, scoring_batches: 10}}
-training: {{epochs_before: 1, epochs_after: 5, batch_size: 32, augment: crop}}
-gate: {{holdout_min: 50, accuracy_drop_max: 1pp, accuracy_risk_max: 8pp}}
-serving: {{socket_group: null}}
+inbox: {settle: 500ms, scan_interval: 2s}
+buffer: {validation: 15%, holdout: 20%}
+triggers: {new_samples: 800, cooldown: 5s}
+budgets: {interval: 500ms, memory_available_min: 200MiB, disk_free_min: 200MiB, temperature_max: null}
+pruning: {level: 60%, round_to: 8, scoring_batches: 10}
+training: {epochs_before: 1, epochs_after: 5, batch_size: 32, augment: crop}
+gate: {holdout_min: 50, accuracy_drop_max: 1pp, accuracy_risk_max: 8pp}
 """
-
-
-@dataclass
-class Asker:
-    """A client that never stops asking."""
-
-    client: Client
-    picture: bytes
-    answered: int = 0
-    versions: dict[int, int] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    is_done: bool = False
-
-    def run(self) -> None:
-        """Ask until told to stop."""
-        while not self.is_done:
-            try:
-                answer = self.client.post("/v1/predict", self.picture, record="false")
-            except EdgetuneError as error:
-                self.failures.append(str(error))
-            else:
-                self.answered += 1
-                version = int(answer["model_version"])
-                self.versions[version] = self.versions.get(version, 0) + 1
-            time.sleep(0.005)
-
-
-def say(text: str) -> None:
-    """Tell the reader what happens."""
-    print(text, flush=True)
-
-
-def edgetune(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb of the command line as a user would."""
-    return subprocess.run([sys.executable, "-m", "edgetune", *arguments], check=True, text=True, capture_output=True)
 
 
 def capture(scan: np.ndarray[Any, Any], camera: str, draw: np.random.Generator) -> bytes:
@@ -86,11 +44,11 @@ def capture(scan: np.ndarray[Any, Any], camera: str, draw: np.random.Generator) 
     picture = Image.fromarray((scan * (255 / 16)).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = np.asarray(picture, dtype=np.float32)
     if camera != "factory":
-        angle = 28.0 if camera == "site" else 40.0
-        turned = picture.rotate(angle + draw.normal(0, 6), Image.Resampling.BILINEAR, translate=tuple(draw.integers(-2, 3, 2)))
-        contrast, floor = (0.45, 90.0) if camera == "site" else (0.35, 60.0)
+        angle = 18.0 if camera == "site" else 36.0
+        turned = picture.rotate(angle + draw.normal(0, 5), Image.Resampling.BILINEAR, translate=tuple(draw.integers(-2, 3, 2)))
+        contrast, floor = (0.7, 30.0) if camera == "site" else (0.6, 40.0)
         pixels = np.asarray(turned, dtype=np.float32) * contrast + floor
-    pixels = pixels + draw.normal(0, 4 if camera == "factory" else 14, pixels.shape)
+    pixels = pixels + draw.normal(0, 4 if camera == "factory" else 12, pixels.shape)
     file = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB").save(file, "PNG")
     return file.getvalue()
@@ -110,7 +68,7 @@ def train_factory_model(scans: np.ndarray[Any, Any], digits: np.ndarray[Any, Any
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(file)), dtype=np.float32) for file in files])
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     labels = torch.from_numpy(digits).long()
-    model = new_network("cifar:resnet20", 10, None).model.train()
+    model = new_network("cifar:resnet20", 10, None).module.train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     epochs, batch = 8, 64
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=epochs * (len(images) // batch))
@@ -143,50 +101,6 @@ def drop(inbox: Path, scans: list[tuple[int, np.ndarray[Any, Any], int]], camera
     return count
 
 
-def accuracy(client: Client, pictures: list[tuple[bytes, str]]) -> float:
-    """Share of right answers of the served model, asked over the socket."""
-    answers = [client.post("/v1/predict", picture, record="false", top_k=1) for picture, _ in pictures]
-    return sum(a["top"][0]["class"] == label for a, (_, label) in zip(answers, pictures, strict=True)) / len(pictures)
-
-
-def wait_for(what: str, check: Any, timeout_s: float = 240.0) -> Any:
-    """Wait until `check` answers something, showing the daemon's own words."""
-    ends_s = time.monotonic() + timeout_s
-    while time.monotonic() < ends_s:
-        found = check()
-        if found:
-            return found
-        time.sleep(0.25)
-    raise SystemExit(f"the demo waited {timeout_s:.0f} s in vain for {what}")
-
-
-def round_after(client: Client, last_id: int) -> Any:
-    """Wait for the end of the next round and say what it did."""
-    shown = ""
-
-    def check() -> Any:
-        nonlocal shown
-        status = client.get("/v1/status")
-        now = status["round"]
-        words = f"    round {now['state']}" + (f", {now['phase']}" if now["phase"] else "")
-        if words != shown:
-            shown = words
-            say(words)
-        last = status["last_round"]
-        return status if last and last["id"] > last_id else None
-
-    return wait_for("a round", check)
-
-
-def table(rows: list[tuple[str, ...]]) -> None:
-    """Print the result."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for i, row in enumerate(rows):
-        say("  " + "   ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))))
-        if i == 0:
-            say("  " + "   ".join("-" * w for w in widths))
-
-
 def play(root: Path, *, copies: int) -> int:
     """The demo; returns the exit code."""
     started_s = time.monotonic()
@@ -195,78 +109,60 @@ def play(root: Path, *, copies: int) -> int:
     factory, site = scans[:900], [s for s in scans[900:] if s[2] in SITE_DIGITS]
     seen, unseen = site[: len(site) * 2 // 3], site[len(site) * 2 // 3 :]
     draw = np.random.default_rng(99)
-    tests = {camera: [(capture(s, camera, draw), f"digit {d}") for _, s, d in unseen] for camera in ("site", "site2")}
+    tests = {camera: [(capture(s, camera, draw), f"digit {d}") for _, s, d in unseen] for camera in CAMERAS}
 
     say("1  a factory model learns ten digits from 900 clean scans")
     train_factory_model(np.stack([s[1] for s in factory]), np.array([s[2] for s in factory]), root / "factory.safetensors")
     (root / "classes.txt").write_text("".join(f"digit {d}\n" for d in range(10)))
-    config = root / "config.yaml"
-    config.write_text(CONFIG.format(root=root, trigger=TRIGGER))
-    edgetune(
-        "models", "import", "--config", str(config), "--arch", "cifar:resnet20", "--weights", str(root / "factory.safetensors"),
-        "--classes", str(root / "classes.txt"), "--size", f"{SIDE}x{SIDE}", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5",
+    stage = Stage(root, CONFIG)
+    stage.import_model(
+        "cifar:resnet20", "--weights", str(root / "factory.safetensors"), "--classes", str(root / "classes.txt"),
+        "--size", f"{SIDE}x{SIDE}", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5",
     )  # fmt: skip
-
     say("2  the daemon starts, and a client begins to ask for predictions without pause")
-    log = (root / "daemon.log").open("wb")
-    daemon = subprocess.Popen([sys.executable, "-m", "edgetune", "run", "--config", str(config)], stderr=log, stdout=log)
-    try:
-        return _site(root, seen, tests, copies, started_s)
-    finally:
-        daemon.terminate()
-        daemon.wait(timeout=60)
-
-
-def _site(root: Path, seen: list[Any], tests: dict[str, list[tuple[bytes, str]]], copies: int, started_s: float) -> int:
-    client = Client(root / "run" / "edgetune.sock", timeout_s=30)
-
-    def is_ready() -> bool:
+    with stage:
+        asker = Asker(stage.client(), tests["site"][0][0], pause_s=0.005)
+        asker.start()
         try:
-            return bool(client.get("/v1/status")["served"])
-        except EdgetuneError:
-            return False
-
-    wait_for("the daemon", is_ready, 60)
-    asker = Asker(Client(root / "run" / "edgetune.sock", timeout_s=30), tests["site"][0][0])
-    thread = threading.Thread(target=asker.run)
-    thread.start()
-    rows = [("", "accuracy on the site", "parameters", "latency here", "model file")]
-    before = client.get("/v1/status")["served"]
-    model_file = root / "state" / "models" / "v{:06d}" / "model.onnx"
-
-    def row(name: str, served: Any, share: float, latency_ms: float) -> tuple[str, ...]:
-        size_kib = os.path.getsize(str(model_file).format(served["version"])) / 1024
-        return (name, f"{share:.1%}", f"{served['parameters']:,}", f"{latency_ms:.2f} ms", f"{size_kib:.0f} KiB")
-
-    last_id, promoted = 0, 0
-    factory_row: tuple[str, ...] = ()
-    for camera, words in (("site", "turned, dim, noisy"), ("site2", "turned further, dimmer")):
-        share = accuracy(client, tests[camera])
-        say(f"3  the site's camera ({words}): the served model is right on {share:.1%} of its images")
-        count = drop(root / "state" / "inbox", seen, camera, copies, seed=len(camera))
-        say(f"   {count} files dropped into the inbox")
-        served = client.get("/v1/status")["served"]
-        status = round_after(client, last_id)
-        last = status["last_round"]
-        last_id = last["id"]
-        say(f"   round {last_id} {last['outcome']}: {'; '.join(last['reasons'])}")
-        promoted += bool(last["promoted"])
-        if not factory_row:
-            factory_row = row("factory model", before, share, last["latency_before_ms"])
-            rows.append(factory_row)
-        else:
-            rows.append(row("the same model, camera moved", served, share, last["latency_before_ms"]))
-        rows.append(row(f"after round {last_id} ({last['kind']})", status["served"], accuracy(client, tests[camera]), last["latency_after_ms"]))
-    asker.is_done = True
-    thread.join()
-    say("")
-    table(rows)
-    say("")
+            rows, promoted = visit(stage, seen, tests, copies)
+        finally:
+            asker.stop()
+    say(f"\n{table(rows)}\n")
     say(f"  {asker.answered} requests answered, {len(asker.failures)} failed; by version: {asker.versions}")
     say(f"  {promoted} of 2 rounds promoted; {time.monotonic() - started_s:.0f} s in all; no image left this machine")
     for failure in asker.failures[:5]:
         say(f"  failed: {failure}")
-    return 0 if promoted == 2 and not asker.failures else 1
+    return 0 if promoted == len(tests) and not asker.failures else 1
+
+
+def visit(
+    stage: Stage, seen: list[Any], tests: dict[str, list[tuple[bytes, str]]], copies: int
+) -> tuple[list[tuple[str, ...]], int]:
+    """Show the site through one camera after the other; the rows of the table, and how many rounds were promoted."""
+    rows: list[tuple[str, ...]] = [("", "accuracy on the site", "parameters", "latency here", "model file")]
+    last_id, promoted = 0, 0
+
+    def add(name: str, served: Any, share: float, latency_ms: float) -> None:
+        size = f"{stage.model_bytes(served['version']) / 1024:.0f} KiB"
+        rows.append((name, f"{share:.1%}", f"{served['parameters']:,}", f"{latency_ms:.2f} ms", size))
+
+    for camera, words in CAMERAS.items():
+        served = stage.status()["served"]
+        share = stage.accuracy(tests[camera])
+        say(f"3  the site's camera ({words}): the served model is right on {share:.1%} of its images")
+        count = drop(stage.inbox, seen, camera, copies, seed=len(camera))
+        say(f"   {count} files dropped into the inbox")
+        status = stage.wait_for_round(last_id)
+        last = status["last_round"]
+        last_id = last["id"]
+        say(f"   round {last_id} {last['outcome']}: {'; '.join(last['reasons'])}")
+        if not last["promoted"]:
+            continue
+        promoted += 1
+        add(f"version {served['version']}, camera {words}", served, share, last["latency_before_ms"])
+        after = stage.accuracy(tests[camera])
+        add(f"version {status['served']['version']}, after {last['kind']}", status["served"], after, last["latency_after_ms"])
+    return rows, promoted
 
 
 def main() -> int:

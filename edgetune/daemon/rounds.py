@@ -175,11 +175,14 @@ class Rounds:
         if self.machine.state is RoundState.TRAINING:
             self.trained_s += now_s - self._last_tick_s
         self._last_tick_s = now_s
+        before = self.machine.state
         while not self._arrived.empty():
             await self.take(self._arrived.get_nowait())
         overdue = self._overdue(now_s)
         if overdue is not None:
             await self.take(overdue)
+        if self.machine.state is not before and self.machine.state is RoundState.IDLE:
+            return  # `want` was asked for the world before this round ended
         if self.machine.state is RoundState.IDLE and want.is_wanted:
             self.want = want
             await self.take(Event(kind=EventKind.WANTED, reason=want.reason))

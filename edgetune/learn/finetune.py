@@ -136,7 +136,7 @@ class _Run:
         self._network.module.train()
         self._optimiser.zero_grad(set_to_none=True)
         loss = functional.cross_entropy(self._network.module(images), labels)
-        value = float(loss)
+        value = loss.item()
         if not math.isfinite(value):
             raise LossNotFiniteError(f"the loss became {value} at step {self.step} of {phase.name}")
         loss.backward()

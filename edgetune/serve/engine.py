@@ -9,6 +9,7 @@ that was swapped out is closed when its last user has left.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +82,7 @@ class Engine:
         manifest = _read_manifest(directory)
         engine = cls(manifest, _open_session(directory / MODEL_FILE, threads, spinning), directory, threads=threads)
         engine._warm_up()
+        _return_free_memory()
         return engine
 
     def predict(self, images: Images) -> Logits:
@@ -134,6 +136,7 @@ class Engine:
     def close(self) -> None:
         """Give the session's memory back. A prediction that runs in another thread still finishes."""
         self._session = None
+        _return_free_memory()
 
     def _warm_up(self) -> None:
         images = np.zeros((1, *self._image_shape), dtype=np.uint8)
@@ -305,6 +308,7 @@ def _open_session(path: Path, threads: int, spinning: bool) -> Any:  # noqa: FBT
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
+    options.enable_cpu_mem_arena = False  # as fast without (MobileNetV2: 7.8 and 8.4 ms), and 5 MiB smaller
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     if not path.is_file():
         raise ModelError(f"{path} is missing")
@@ -339,3 +343,14 @@ def _check_tensor(role: str, tensor: Any, kind: str, shape: tuple[int | None, ..
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _return_free_memory() -> None:
+    """
+    Hand what was freed back to the system.
+
+    Without it the process kept growing by parts of models that were long gone: MobileNetV2 swapped 60 times went from
+    138 to 186 MiB, with it it stays at 95. Only glibc has the call; elsewhere there is nothing to do.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -93,8 +93,9 @@ class SocketServer:
             return CallerProtocol(config, self._state, {}, limits=self._limits, access=access)
 
         self._lock = _lock(self._path)
+        sockets: list[socket.socket] = []
         try:
-            sockets = [bind_unix(self._path, None if self._group is None else gid)]
+            sockets.append(bind_unix(self._path, None if self._group is None else gid))
             self._inode = self._path.stat().st_ino
             if self._tcp is not None:
                 sockets.append(_bind_loopback(*self._tcp))
@@ -102,6 +103,8 @@ class SocketServer:
             for bound in sockets:
                 self._servers.append(await loop.create_server(connect, sock=bound, backlog=BACKLOG))
         except BaseException:
+            for bound in sockets:
+                bound.close()
             await self.stop(grace_s=0)
             raise
 

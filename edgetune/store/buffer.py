@@ -11,18 +11,17 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import unicodedata
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
 from edgetune.clock import Clock
-from edgetune.errors import ConflictError, NotFoundError, QuotaError, StoreError, UsageError
+from edgetune.errors import ConflictError, NotFoundError, QuotaError
 from edgetune.store import copying, durable, integrity, predictions, purging
-from edgetune.store.database import connect, explained, is_corruption, scalar, transaction
+from edgetune.store.contents import Contents, Wishes, check_label
+from edgetune.store.database import connect, explained, is_corruption, scalar
 from edgetune.store.migrations import migrate
 from edgetune.store.predictions import FeedbackRow, PredictionRow, PredictionSummary
 from edgetune.store.retention import Count, Retention, Tally, assign_split
@@ -40,25 +39,7 @@ __all__ = ["Buffer", "FeedbackRow", "PredictionRow", "PredictionSummary", "assig
 
 read_images = copying.read_images
 
-_LABEL_CHARACTERS_MAX = 200
 _POLICY_STATUS = {"ask": "pending", "accept": "accepted", "refuse": "refused"}
-_PREDICTION_IMAGES_SHARE = 0.1  # of the quota, at most, for images of predictions that someone may still label
-
-
-def check_label(label: str) -> str:
-    """
-    Return the label if it can be a class name.
-
-    Raises:
-        UsageError: it is empty, too long, has spaces around it or control characters in it.
-    """
-    if not label or label != label.strip() or len(label) > _LABEL_CHARACTERS_MAX:
-        raise UsageError(
-            f"{label[:50]!r} cannot be a class name: 1 to {_LABEL_CHARACTERS_MAX} characters, no spaces around"
-        )
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
-        raise UsageError(f"{label[:50]!r} cannot be a class name: it has control characters")
-    return label
 
 
 class Buffer:
@@ -93,45 +74,23 @@ class Buffer:
         """
         self.path = path
         self._clock = clock
-        self._database: Database | None = None
-        self._tally: Tally | None = None
-        self._statuses: dict[str, str] | None = None
-        self._prediction_bytes: int | None = None
-        self._evicted = 0
-        self._take_settings(
-            quota_bytes, validation_share, holdout_share, validation_min, holdout_min, new_classes, predictions_max
-        )
-
-    def _take_settings(
-        self,
-        quota_bytes: int,
-        validation_share: float,
-        holdout_share: float,
-        validation_min: int,
-        holdout_min: int,
-        new_classes: str,
-        predictions_max: int,
-    ) -> None:
-        if min(validation_share, holdout_share) < 0 or validation_share + holdout_share >= 1:
-            raise ValueError("the validation and hold-out shares must leave something for training")
-        self._status_of_unseen = _POLICY_STATUS[new_classes]
-        self._quota_bytes = quota_bytes
-        self._predictions_max = predictions_max
-        self._retention = Retention(
+        wishes = _wishes(
+            quota_bytes=quota_bytes,
             validation_share=validation_share,
             holdout_share=holdout_share,
             validation_min=validation_min,
             holdout_min=holdout_min,
+            new_classes=new_classes,
+            predictions_max=predictions_max,
         )
+        self._contents = Contents(wishes, clock)
 
     # ------------------------------------------------------------------------------------------------ lifecycle
 
     @property
     def database(self) -> Database:
         """The open database."""
-        if self._database is None:
-            raise StoreError("the sample buffer is not open")
-        return self._database
+        return self._contents.database
 
     def open(self) -> tuple[str, ...]:
         """
@@ -146,21 +105,20 @@ class Buffer:
         durable.make_dir(self.path.parent)
         said = list(integrity.finish_rebuild(self.path))
         with explained():
-            problem, self._database = _connect_checked(self.path)
-            if self._database is None:
+            problem, database = _connect_checked(self.path)
+            if database is None:
                 said += [f"the sample buffer's database is damaged ({problem})", *integrity.rebuild(self.path)]
-                self._database = connect(self.path)
-            migrate(self._database)
+                database = connect(self.path)
+            self._contents.attach(database)
+            migrate(database)
             durable.fsync_dir(self.path.parent)
-        self._forget()
         return tuple(said)
 
     def close(self) -> None:
         """Close the database; the next `open` finds everything that was committed, closed or not."""
-        if self._database is not None:
-            self._database.close()
-            self._database = None
-        self._forget()
+        if self._contents.is_attached:
+            self.database.close()
+        self._contents.attach(None)
 
     def check(self, *, full: bool = False) -> list[str]:
         """
@@ -169,10 +127,7 @@ class Buffer:
         Args:
             full: read every image and every index too, which takes as long as reading the file.
         """
-        problems = integrity.problems(self.database, full=full)
-        if self._tally is not None and self._tally.nonzero() != _count(self.database).nonzero():
-            problems.append("the numbers held in memory are not those in the database")
-        return problems
+        return [*integrity.problems(self.database, full=full), *self._contents.problems()]
 
     def configure(
         self,
@@ -186,16 +141,24 @@ class Buffer:
         predictions_max: int = 100_000,
     ) -> int:
         """Take new wishes after a reload; shares count for groups not seen yet. Returns how many samples were evicted."""
-        self._take_settings(
-            quota_bytes, validation_share, holdout_share, validation_min, holdout_min, new_classes, predictions_max
+        self._contents.wishes = wishes = _wishes(
+            quota_bytes=quota_bytes,
+            validation_share=validation_share,
+            holdout_share=holdout_share,
+            validation_min=validation_min,
+            holdout_min=holdout_min,
+            new_classes=new_classes,
+            predictions_max=predictions_max,
         )
-        with self._change("configure"):
-            predictions.trim(self.database, rows_max=predictions_max, image_bytes_max=self._prediction_bytes_max)
-            self._prediction_bytes = None
-            before = self._evicted
+        with self._contents.change("configure"):
+            predictions.trim(
+                self.database, rows_max=wishes.predictions_max, image_bytes_max=wishes.prediction_bytes_max
+            )
+            self._contents.forget_prediction_images()
+            before = self._contents.evicted
             with contextlib.suppress(QuotaError):  # pinned and protected samples may be more than the new quota
-                self._make_room(0)
-            evicted = self._evicted - before
+                self._contents.make_room(0)
+            evicted = self._contents.evicted - before
         # Not execute(): that asks for the first step only, which frees one page.
         self.database.conn.executescript("PRAGMA incremental_vacuum")
         return evicted
@@ -213,8 +176,8 @@ class Buffer:
             QuotaError: there is no room and nothing that may be evicted; nothing was taken.
             UsageError: a label cannot be a class name; nothing was taken.
         """
-        with self._change("add"):
-            return [self._add_one(sample) for sample in samples]
+        with self._contents.change("add"):
+            return [self._contents.add(sample) for sample in samples]
 
     def label(self, sample: int | str, label: str, source: LabelSource) -> None:
         """
@@ -230,11 +193,11 @@ class Buffer:
             UsageError: the label cannot be a class name.
         """
         column = "id" if isinstance(sample, int) else "digest"
-        with self._change("label"):
-            row = self._sample_row(column, sample)
+        with self._contents.change("label"):
+            row = self._contents.row(column, sample)
             if row is None:
                 raise NotFoundError(f"there is no sample {sample}", hint="see: edgetune data ls")
-            self._relabel(row, label, source)
+            self._contents.relabel(row, label, source)
 
     def samples(
         self,
@@ -272,11 +235,11 @@ class Buffer:
             ConflictError: a running round holds one of them; nothing was removed.
             StoreError: the rows are gone, but the file could not be compacted (the disk is full).
         """
-        with self._change("purge"):
+        with self._contents.change("purge"):
             removed = purging.delete(
                 self.database, sample_id=sample_id, digest=digest, label=label, everything=everything
             )
-            self._forget()
+            self._contents.forget()
         with explained():
             purging.compact(self.database, self.path.parent)
         return removed
@@ -295,7 +258,7 @@ class Buffer:
 
     def set_factory_classes(self, classes: Sequence[str]) -> None:
         """The factory model's classes: always accepted."""
-        with self._change("set_factory_classes"):
+        with self._contents.change("set_factory_classes"):
             self.database.execute("UPDATE classes SET is_factory = 0 WHERE is_factory = 1")
             for name in classes:
                 self.database.execute(
@@ -303,7 +266,7 @@ class Buffer:
                     " ON CONFLICT (name) DO UPDATE SET status = 'accepted', is_factory = 1",
                     (check_label(name), self._clock.wall_s()),
                 )
-            self._statuses = None
+            self._contents.forget()
 
     def accept_class(self, name: str) -> None:
         """Let rounds learn this class. Raises NotFoundError when no sample ever had this label."""
@@ -318,12 +281,12 @@ class Buffer:
 
     def classes(self) -> tuple[ClassStats, ...]:
         """All classes ever seen, with what the buffer holds of them, in the order of their names."""
-        tally = self._counted()
-        return tuple(_class_stats(name, status, tally) for name, status in sorted(self._class_statuses().items()))
+        tally = self._contents.tally()
+        return tuple(_class_stats(name, status, tally) for name, status in sorted(self._contents.statuses().items()))
 
     def stats(self) -> BufferStats:
         """What the buffer holds; cheap enough for every tick."""
-        tally = self._counted()
+        tally = self._contents.tally()
         classes = self.classes()
         total = tally.total()
         unlabelled = sum(tally.shelves.get((None, split), Count()).samples for split in Split)
@@ -336,8 +299,8 @@ class Buffer:
             labelled=total.samples - unlabelled,
             unlabelled=unlabelled,
             duplicates=counters.get("duplicates", 0),
-            stored_bytes=self._stored_bytes(),
-            quota_bytes=self._quota_bytes,
+            stored_bytes=self._contents.stored_bytes(),
+            quota_bytes=self._contents.wishes.quota_bytes,
             pinned=total.pinned,
             evicted=counters.get("evicted", 0),
             quarantined=counters.get("quarantined", 0),
@@ -347,8 +310,8 @@ class Buffer:
 
     def count_quarantined(self, files: int = 1) -> None:
         """Remember that the inbox put files into quarantine."""
-        with self._change("count_quarantined"):
-            self._raise_counter("quarantined", files)
+        with self._contents.change("count_quarantined"):
+            self._contents.raise_counter("quarantined", files)
 
     # ---------------------------------------------------------------------------------------------------- rounds
 
@@ -369,12 +332,12 @@ class Buffer:
         Raises:
             ConflictError: another round holds samples.
         """
-        with self._change("freeze"):
+        with self._contents.change("freeze"):
             for other in self.frozen_rounds():
                 if other != round_id:
                     raise ConflictError(f"round {other} still holds its samples")
             self._unpin(round_id)
-            accepted = [name for name, status in self._class_statuses().items() if status == "accepted"]
+            accepted = [name for name, status in self._contents.statuses().items() if status == "accepted"]
             wanted = json.dumps([name for name in accepted if classes is None or name in classes])
             rows = self.database.execute(_CHOOSE, {"classes": wanted, "training_max": training_max}).fetchall()
             ids = json.dumps([row[0] for row in rows])
@@ -384,7 +347,7 @@ class Buffer:
             self.database.execute(
                 "INSERT INTO freezes SELECT ?, coalesce(max(id), 0), ? FROM labels", (round_id, wanted)
             )
-            self._tally = None
+            self._contents.forget()
         return tuple(FrozenSample(sample_id=row[0], digest=row[1], label=row[2], split=Split(row[3])) for row in rows)
 
     def frozen_rounds(self) -> tuple[int, ...]:
@@ -400,7 +363,7 @@ class Buffer:
             round_id: the round.
             consumed: the round has used them, so what was labelled before its freeze is no longer new.
         """
-        with self._change("release"):
+        with self._contents.change("release"):
             row = self.database.execute(
                 "SELECT label_id_max, classes FROM freezes WHERE round_id = ?", (round_id,)
             ).fetchone()
@@ -411,18 +374,21 @@ class Buffer:
                     tuple(row),
                 )
             self._unpin(round_id)
-            self._tally = None
+            self._contents.forget()
 
     # ----------------------------------------------------------------------------------------------- predictions
 
     def record_predictions(self, rows: Sequence[PredictionRow]) -> None:
         """Keep what the service answered, the images as long as a tenth of the quota has room for them."""
-        with self._change("record_predictions"):
+        with self._contents.change("record_predictions"):
+            wishes = self._contents.wishes
             predictions.insert(self.database, rows)
-            predictions.trim(self.database, rows_max=self._predictions_max, image_bytes_max=self._prediction_bytes_max)
-            self._prediction_bytes = None
+            predictions.trim(
+                self.database, rows_max=wishes.predictions_max, image_bytes_max=wishes.prediction_bytes_max
+            )
+            self._contents.forget_prediction_images()
             with contextlib.suppress(QuotaError):
-                self._make_room(0)
+                self._contents.make_room(0)
 
     def label_prediction(self, prediction_id: str, label: str) -> bool:
         """
@@ -435,18 +401,18 @@ class Buffer:
             NotFoundError: no such prediction is kept.
             UsageError: the label cannot be a class name.
         """
-        with self._change("label_prediction"):
+        with self._contents.change("label_prediction"):
             is_correct, sample = predictions.set_label(
                 self.database, prediction_id, check_label(label), self._clock.wall_s()
             )
-            self._prediction_bytes = None
-            known = sample and self._sample_row("digest", sample.digest)
+            self._contents.forget_prediction_images()
+            known = sample and self._contents.row("digest", sample.digest)
             if sample is not None and (known or sample.image):
                 try:
-                    with self._change("label_prediction.sample"):
-                        self._add_one(sample)
+                    with self._contents.change("label_prediction.sample"):
+                        self._contents.add(sample)
                 except QuotaError:
-                    self._forget()  # the feedback stays, the image has no place
+                    self._contents.forget()  # the feedback stays, the image has no place
         return is_correct
 
     def feedback(self, model_version: int, since_s: float = 0.0) -> list[FeedbackRow]:
@@ -461,179 +427,17 @@ class Buffer:
 
     # --------------------------------------------------------------------------------------------------- details
 
-    @contextlib.contextmanager
-    def _change(self, name: str) -> Iterator[None]:
-        """One transaction; when it fails, what is held in memory is forgotten."""
-        evicted = self._evicted
-        is_outermost = not self.database.conn.in_transaction
-        try:
-            with transaction(self.database, name):
-                yield
-                if is_outermost and self._evicted != evicted:
-                    self._raise_counter("evicted", self._evicted - evicted)
-        except BaseException:
-            self._evicted = evicted
-            self._forget()
-            raise
-
-    def _forget(self) -> None:
-        self._tally = None
-        self._statuses = None
-        self._prediction_bytes = None
-
-    def _counted(self) -> Tally:
-        if self._tally is None:
-            with explained():
-                self._tally = _count(self.database)
-        return self._tally
-
-    def _class_statuses(self) -> dict[str, str]:
-        if self._statuses is None:
-            with explained():
-                self._statuses = dict(self.database.execute("SELECT name, status FROM classes").fetchall())
-        return self._statuses
-
-    @property
-    def _prediction_bytes_max(self) -> int:
-        return int(self._quota_bytes * _PREDICTION_IMAGES_SHARE)
-
-    def _stored_bytes(self) -> int:
-        if self._prediction_bytes is None:
-            with explained():
-                self._prediction_bytes = predictions.image_bytes_held(self.database)
-        return self._counted().image_bytes + self._prediction_bytes
-
-    def _raise_counter(self, name: str, step: int = 1) -> None:
-        self.database.execute(
-            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            (name, step),
-        )
-
-    def _sample_row(self, column: str, value: int | str) -> sqlite3.Row | None:
-        cursor = self.database.conn.cursor()
-        cursor.row_factory = sqlite3.Row
-        row: sqlite3.Row | None = cursor.execute(
-            "SELECT id, label, split, image_bytes, is_new, pinned_by FROM samples"  # noqa: S608 - a column's name
-            f" WHERE {column} = ?",
-            (value,),
-        ).fetchone()
-        return row
-
-    def _add_one(self, sample: NewSample) -> AddOutcome:
-        known = self._sample_row("digest", sample.digest)
-        if known is None:
-            self._make_room(len(sample.image))
-            self._insert(sample)
-            return AddOutcome.STORED
-        self.database.execute("UPDATE samples SET seen = seen + 1 WHERE id = ?", (known["id"],))
-        if sample.label is not None and self._relabel(known, sample.label, sample.label_source):
-            return AddOutcome.RELABELLED
-        self._raise_counter("duplicates")
-        return AddOutcome.DUPLICATE
-
-    def _insert(self, sample: NewSample) -> None:
-        split = self._split_of(sample.group)
-        now_s = self._clock.wall_s()
-        sample_id = self.database.execute(
-            "INSERT INTO samples (digest, split, group_name, width, height, image_bytes, image_crc32, origin,"
-            " taken_at_s, added_at_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                sample.digest,
-                split.value,
-                sample.group,
-                sample.width,
-                sample.height,
-                len(sample.image),
-                zlib.crc32(sample.image),
-                sample.origin,
-                sample.taken_at_s,
-                now_s,
-            ),
-        ).lastrowid
-        self.database.execute("INSERT INTO images VALUES (?, ?)", (sample_id, sample.image))
-        self._counted().put(None, split, image_bytes=len(sample.image), is_new=False)
-        if sample.label is not None:
-            row = self._sample_row("id", int(sample_id or 0))
-            assert row is not None
-            self._relabel(row, sample.label, sample.label_source)
-
-    def _relabel(self, row: sqlite3.Row, label: str, source: LabelSource | None) -> bool:
-        """Write a label down; False when the sample has it already."""
-        if row["label"] == label:
-            return False
-        self._register_class(check_label(label))
-        label_id = self.database.execute(
-            "INSERT INTO labels (sample_id, label, source, said_at_s) VALUES (?, ?, ?, ?)",
-            (row["id"], label, (source or LabelSource.API).value, self._clock.wall_s()),
-        ).lastrowid
-        self.database.execute(
-            "UPDATE samples SET label = ?, label_id = ?, is_new = 1 WHERE id = ?", (label, label_id, row["id"])
-        )
-        split, is_pinned = Split(row["split"]), row["pinned_by"] is not None
-        tally = self._counted()
-        tally.take(row["label"], split, image_bytes=row["image_bytes"], is_new=bool(row["is_new"]), is_pinned=is_pinned)
-        tally.put(label, split, image_bytes=row["image_bytes"], is_new=True, is_pinned=is_pinned)
-        return True
-
-    def _register_class(self, name: str) -> None:
-        statuses = self._class_statuses()
-        if name in statuses:
-            return
-        self.database.execute(
-            "INSERT INTO classes (name, status, first_seen_s) VALUES (?, ?, ?)",
-            (name, self._status_of_unseen, self._clock.wall_s()),
-        )
-        statuses[name] = self._status_of_unseen
-
-    def _split_of(self, group: str) -> Split:
-        """The split of a group, which stays what it was when the shares change."""
-        known = scalar(self.database, "SELECT split FROM groups WHERE name = ?", (group,))
-        if known is not None:
-            return Split(known)
-        split = assign_split(group, self._retention.validation_share, self._retention.holdout_share)
-        self.database.execute("INSERT INTO groups VALUES (?, ?)", (group, split.value))
-        return split
-
-    def _make_room(self, needed_bytes: int) -> None:
-        while self._stored_bytes() + needed_bytes > self._quota_bytes:
-            if not self._evict_one():
-                raise QuotaError(
-                    f"the sample buffer is full: {self._stored_bytes()} of {self._quota_bytes} bytes, and all that is"
-                    " left is pinned by a round or needed for validation"
-                )
-
-    def _evict_one(self) -> bool:
-        tally = self._counted()
-        refused = frozenset(name for name, status in self._class_statuses().items() if status == "refused")
-        shelf = next(self._retention.victims(tally, refused), None)
-        if shelf is None:
-            return False
-        label, split = shelf
-        sql, parameters = (_OLDEST_UNLABELLED, ()) if label is None else (_OLDEST, (label, split.value))
-        sample_id, found_split, image_bytes, is_new = self.database.execute(sql, parameters).fetchone()
-        self.database.execute("DELETE FROM samples WHERE id = ?", (sample_id,))
-        tally.take(label, Split(found_split), image_bytes=image_bytes, is_new=bool(is_new))
-        self._evicted += 1
-        return True
-
     def _decide_class(self, name: str, status: str) -> None:
-        with self._change("decide_class"):
+        with self._contents.change("decide_class"):
             if not self.database.execute("UPDATE classes SET status = ? WHERE name = ?", (status, name)).rowcount:
                 raise NotFoundError(f"no sample was ever labelled {name!r}", hint="see: edgetune data stats")
-            self._statuses = None
+            self._contents.forget()
 
     def _unpin(self, round_id: int) -> None:
         self.database.execute("UPDATE samples SET pinned_by = NULL WHERE pinned_by = ?", (round_id,))
         self.database.execute("DELETE FROM freezes WHERE round_id = ?", (round_id,))
 
 
-_OLDEST = (
-    "SELECT id, split, image_bytes, is_new FROM samples"
-    " WHERE label = ? AND split = ? AND pinned_by IS NULL ORDER BY id LIMIT 1"
-)
-_OLDEST_UNLABELLED = (
-    "SELECT id, split, image_bytes, is_new FROM samples WHERE label IS NULL AND pinned_by IS NULL ORDER BY id LIMIT 1"
-)
 _CHOOSE = """
     WITH wanted AS (
         SELECT id, digest, label, split, row_number() OVER (PARTITION BY label, split ORDER BY id DESC) AS turn
@@ -645,6 +449,31 @@ _CHOOSE = """
     WHERE split <> 'training' OR :training_max IS NULL OR place <= :training_max
     ORDER BY id
 """
+
+
+def _wishes(
+    *,
+    quota_bytes: int,
+    validation_share: float,
+    holdout_share: float,
+    validation_min: int,
+    holdout_min: int,
+    new_classes: str,
+    predictions_max: int,
+) -> Wishes:
+    if min(validation_share, holdout_share) < 0 or validation_share + holdout_share >= 1:
+        raise ValueError("the validation and hold-out shares must leave something for training")
+    return Wishes(
+        quota_bytes=quota_bytes,
+        retention=Retention(
+            validation_share=validation_share,
+            holdout_share=holdout_share,
+            validation_min=validation_min,
+            holdout_min=holdout_min,
+        ),
+        status_of_unseen=_POLICY_STATUS[new_classes],
+        predictions_max=predictions_max,
+    )
 
 
 def _connect_checked(path: Path) -> tuple[str, Database | None]:
@@ -663,17 +492,6 @@ def _connect_checked(path: Path) -> tuple[str, Database | None]:
         db.close()
         return found[0], None
     return "", db
-
-
-def _count(db: Database) -> Tally:
-    tally = Tally()
-    for label, split, samples, new, pinned, image_bytes in db.execute(
-        "SELECT label, split, count(*), sum(is_new), count(pinned_by), sum(image_bytes)"
-        " FROM samples GROUP BY label, split"
-    ):
-        tally.shelves[label, Split(split)] = Count(samples=samples, new=new, pinned=pinned, image_bytes=image_bytes)
-        tally.image_bytes += image_bytes
-    return tally
 
 
 def _class_stats(name: str, status: str, tally: Tally) -> ClassStats:

@@ -156,8 +156,11 @@ def backup(path: Path, target: Path) -> None:
         raise ConflictError(f"{target} exists already", hint="name a new file")
     temporary = target.with_name(f".{target.name}.tmp")
     durable.remove_file(temporary)
-    with explained(), contextlib.closing(connect_read_only(path)) as source:
-        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as copy:
-            source.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL beside it
+    with (
+        explained(),
+        contextlib.closing(connect_read_only(path)) as source,
+        contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as copy,
+    ):
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL beside it
     durable.publish_file(temporary, target)

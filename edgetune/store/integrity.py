@@ -130,15 +130,15 @@ def _with_log(path: Path) -> list[Path]:
 
 
 def _salvage(damaged: Path, db: Database) -> list[str]:
-    try:
-        source = connect_read_only(damaged)
+    with contextlib.closing(connect_read_only(damaged)) as source:
         source.row_factory = sqlite3.Row
-        source.execute("PRAGMA cell_size_check = ON")
-        source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error as error:
-        return [f"nothing of it could be read: {error}"]
-    with contextlib.closing(source), db.atomic():
-        return _copy_tables(source, db)
+        try:
+            source.execute("PRAGMA cell_size_check = ON")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            return [f"nothing of it could be read: {error}"]
+        with db.atomic():
+            return _copy_tables(source, db)
 
 
 def _copy_tables(source: sqlite3.Connection, db: Database) -> list[str]:

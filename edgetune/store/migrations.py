@@ -156,7 +156,9 @@ def migrate(db: Database) -> None:
         StoreError: a newer edgetune made it; nothing was changed.
     """
     known = {step.name for step in migrations.pending(db)} | {step.name for step in migrations.applied(db)}
-    ours = {step.name for step in migrations.pending(Database(memory=True))}
+    empty = Database(memory=True)
+    ours = {step.name for step in migrations.pending(empty)}
+    empty.close()
     if unknown := sorted(known - ours):
         raise StoreError(
             f"the sample buffer was made by a newer edgetune (it has {', '.join(unknown)})",

@@ -241,7 +241,7 @@ class Models:
         for version in self.versions():
             try:
                 self.verify(version)
-            except ArtefactError as error:
+            except ArtefactError as error:  # noqa: PERF203 - all of them are wanted
                 problems.append(error.message)
         for name in ("current", "factory"):
             link = self._root / name

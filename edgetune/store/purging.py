@@ -38,7 +38,7 @@ def delete(db: Database, *, sample_id: int | None, digest: str | None, label: st
         )
     value = {"value": digest if digest is not None else label}
     held = db.execute(
-        f"SELECT min(pinned_by) FROM samples WHERE pinned_by IS NOT NULL AND ({samples})",
+        f"SELECT min(pinned_by) FROM samples WHERE pinned_by IS NOT NULL AND ({samples})",  # noqa: S608 - texts from above
         value,
     ).fetchone()[0]
     if held is not None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serving_fakes import Running, serving, write_version
 
 from edgetune.serve.engine import Engine
-from serving_fakes import Running, serving, write_version
 
 
 @pytest.fixture

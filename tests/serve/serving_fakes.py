@@ -116,7 +116,7 @@ class FakeService:
         while not await self.events(after, 1):
             await asyncio.sleep(0.005)
 
-    async def round(self, id: int) -> dict[str, Any]:  # noqa: A002 - as the protocol
+    async def round(self, id: int) -> dict[str, Any]:
         raise NotFoundError(f"there is no round {id}")
 
     async def rollback(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from serving_fakes import CLASSES, SIZE, FakeService, Running, serving, write_version
 
 from edgetune.client import Client
 from edgetune.errors import BusyError, EdgetuneError, ForbiddenError, NotFoundError, TooLargeError
@@ -20,7 +21,6 @@ from edgetune.serve.engine import Engine
 from edgetune.serve.intake import Intake
 from edgetune.serve.peer import Access
 from edgetune.serve.service import ApiLimits
-from serving_fakes import CLASSES, SIZE, FakeService, Running, serving, write_version
 
 IMAGE = bytes(range(192))
 
@@ -120,7 +120,7 @@ def test_every_error_has_the_same_shape(
         b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\n\r\n",
         b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /healthz HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 200_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 2_000_000,
     ],
 )
 def test_what_is_not_http_is_told_so(running: Running, request_bytes: bytes) -> None:

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from serving_fakes import Running, serving
 
 from edgetune.client import Client
 from edgetune.errors import ConfigError, ConflictError, DaemonNotRunningError
 from edgetune.serve.peer import Access, Caller, read_caller
 from edgetune.serve.server import bind_unix, find_group
-from serving_fakes import Running, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +86,7 @@ def test_an_unknown_group_names_its_key() -> None:
 
 def test_only_a_loopback_address_is_served(tmp_path: Path) -> None:
     """The service is never on a network by mistake, and a failed start leaves nothing behind."""
-    with pytest.raises(ConfigError, match="not a loopback"), serving(tmp_path / "s", None, tcp=("0.0.0.0", 0)):  # noqa: S104
+    with pytest.raises(ConfigError, match="not a loopback"), serving(tmp_path / "s", None, tcp=("0.0.0.0", 0)):
         pass
     assert not (tmp_path / "s").exists()
 
@@ -118,10 +118,13 @@ def test_another_user_gets_what_its_groups_allow(tmp_path: Path, groups: list[in
     import tempfile
 
     code = (
-        "import sys\nfrom edgetune.client import Client\nfrom edgetune.errors import EdgetuneError, ForbiddenError\n"
+        "import os, sys\nfrom edgetune.client import Client\nfrom edgetune.errors import EdgetuneError, ForbiddenError\n"
         "def status(call):\n"
         "    try: call(); return '200'\n"
         "    except EdgetuneError as e: return 'EACCES' if 'open the socket' in e.message else str(e.http_status)\n"
+        "os.setgroups([int(group) for group in sys.argv[2:]])\n"
+        "os.setresgid(65534, 65534, 65534)\n"
+        "os.setresuid(65534, 65534, 65534)\n"
         "c = Client(sys.argv[1])\n"
         "got = [status(lambda: c.get('/v1/status')), status(lambda: c.post('/v1/pause'))]\n"
         "print(' '.join(dict.fromkeys(got)) if 'EACCES' in got else ' '.join(got))\n"
@@ -132,9 +135,8 @@ def test_another_user_gets_what_its_groups_allow(tmp_path: Path, groups: list[in
         with serving(path, None, group="4242", admin_group="4244"):
             assert path.stat().st_gid == 4242
             done = subprocess.run(
-                [sys.executable, "-c", code, str(path)],
-                user=65534, group=65534, extra_groups=groups, env={"PYTHONPATH": str(ROOT)}, cwd="/",
-                capture_output=True, text=True, check=False,
+                [sys.executable, "-c", code, str(path), *map(str, groups)],
+                env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
             )  # fmt: skip
     assert done.stdout.strip() == expected, done.stderr
 

@@ -17,12 +17,15 @@ class StillClock:
         self.time_s = wall_s
 
     def now_s(self) -> float:
+        """The time."""
         return self.time_s
 
     def wall_s(self) -> float:
+        """The time."""
         return self.time_s
 
     async def sleep(self, duration_s: float) -> None:
+        """Return at once, later."""
         self.time_s += duration_s
 
 

@@ -26,7 +26,7 @@ def run_killed_at(work: Callable[[], None], fault: int) -> bool:
         os.environ["EDGETUNE_FAULT"] = str(fault)
         try:
             work()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, the child must not run the tests on
             import traceback
 
             traceback.print_exc()
@@ -58,6 +58,7 @@ def crash_everywhere(
 
 
 def models_of(state: Path) -> Models:
+    """The versions below a state directory."""
     return Models(state / "models", quarantine=state / "quarantine/models")
 
 
@@ -65,6 +66,7 @@ def models_of(state: Path) -> Models:
 
 
 def fill_inbox(state: Path) -> None:
+    """Six files wait."""
     inbox = state / "inbox"
     inbox.mkdir()
     for n in range(6):
@@ -84,6 +86,7 @@ def ingest(state: Path) -> None:
 
 
 def check_ingest(state: Path) -> None:
+    """Every file is somewhere."""
     buffer = make_buffer(state / "edgetune.db", quota_bytes=500)
     assert buffer.open() == ()
     assert buffer.check(full=True) == []
@@ -104,6 +107,7 @@ def test_no_file_is_lost_between_inbox_and_buffer(tmp_path: Path) -> None:
 
 
 def first_model(state: Path) -> None:
+    """A served factory model, ten samples, and a round that has begun."""
     models = models_of(state)
     models.recover()
     publish(state / "models", 1, {"model.onnx": b"factory" * 20}, manifest())
@@ -140,6 +144,7 @@ def play_round(state: Path) -> None:
 
 
 def check_round(state: Path) -> None:
+    """A whole model is served and nothing is lost."""
     models = models_of(state)
     models.recover()
     assert models.check() == []
@@ -171,6 +176,7 @@ def test_a_whole_model_is_served_wherever_a_round_is_cut(tmp_path: Path) -> None
 
 
 def soil(state: Path) -> None:
+    """Ten samples of two classes."""
     buffer = make_buffer(state / "edgetune.db")
     buffer.open()
     buffer.add([sample(n, "cat" if n < 5 else "dog", size=5000) for n in range(10)])

@@ -12,6 +12,7 @@ from edgetune.types import Measurement, Quantity, Reading
 
 
 def reading(at_s: float, wall_s: float | None = None) -> Reading:
+    """A temperature, and a power that cannot be read."""
     values = {
         Quantity.SOC_TEMP_C: Measurement(value=at_s, source="test"),
         Quantity.POWER_W: Measurement(value=None, source="none"),

@@ -20,6 +20,7 @@ def models(tmp_path: Path) -> Models:
 
 
 def publish_one(models: Models, kind: str = "adapt") -> int:
+    """Publish the next version; returns its number."""
     version = models.next_version()
     publish(models._root, version, {"model.onnx": b"onnx" * 100, "network.json": b"{}"}, manifest(kind))
     return version

@@ -14,6 +14,7 @@ from edgetune.store.buffer import Buffer, PredictionRow
 def prediction(
     number: int, label: str = "cat", *, version: int = 1, is_kept: bool = True, size: int = 100
 ) -> PredictionRow:
+    """An answer about sample `number`."""
     shown = sample(number, size=size)
     return PredictionRow(
         prediction_id=f"p{number}",

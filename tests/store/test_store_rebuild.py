@@ -26,6 +26,7 @@ def filled(path: Path, count: int = 300, size: int = 1500) -> None:
 
 
 def damage_pages(path: Path, pages: range) -> None:
+    """Overwrite whole pages."""
     data = bytearray(path.read_bytes())
     for page in pages:
         data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = b"\xa5" * PAGE_BYTES

@@ -40,10 +40,12 @@ class BufferMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
+        """A new buffer is empty."""
         assert self.buffer.stats().samples == 0
 
     @rule(items=st.lists(st.tuples(NUMBERS, LABELS), max_size=6))
     def add(self, items: list[tuple[int, str | None]]) -> None:
+        """Take a batch."""
         expected = []
         for number, label in items:
             old = self.model.get(number)
@@ -69,6 +71,7 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model)
     @rule(data=st.data(), label=st.sampled_from(["cat", "dog", "bird"]))
     def label(self, data: st.DataObject, label: str) -> None:
+        """Correct one label."""
         number = data.draw(st.sampled_from(sorted(self.model)))
         self.buffer.label(sample(number).digest, label, LabelSource.API)
         self._set_label(number, label)
@@ -76,6 +79,7 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.seen_labels)
     @rule(data=st.data(), is_refused=st.booleans())
     def decide_class(self, data: st.DataObject, is_refused: bool) -> None:
+        """The operator accepts or refuses."""
         name = data.draw(st.sampled_from(sorted(self.seen_labels)))
         (self.buffer.refuse_class if is_refused else self.buffer.accept_class)(name)
         (self.refused.add if is_refused else self.refused.discard)(name)
@@ -83,6 +87,7 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.frozen)
     @rule()
     def freeze(self) -> None:
+        """A round begins."""
         chosen = self.buffer.freeze(1)
         self.frozen = {n: label for n, (label, _) in self.model.items() if label and label not in self.refused}
         assert {s.digest: s.label for s in chosen} == {sample(n).digest: label for n, label in self.frozen.items()}
@@ -93,6 +98,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(is_consumed=st.booleans())
     def release(self, is_consumed: bool) -> None:
+        """A round ends."""
         self.buffer.release(1, consumed=is_consumed)
         if is_consumed:
             for number in set(self.frozen) & set(self.model) - self.relabelled:
@@ -101,6 +107,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), what=st.sampled_from(["digest", "label", "everything"]))
     def purge(self, data: st.DataObject, what: str) -> None:
+        """The operator removes for good."""
         number = data.draw(NUMBERS)
         label = data.draw(st.sampled_from(["cat", "dog", "bird"]))
         chosen = {
@@ -123,11 +130,13 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
+        """The process restarts."""
         self.buffer.close()
         assert self.buffer.open() == ()
 
     @invariant()
     def contents_are_those_of_the_model(self) -> None:
+        """Every sample, its label and its split."""
         rows = self.buffer.samples(limit=1000)
         labels = {row["digest"]: row["label"] for row in rows}
         assert labels == {sample(n).digest: label for n, (label, _) in self.model.items()}
@@ -137,6 +146,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def numbers_are_those_of_the_model(self) -> None:
+        """Every number that `stats` gives."""
         stats = self.buffer.stats()
         labelled = [label for label, _ in self.model.values() if label]
         assert (stats.samples, stats.labelled, stats.pinned) == (len(self.model), len(labelled), len(self.frozen))
@@ -155,9 +165,11 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def everything_is_sound(self) -> None:
+        """`check` finds nothing."""
         assert self.buffer.check(full=True) == []
 
     def teardown(self) -> None:
+        """Remove the files."""
         self.buffer.close()
         shutil.rmtree(self.directory)
 
@@ -175,6 +187,7 @@ class FullBufferMachine(RuleBasedStateMachine):
 
     @rule(label=LABELS, count=st.integers(1, 8), size=st.sampled_from([50, 100, 300]))
     def add(self, label: str | None, count: int, size: int) -> None:
+        """Take a batch."""
         before = {row["digest"] for row in self.buffer.samples(limit=1000)}
         protected = self._protected()
         numbers = range(self.number, self.number + count)
@@ -200,20 +213,24 @@ class FullBufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.frozen)
     @rule(training_max=st.one_of(st.none(), st.integers(0, 3)))
     def freeze(self, training_max: int | None) -> None:
+        """A round begins."""
         self.frozen = [s.sample_id for s in self.buffer.freeze(1, training_max=training_max)]
 
     @rule()
     def release(self) -> None:
+        """A round ends."""
         self.buffer.release(1, consumed=True)
         self.frozen = []
 
     @rule()
     def reopen(self) -> None:
+        """The process restarts."""
         self.buffer.close()
         assert self.buffer.open() == ()
 
     @invariant()
     def the_quota_holds_and_pins_hold(self) -> None:
+        """Whatever came, the bounds hold."""
         stats = self.buffer.stats()
         assert stats.stored_bytes <= 1500
         assert self.buffer.check(full=True) == []
@@ -221,6 +238,7 @@ class FullBufferMachine(RuleBasedStateMachine):
         assert len(list(read_images(self.buffer.path, self.frozen))) == len(self.frozen)
 
     def teardown(self) -> None:
+        """Remove the files."""
         self.buffer.close()
         shutil.rmtree(self.directory)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -95,19 +94,13 @@ def make_site(root: Path, *, classes: Sequence[str] = CLASSES, each: int = 40, b
         for label, data, group in images
     ])  # fmt: skip
     samples = buffer.freeze(1)
+    (root / "models").mkdir()
     buffer.close()
     manifest = import_model(
         root / "models", architecture=builder, weights=None, classes=CLASSES, preprocess=SIZE, version=1,
         allow_random=True, timing_runs=2,
     )  # fmt: skip
     return Site(root, manifest, samples)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    """Forty samples of each of three classes and an untrained model."""
-    (tmp_path / "models").mkdir()
-    return make_site(tmp_path)
 
 
 def start_trainer(directory: Path, **environment: str) -> subprocess.Popen[str]:

@@ -1,0 +1,250 @@
+"""`edgetune doctor`: what is wrong with this board, its libraries and its rights, each with the way out."""
+
+from __future__ import annotations
+
+import grp
+import importlib.metadata
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgetune import __version__, units
+from edgetune.cli.base import CONFIG, emit, with_config, with_json, with_socket
+from edgetune.client import Client
+from edgetune.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonNotRunningError, EdgetuneError
+
+if TYPE_CHECKING:
+    from edgetune.config import Config
+
+OK, WARNING, FAULT = "ok", "warning", "fault"
+_MARKS = {OK: "ok", WARNING: "!", FAULT: "FAULT"}
+_COLOURS = {OK: "green", WARNING: "yellow", FAULT: "red"}
+_SERVE = ("numpy", "onnxruntime", "pillow", "psutil", "pydantic", "pyyaml", "sqlite-utils", "starlette", "uvicorn", "watchdog")
+_TRAIN = ("torch", "torchvision", "torch-pruning", "onnx", "safetensors")
+_IMPORT_TIMEOUT_S = 120.0  # `import torch` from a cold SD card takes most of a minute
+_SIGILL = -4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    state: str  # OK | WARNING | FAULT
+    says: str
+    fix: str = ""
+
+
+@click.command()
+@with_socket
+@with_config
+@with_json
+@click.option("--quick", is_flag=True, help="Do not try to import the heavy libraries.")
+def doctor(client: Client, config_path: Path, *, as_json: bool, quick: bool) -> int:
+    """Check board, sensors, libraries, rights, disk and socket, and say how to mend each. Exits 1 on a fault."""
+    findings = []
+    for finding in examine(client, config_path, is_quick=quick):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    faults = sum(finding.state == FAULT for finding in findings)
+    if as_json:
+        emit([asdict(finding) for finding in findings], "", as_json=True)
+    else:
+        click.echo(f"\n{faults} faults" if faults else "\nnothing that would keep edgetune from running")
+    return EXIT_FAILED if faults else EXIT_OK
+
+
+def _print(finding: Finding) -> None:
+    mark = click.style(f"{_MARKS[finding.state]:>5}", fg=_COLOURS[finding.state])
+    first, *rest = finding.says.splitlines() or [""]
+    click.echo(f"{mark}  {finding.what:<15} {first}")
+    for line in rest:
+        click.echo(f"{'':<7}{'':<15} {line}")
+    if finding.fix:
+        click.echo(f"{'':<7}{'':<15} -> {finding.fix}")
+
+
+def examine(client: Client, config_path: Path, *, is_quick: bool = False) -> Iterator[Finding]:
+    """Look at everything, one finding after the other, none of which keeps the next from being made."""
+    from edgetune.config import Config
+
+    yield Finding("edgetune", OK, f"{__version__}, Python {sys.version.split()[0]}")
+    finding, config = check_config(config_path)
+    yield finding
+    config = config or Config()
+    yield from check_board()
+    yield from check_sensors(config)
+    yield from check_libraries(is_quick=is_quick)
+    yield check_state_dir(config)
+    yield check_disk(config)
+    yield from check_group(config)
+    yield check_daemon(client)
+
+
+def check_config(path: Path) -> tuple[Finding, Config | None]:
+    """Whether the configuration is there and valid."""
+    from edgetune.config import Config, load
+
+    if str(path) == CONFIG and not path.exists():
+        return Finding("configuration", WARNING, f"{path} is not there; the defaults are used", f"edgetune config show --default > {path}"), Config()
+    try:
+        return Finding("configuration", OK, f"{path} is valid"), load(path)
+    except ConfigError as error:
+        return Finding("configuration", FAULT, error.message, "correct these lines; docs/configuration.md has every key"), None
+
+
+def check_board() -> Iterator[Finding]:
+    """What machine this is."""
+    from edgetune.device.board import describe_board
+
+    board = describe_board()
+    yield Finding("board", OK, ", ".join(f"{key} {value}" for key, value in board.items() if value not in (None, "")))
+
+
+def check_sensors(config: Config) -> Iterator[Finding]:
+    """What this board measures, and whether each budget can be kept."""
+    from edgetune.clock import SystemClock
+    from edgetune.config import limits
+    from edgetune.daemon import settings
+    from edgetune.decide.budget import budgeted
+
+    supported = settings.board_sensors(config, SystemClock()).supported()
+    needed = budgeted(limits(config))
+    for quantity, why_not in supported.items():
+        if not why_not:
+            yield Finding("sensor", OK, f"{quantity.value} can be measured")
+        elif quantity in needed:
+            key = settings.budget_key(quantity)
+            yield Finding("sensor", FAULT, f"{key} is set, but {quantity.value} cannot be measured: {why_not}",
+                          f"set {key} to null, or for power set budgets.estimate")  # fmt: skip
+        else:
+            yield Finding("sensor", OK, f"{quantity.value} cannot be measured ({why_not}); no budget needs it")
+
+
+def check_libraries(*, is_quick: bool) -> Iterator[Finding]:
+    """Whether what serving and training need is installed and starts on this processor."""
+    missing = [name for name in _SERVE if _version(name) is None]
+    if missing:
+        yield Finding("libraries", FAULT, f"missing: {', '.join(missing)}", "install edgetune again: pip install --force-reinstall edgetune")
+    else:
+        yield Finding("libraries", OK, ", ".join(f"{name} {_version(name)}" for name in ("onnxruntime", "numpy", "pydantic", "sqlite-utils")))
+    untrained = [name for name in _TRAIN if _version(name) is None]
+    if untrained:
+        yield Finding("training", WARNING, f"missing: {', '.join(untrained)}; this board serves, but cannot make a better model",
+                      "pip install 'edgetune[train]', or on Raspberry Pi OS: apt install python3-torch python3-torchvision")  # fmt: skip
+    if is_quick:
+        return
+    if "onnxruntime" not in missing:
+        yield try_import("onnxruntime")
+    if "torch" not in untrained:
+        yield try_import("torch")
+        if "torchvision" not in untrained:
+            yield try_import("torchvision")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def try_import(name: str, *, python: str = sys.executable) -> Finding:
+    """Import a library in a process of its own, where it may take memory, hang or die."""
+    try:
+        done = subprocess.run(
+            [python, "-c", f"import {name}"], capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(name, FAULT, f"importing it took more than {_IMPORT_TIMEOUT_S:.0f} s", "look at the disk: dmesg | tail")
+    if done.returncode == 0:
+        return Finding(name, OK, f"{_version(name)} starts")
+    return judge_import(name, done.returncode, done.stderr)
+
+
+def judge_import(name: str, exit_code: int, stderr: str) -> Finding:
+    """Why an import failed, in words, and what helps."""
+    last = stderr.strip().splitlines()[-1] if stderr.strip() else f"exit code {exit_code}"
+    if "torchvision::" in stderr and "does not exist" in stderr:
+        pair = f"torchvision {_version('torchvision')} was not built for torch {_version('torch')}"
+        return Finding(name, WARNING, f"{pair}: {last}\nrounds work all the same, because edgetune needs none of its compiled operators",
+                       "install the pair from one place (both from pip, both from apt, or both of NVIDIA's wheels)")  # fmt: skip
+    if exit_code == _SIGILL:
+        return Finding(name, FAULT, "it uses instructions that this processor does not have",
+                       f"install a build of {name} for this board: apt install python3-{name}, or an older version")  # fmt: skip
+    if "libcud" in stderr or "libcublas" in stderr or "libnv" in stderr:
+        return Finding(name, FAULT, f"a library of NVIDIA's is missing: {last}", f"install {name} for this JetPack, or its CPU build")
+    return Finding(name, FAULT, last, f"install it again: pip install --force-reinstall {name}")
+
+
+def check_state_dir(config: Config) -> Finding:
+    """Whether the state directory is there and the service may write in it."""
+    path = config.paths.state_dir
+    try:
+        info = path.stat()
+    except PermissionError:
+        return Finding("state", WARNING, f"you may not look into {path}", "run doctor with sudo to check it")
+    except FileNotFoundError:
+        return Finding("state", WARNING, f"{path} is not there yet; the service makes it when it starts", "make install makes it with the right owner")
+    if not stat.S_ISDIR(info.st_mode):
+        return Finding("state", FAULT, f"{path} is not a directory", f"move it away, or set paths.state_dir")
+    try:
+        owner = pwd.getpwuid(info.st_uid).pw_name
+    except KeyError:
+        owner = str(info.st_uid)
+    if os.access(path, os.W_OK):
+        return Finding("state", OK, f"{path}, owned by {owner}")
+    return Finding("state", WARNING, f"{path} belongs to {owner}; you may not write in it", "edgetune run works as that user: systemctl start edgetune")
+
+
+def check_disk(config: Config) -> Finding:
+    """Whether there is room for the buffer's quota and the disk budget."""
+    path = config.paths.state_dir
+    while not path.exists():
+        path = path.parent
+    free, budget = shutil.disk_usage(path).free, config.budgets.disk_free_min or 0
+    says = f"{units.show(free, 'bytes')} free at {path}"
+    if free < budget:
+        return Finding("disk", FAULT, f"{says}, less than budgets.disk_free_min ({units.show(budget, 'bytes')})", "make room; no round will run")
+    if free < budget + config.buffer.quota:
+        return Finding("disk", WARNING, f"{says}, too little for buffer.quota ({units.show(config.buffer.quota, 'bytes')}) beside it",
+                       "lower buffer.quota, or put paths.state_dir on a larger disk")  # fmt: skip
+    return Finding("disk", OK, says)
+
+
+def check_group(config: Config) -> Iterator[Finding]:
+    """Whether the groups that the socket is given to are there, and whether you are in one."""
+    for key, name in (("serving.socket_group", config.serving.socket_group), ("serving.admin_group", config.serving.admin_group)):
+        if name is None:
+            continue
+        try:
+            group = grp.getgrnam(name)
+        except KeyError:
+            yield Finding("group", WARNING, f"there is no group {name} ({key})", f"sudo groupadd --system {name}, or set {key} to null")
+            continue
+        is_in = group.gr_gid in os.getgroups() or os.geteuid() == 0
+        yield Finding("group", OK if is_in else WARNING, f"you are {'' if is_in else 'not '}in {name} ({key})",
+                      "" if is_in else f"sudo usermod -aG {name} $USER, and log in again")  # fmt: skip
+
+
+def check_daemon(client: Client) -> Finding:
+    """Whether the daemon answers, and serves."""
+    try:
+        ready = client.get("/readyz")
+    except DaemonNotRunningError as error:
+        return Finding("service", WARNING, error.message, error.hint)
+    except EdgetuneError as error:
+        return Finding("service", FAULT, error.message, error.hint)
+    if ready["ready"]:
+        return Finding("service", OK, ready["why"] or "answers and serves a model")
+    return Finding("service", WARNING, f"answers, but does not serve: {ready['why']}", "edgetune models import --help")

@@ -1,0 +1,198 @@
+"""Models in the state directory without the daemon: import, export, sweep, under the lock that the daemon holds."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgetune.client import Client
+from edgetune.config import Config
+from edgetune.errors import ConflictError, DaemonNotRunningError, MissingLibraryError, NotFoundError, UsageError
+from edgetune.store import durable
+from edgetune.store.models import Models
+from edgetune.types import Preprocess
+
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def open_models(state_dir: Path) -> Models:
+    """The versions of a state directory."""
+    return Models(state_dir / "models", quarantine=state_dir / "quarantine" / "models")
+
+
+@contextlib.contextmanager
+def locked(state_dir: Path) -> Iterator[None]:
+    """
+    Hold the state directory as the daemon does.
+
+    Raises:
+        ConflictError: the daemon, or another command, holds it.
+    """
+    durable.make_dir(state_dir)
+    with (state_dir / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConflictError(
+                f"a running edgetune holds {state_dir}", hint="stop it first: systemctl stop edgetune"
+            ) from None
+        yield
+
+
+def import_factory_model(client: Client, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Import a model, make it the factory model and the current one, and let a daemon without a model serve it.
+
+    Args:
+        client: of the socket at which a daemon may be running.
+        config: tells the state directory when no daemon does.
+        given: the options of `edgetune models import`.
+
+    Raises:
+        ConflictError: a daemon serves a model already, or holds the directory without answering.
+        ModelError: the weights do not fit.
+    """
+    preprocess = make_preprocess(given["arch"], given["size"], given["resize"], given["mean"], given["std"])
+    classes = read_classes(given["classes_file"])
+    try:
+        served, state_dir = client.get("/v1/status")["served"], Path(client.get("/v1/config")["paths"]["state_dir"])
+    except DaemonNotRunningError:
+        state_dir = config.paths.state_dir
+        with locked(state_dir):
+            return {**_import(state_dir, config, preprocess, classes, given), "is_served": False}
+    if served is not None:
+        raise ConflictError(
+            f"the daemon serves version {served['version']} already",
+            hint="to start over with another factory model: systemctl stop edgetune, import, systemctl start edgetune",
+        )
+    answer = _import(state_dir, config, preprocess, classes, given)
+    client.post("/v1/reload")
+    return {**answer, "is_served": True}
+
+
+def _import(
+    state_dir: Path, config: Config, preprocess: Preprocess, classes: list[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        from edgetune.learn.importer import import_model
+    except ImportError as error:
+        raise MissingLibraryError(
+            f"importing a model needs {error.name or error}, which is not installed",
+            hint="install the extra: pip install 'edgetune[train]'",
+        ) from error
+    models = open_models(state_dir)
+    models.recover()
+    version = models.next_version()
+    manifest = import_model(
+        state_dir / "models",
+        architecture=given["arch"],
+        weights=given["weights"],
+        classes=classes,
+        preprocess=preprocess,
+        version=version,
+        allow_random=given["is_random"],
+        new_head=given["new_head"],
+        builders=config.builders,
+        threads=config.serving.threads or os.cpu_count() or 1,
+    )
+    models.verify(version)
+    models.set_factory(version)
+    models.promote(version)
+    _give_to_owner(state_dir)
+    return {
+        "version": version,
+        "architecture": manifest.architecture,
+        "classes": len(manifest.classes),
+        "parameters": manifest.cost.parameters,
+        "latency_ms": manifest.latency.median_ms if manifest.latency else None,
+    }
+
+
+def _give_to_owner(state_dir: Path) -> None:
+    """What root has written has to belong to the service's user, or the daemon can never remove it."""
+    owner = state_dir.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for root in (state_dir / "models", state_dir / "quarantine"):
+        for path in (root, *root.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    os.chown(state_dir / "lock", owner.st_uid, owner.st_gid)
+
+
+def export_model(state_dir: Path, version: int, directory: Path) -> list[str]:
+    """
+    Copy a version's files, verified, and return their names.
+
+    Raises:
+        NotFoundError: no such version.
+        ArtefactError: it is damaged.
+    """
+    models = open_models(state_dir)
+    if version not in models.versions():
+        raise NotFoundError(f"there is no version {version}", hint="see: edgetune models ls")
+    models.verify(version)
+    source = models.path(version)
+    directory.mkdir(parents=True)
+    names = sorted(path.name for path in source.iterdir() if path.is_file())
+    for name in names:
+        durable.write_atomic(directory / name, (source / name).read_bytes())
+    return names
+
+
+def sweep(state_dir: Path, *, keep: int, dry_run: bool) -> list[int]:
+    """Remove all versions but the newest `keep`, the served one and the factory model; return their numbers."""
+    with locked(state_dir):
+        models = open_models(state_dir)
+        if not dry_run:
+            return models.sweep(keep=keep, protect=())
+        versions = models.versions()
+        return [version for version in versions[: max(0, len(versions) - keep)] if version not in (models.current(), models.factory())]
+
+
+def read_classes(path: Path) -> list[str]:
+    """Class names, one a line; blank lines and spaces around do not count."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", hint="one class name a line") from None
+    return [name for name in names if name]
+
+
+def make_preprocess(architecture: str, size: str | None, resize: str, mean: str | None, std: str | None) -> Preprocess:
+    """
+    The model's input from what the operator said, and what its family is used to.
+
+    Raises:
+        UsageError: a size or a triple of numbers cannot be read.
+    """
+    is_cifar = architecture.startswith("cifar:")
+    height, width = _read_size(size or ("32" if is_cifar else "224"))
+    family = Preprocess(height=height, width=width)
+    return Preprocess(
+        height=height,
+        width=width,
+        resize=resize,
+        mean=_read_triple("--mean", mean) if mean else _CIFAR_MEAN if is_cifar else family.mean,
+        std=_read_triple("--std", std) if std else _CIFAR_STD if is_cifar else family.std,
+    )
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() and 8 <= int(part) <= 4096 for part in parts):
+        raise UsageError(f"--size is {text!r}; write 224 or 240x320 (height x width), from 8 to 4096")
+    return int(parts[0]), int(parts[-1])
+
+
+def _read_triple(option: str, text: str) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}; write three numbers such as 0.485,0.456,0.406") from None
+    if not all(0 <= value <= 1 for value in (red, green, blue)) or (option == "--std" and 0 in (red, green, blue)):
+        raise UsageError(f"{option} is {text!r}; the numbers are of RGB between 0 and 1")
+    return red, green, blue

@@ -1,0 +1,271 @@
+"""The daemon's status in words. Pure: a dict in, text out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune import units
+
+_QUANTITIES = {
+    "mem_available_mib": ("memory available", "bytes", 2**20, "at least"),
+    "trainer_rss_mib": ("trainer's memory", "bytes", 2**20, "at most"),
+    "soc_temp_c": ("temperature", "temperature", 1, "at most"),
+    "power_w": ("power", "power", 1, "at most"),
+    "cpu_share": ("CPU", "share", 1, "at most"),
+    "disk_free_mib": ("disk free", "bytes", 2**20, "at least"),
+}
+_CLASSES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A heading and its lines; `tone` is good, busy, bad or plain."""
+
+    heading: str
+    lines: tuple[str, ...]
+    tone: str = "plain"
+
+
+def describe(status: Mapping[str, Any]) -> list[Paragraph]:
+    """What `edgetune status` says, top to bottom."""
+    paragraphs = [_model(status), _requests(status), _buffer(status), _round(status), _last_round(status), _board(status)]
+    if status.get("warnings"):
+        paragraphs.append(Paragraph("Warnings", tuple(status["warnings"]), "bad"))
+    return [paragraph for paragraph in paragraphs if paragraph.lines]
+
+
+def as_text(paragraphs: Iterable[Paragraph]) -> str:
+    """The paragraphs without colours, for pipes and logs."""
+    lines = []
+    for paragraph in paragraphs:
+        for index, line in enumerate(paragraph.lines):
+            lines.append(f"{paragraph.heading if index == 0 else '':<11} {line}")
+    return "\n".join(lines)
+
+
+def percent(share: float | None) -> str:
+    """0.873 -> '87.3 %'."""
+    return "unknown" if share is None else f"{share * 100:.1f} %"
+
+
+def ago(then_s: float | None, now_s: float | None = None) -> str:
+    """How long ago a wall time was."""
+    if then_s is None:
+        return "at an unknown time"
+    past_s = (time.time() if now_s is None else now_s) - then_s
+    return f"{units.show(round(past_s), 'duration')} ago" if past_s >= 1 else "just now"
+
+
+def count(number: int, noun: str) -> str:
+    """1 sample, 1,200 samples."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def _model(status: Mapping[str, Any]) -> Paragraph:
+    served = status.get("served")
+    if served is None:
+        return Paragraph(
+            "Model", ("none yet. Import one: edgetune models import --arch ARCH --weights FILE --classes FILE",), "bad"
+        )
+    origin = "the factory model" if served["kind"] == "factory" else f"made by a round ({served['kind']}) from version {served['parent']}"
+    lines = [f"version {served['version']}, {served['architecture']}, {count(served['classes'], 'class')}; {origin}"]
+    if served.get("accuracy") is not None:
+        lines.append(f"{percent(served['accuracy'])} right on {count(served['accuracy_samples'], 'hold-out sample')} when it was published")
+    else:
+        lines.append("not yet judged on this site's images: the first round does that")
+    size = [f"{served['parameters']:,} parameters"]
+    if served.get("pruned"):
+        size.append(f"{percent(served['pruned'])} fewer than the factory model")
+    if served.get("latency_ms") is not None:
+        size.append(f"{served['latency_ms']:.2f} ms a prediction")
+    lines.append(", ".join(size))
+    probation = status.get("probation")
+    if probation:
+        left = units.show(probation["ends_in_s"], "duration")
+        lines.append(f"on probation for another {left}; falls back to version {probation['fallback']} if it does worse")
+    return Paragraph("Model", tuple(lines), "good")
+
+
+def _requests(status: Mapping[str, Any]) -> Paragraph:
+    serving = status.get("serving") or {}
+    if not serving.get("requests"):
+        return Paragraph("Requests", ("none since the start",) if serving else ())
+    parts = [f"{serving['requests']:,} answered", f"{serving.get('failed') or 0:,} failed"]
+    if serving.get("rejected"):
+        parts.append(f"{serving['rejected']:,} turned away")
+    if serving.get("p50_ms") is not None:
+        p99 = "" if serving.get("p99_ms") is None else f", 99 of 100 within {serving['p99_ms']:.1f} ms"
+        parts.append(f"half within {serving['p50_ms']:.1f} ms{p99}")
+    return Paragraph("Requests", (", ".join(parts),), "bad" if serving.get("failed") else "plain")
+
+
+def _buffer(status: Mapping[str, Any]) -> Paragraph:
+    buffer, inbox = status["buffer"], status.get("inbox") or {}
+    used, quota = units.show(buffer["stored_bytes"], "bytes"), units.show(buffer["quota_bytes"], "bytes")
+    lines = [
+        f"{count(buffer['samples'], 'sample')} ({buffer['labelled']:,} labelled, {buffer['new_labelled']:,} of them new to"
+        f" rounds), {used} of {quota}"
+    ]
+    classes = sorted(buffer.get("classes", ()), key=lambda entry: -_total(entry))
+    accepted = [f"{entry['label']} {_total(entry)}" for entry in classes if entry["status"] == "accepted" and _total(entry)]
+    if accepted:
+        more = f" and {len(accepted) - _CLASSES_SHOWN} more" if len(accepted) > _CLASSES_SHOWN else ""
+        lines.append(", ".join(accepted[:_CLASSES_SHOWN]) + more)
+    lines += [
+        f"new class {entry['label']!r} with {count(_total(entry), 'sample')} waits for your word:"
+        f" edgetune data accept {entry['label']}"
+        for entry in classes
+        if entry["status"] == "pending"
+    ]
+    lines.append(_inbox(inbox, buffer))
+    return Paragraph("Buffer", tuple(line for line in lines if line))
+
+
+def _total(entry: Mapping[str, Any]) -> int:
+    return int(entry["training"]) + int(entry["validation"]) + int(entry["holdout"])
+
+
+def _inbox(inbox: Mapping[str, Any], buffer: Mapping[str, Any]) -> str:
+    if not inbox:
+        return ""
+    parts = [f"{inbox.get('taken') or 0:,} taken since the start"]
+    if inbox.get("waiting"):
+        parts.append(f"{inbox['waiting']:,} waiting")
+    if inbox.get("duplicates"):
+        parts.append(f"{inbox['duplicates']:,} seen before")
+    if buffer.get("quarantined"):
+        parts.append(f"{buffer['quarantined']:,} in quarantine (edgetune data quarantine)")
+    return f"inbox ({inbox.get('watch', 'unknown')}): {', '.join(parts)}"
+
+
+def _round(status: Mapping[str, Any]) -> Paragraph:
+    now, trigger = status["round"], status["trigger"]
+    is_paused = bool(status.get("operator", {}).get("paused"))
+    lines, tone = _STATES.get(now["state"], _unknown)(now, trigger)
+    if is_paused:
+        lines.append("training is paused by the operator; go on with: edgetune resume")
+    if now["state"] in ("training", "paused", "suspended"):
+        lines += [f"the budget says {status['verdict']['kind']}: {reason}" for reason in status["verdict"]["reasons"]]
+    return Paragraph("Round", tuple(lines), tone)
+
+
+def _idle(_now: Mapping[str, Any], trigger: Mapping[str, Any]) -> tuple[list[str], str]:
+    if trigger["wanted"]:
+        return [f"about to start: {trigger['reason']}"], "busy"
+    missing = trigger.get("missing") or ()
+    lines = [f"none is running: {trigger['reason'] or 'not enough that is new'}"]
+    lines += [f"so far {_progress_words(entry)}" for entry in missing]
+    return lines, "plain"
+
+
+def _progress_words(missing: str) -> str:
+    return missing if " of " in missing else f"it lacks {missing}"
+
+
+def _held(now: Mapping[str, Any], trigger: Mapping[str, Any]) -> tuple[list[str], str]:
+    return [f"wanted ({trigger['reason']}), but held back: {now.get('message') or 'the budget does not allow it yet'}"], "busy"
+
+
+def _training(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list[str], str]:
+    lines = [f"{_name(now)} is running: {now.get('reason') or ''}".rstrip(": ")]
+    parts = [now.get("phase") or "starting"]
+    if now.get("steps"):
+        parts.append(f"step {now['step']:,} of {now['steps']:,} ({percent(now['progress'])})")
+    if now.get("loss") is not None:
+        parts.append(f"loss {now['loss']:.3f}")
+    if now.get("eta_s") is not None:
+        parts.append(f"about {units.show(now['eta_s'], 'duration')} left")
+    if now.get("duty") is not None and now["duty"] < 1:
+        parts.append(f"slowed to {now['duty']:.0%} of the time")
+    return [*lines, ", ".join(parts)], "busy"
+
+
+def _waiting(words: str) -> Any:
+    def describe_state(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list[str], str]:
+        why = now.get("message") or now.get("paused_reason")
+        return [f"{_name(now)} {words}" + (f": {why}" if why else "")], "busy"
+
+    return describe_state
+
+
+def _cooldown(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list[str], str]:
+    left = f" for another {units.show(now['cooldown_s'], 'duration')}" if now.get("cooldown_s") else ""
+    failures = f" after {count(now['failures'], 'failure')} in a row" if now.get("failures") else ""
+    why = f": {now['message']}" if now.get("message") else ""
+    return [f"cooling down{left}{failures}{why}", "start one all the same: edgetune train"], "plain"
+
+
+def _unknown(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list[str], str]:
+    return [f"{_name(now)} is {now['state']}"], "plain"
+
+
+_STATES = {
+    "idle": _idle,
+    "held": _held,
+    "training": _training,
+    "paused": _waiting("is paused"),
+    "stopping": _waiting("is stopping"),
+    "suspended": _waiting("is stopped and will go on from its checkpoint"),
+    "verifying": _waiting("has a candidate, which is being checked"),
+    "cooldown": _cooldown,
+}
+
+
+def _name(now: Mapping[str, Any]) -> str:
+    number = "the round" if now.get("id") is None else f"round {now['id']}"
+    return f"{number} ({now['kind']})" if now.get("kind") else number
+
+
+def _last_round(status: Mapping[str, Any]) -> Paragraph:
+    last = status.get("last_round")
+    if last is None:
+        return Paragraph("Last round", ("there was none",))
+    when = ago(last["ended_at_s"]) if last.get("ended_at_s") is not None else ""
+    what = "was promoted" if last["promoted"] else f"ended as {str(last['outcome']).replace('_', ' ')}"
+    lines = [f"round {last['id']} ({last['kind']}) {what} {when}".rstrip()]
+    change = _change(last)
+    lines += [change] if change else []
+    lines += [str(reason) for reason in last.get("reasons") or ()]
+    lines += [f"note: {warning}" for warning in last.get("warnings") or ()]
+    return Paragraph("Last round", tuple(lines), "good" if last["promoted"] else "bad")
+
+
+def _change(last: Mapping[str, Any]) -> str:
+    parts = []
+    if last.get("accuracy_before") is not None and last.get("accuracy_after") is not None:
+        parts.append(f"accuracy {percent(last['accuracy_before'])} -> {percent(last['accuracy_after'])}")
+    if last.get("latency_before_ms") and last.get("latency_after_ms"):
+        parts.append(f"{last['latency_before_ms']:.2f} -> {last['latency_after_ms']:.2f} ms")
+    if last.get("parameters_before") and last.get("parameters_after"):
+        parts.append(f"{last['parameters_before']:,} -> {last['parameters_after']:,} parameters")
+    return ", ".join(parts)
+
+
+def _board(status: Mapping[str, Any]) -> Paragraph:
+    board = status.get("board") or {}
+    lines = [str(board[key]) for key in ("model", "name") if board.get(key)][:1]
+    is_over = False
+    for name, reading in (status.get("readings") or {}).items():
+        line, bad = _reading(name, reading)
+        lines.append(line)
+        is_over = is_over or bad
+    return Paragraph("Board", tuple(lines), "bad" if is_over else "plain")
+
+
+def _reading(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
+    label, kind, scale, bound = _QUANTITIES.get(name, (name, "", 1, "limit"))
+
+    def show(value: float) -> str:
+        return units.show(value * scale, kind) if kind else f"{value:g}"
+
+    value, limit = reading.get("value"), reading.get("limit")
+    budget = "" if limit is None else f" (budget: {bound} {show(limit)})"
+    if value is None:
+        return f"{label} unknown: {reading.get('why_unknown') or 'no sensor'}{budget}", limit is not None
+    is_over = limit is not None and (value < limit if bound == "at least" else value > limit)
+    estimated = " estimated" if reading.get("is_estimated") else ""
+    return f"{label} {show(value)}{estimated}{budget}{' - over budget' if is_over else ''}", is_over
