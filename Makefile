@@ -63,7 +63,7 @@ bench: setup  ## the benchmarks whose figures the README gives
 	$(BIN)/python -m benchmarks
 
 docs: setup  ## write config.yaml and the generated parts of docs/
-	$(BIN)/python -m benchmarks.docs
+	$(BIN)/python docs/generate.py
 
 wheel: setup  ## dist/edgetune-*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
@@ -80,10 +80,12 @@ install-program:
 
 # An existing configuration is the operator's: the new one is laid beside it.
 install-files:
-	install -d "$(DESTDIR)$(SYSCONFDIR)/edgetune" "$(DESTDIR)$(UNITDIR)" \
+	install -d "$(DESTDIR)$(SYSCONFDIR)/edgetune" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PREFIX)/share/doc/edgetune" \
 	    "$(DESTDIR)$(SYSCONFDIR)/sysusers.d" "$(DESTDIR)$(SYSCONFDIR)/tmpfiles.d"
+	install -m 0644 docs/*.md "$(DESTDIR)$(PREFIX)/share/doc/edgetune/"
 	sed 's|/opt/edgetune/|$(PREFIX)/|; s|/etc/edgetune/|$(SYSCONFDIR)/edgetune/|' systemd/edgetune.service \
 	    > "$(DESTDIR)$(UNITDIR)/edgetune.service"
+	chmod 0644 "$(DESTDIR)$(UNITDIR)/edgetune.service"
 	install -m 0644 systemd/edgetune.sysusers.conf "$(DESTDIR)$(SYSCONFDIR)/sysusers.d/edgetune.conf"
 	install -m 0644 systemd/edgetune.tmpfiles.conf "$(DESTDIR)$(SYSCONFDIR)/tmpfiles.d/edgetune.conf"
 	if [ -e "$(DESTDIR)$(SYSCONFDIR)/edgetune/config.yaml" ]; \

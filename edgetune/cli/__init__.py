@@ -38,7 +38,9 @@ VERBS = {
 }
 
 
-@click.group(cls=LazyGroup, lazy=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, lazy=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 def group() -> None:
     """Prunes and fine-tunes the CNN this board serves to the images this board sees."""
 

@@ -28,11 +28,11 @@ class LazyGroup(click.Group):
         super().__init__(*args, **kwargs)
         self._lazy = dict(lazy)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """All verbs, in the order people need them."""
         return list(self._lazy)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import one verb."""
         if cmd_name not in self._lazy:
             return None
@@ -94,11 +94,12 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))] if rows else []
     lines = []
     for row in rows:
-        cells = [cell.rjust(width) if index in right else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        pairs = enumerate(zip(row, widths, strict=True))
+        cells = [cell.rjust(width) if index in right else cell.ljust(width) for index, (cell, width) in pairs]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def absolute(path: Path) -> str:
     """A path as the daemon has to hear it: its working directory is another one."""
-    return os.path.abspath(path)
+    return os.path.abspath(path)  # noqa: PTH100 - symbolic links are the daemon's to follow

@@ -31,7 +31,14 @@ _IMAGES = 8  # different ones, so that no cache answers for the model
 @click.command()
 @with_socket
 @with_json
-@click.option("--runs", "-n", type=click.IntRange(min=5, max=100_000), default=100, show_default=True, help="Predictions of each kind.")
+@click.option(
+    "--runs",
+    "-n",
+    type=click.IntRange(min=5, max=100_000),
+    default=100,
+    show_default=True,
+    help="Predictions of each kind.",
+)
 @click.pass_context
 def bench(ctx: click.Context, client: Client, *, runs: int, as_json: bool) -> None:
     """
@@ -64,7 +71,10 @@ def bench(ctx: click.Context, client: Client, *, runs: int, as_json: bool) -> No
         connection.close()
         engine.close()
     head = {"version": served["version"], "height": size.height, "width": size.width, "threads": threads, "runs": runs}
-    answer = {**head, "ways": {name: {"median_ms": taken.median_ms, "p90_ms": taken.p90_ms} for name, taken in timed.items()}}
+    answer = {
+        **head,
+        "ways": {name: {"median_ms": taken.median_ms, "p90_ms": taken.p90_ms} for name, taken in timed.items()},
+    }
     emit(answer, _words(head, timed), as_json=as_json)
 
 
@@ -97,12 +107,19 @@ class _Connection(http.client.HTTPConnection):
         """Send uint8 [1, H, W, 3] in the binary form of the Open Inference Protocol."""
         header: dict[str, Any] = {
             "inputs": [
-                {"name": "images", "datatype": "UINT8", "shape": list(batch.shape), "parameters": {"binary_data_size": batch.nbytes}}
+                {
+                    "name": "images",
+                    "datatype": "UINT8",
+                    "shape": list(batch.shape),
+                    "parameters": {"binary_data_size": batch.nbytes},
+                }
             ],
             "outputs": [{"name": "logits", "parameters": {"binary_data": True}}],
         }
         text = json.dumps(header).encode()
-        self._send("/v2/models/edgetune/infer", text + batch.tobytes(), {"inference-header-content-length": str(len(text))})
+        self._send(
+            "/v2/models/edgetune/infer", text + batch.tobytes(), {"inference-header-content-length": str(len(text))}
+        )
 
     def png_sender(self, images: Images) -> Callable[[Images], None]:
         """Make the files beforehand, so that encoding them is not timed."""

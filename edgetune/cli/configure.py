@@ -29,7 +29,9 @@ def check(config_path: Path, *, as_json: bool) -> None:
 @config.command()
 @with_config
 @with_json
-@click.option("--default", "is_default", is_flag=True, help="Print config.yaml with every key at its default, commented.")
+@click.option(
+    "--default", "is_default", is_flag=True, help="Print config.yaml with every key at its default, commented."
+)
 @click.option("--changed", is_flag=True, help="Only what differs from the defaults.")
 def show(config_path: Path, *, as_json: bool, is_default: bool, changed: bool) -> None:
     """Print the configuration with all its defaults filled in."""

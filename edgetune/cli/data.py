@@ -29,13 +29,21 @@ def data() -> None:
 @click.option("--unlabelled", is_flag=True, help="Only samples without a label.")
 @click.option("--limit", "-n", type=click.IntRange(min=1, max=10_000), default=50, show_default=True, help="How many.")
 @click.option("--offset", type=click.IntRange(min=0), default=0, help="Leave out this many first.")
-def ls(client: Client, *, as_json: bool, label: str | None, split: str | None, unlabelled: bool, limit: int, offset: int) -> None:
+def ls(
+    client: Client, *, as_json: bool, label: str | None, split: str | None, unlabelled: bool, limit: int, offset: int
+) -> None:
     """List samples."""
     labelled = False if unlabelled else None
     found = client.get("/v1/data/samples", label=label, split=split, labelled=labelled, limit=limit, offset=offset)
     lines = [("sample", "class", "split", "taken", "from")]
     lines += [
-        (str(row.get("id", row.get("sample_id"))), row.get("label") or "-", row["split"], ago(row.get("taken_at_s")), str(row.get("origin") or ""))
+        (
+            str(row.get("id", row.get("sample_id"))),
+            row.get("label") or "-",
+            row["split"],
+            ago(row.get("taken_at_s")),
+            str(row.get("origin") or ""),
+        )
         for row in found
     ]
     emit(found, columns(lines, right=(0,)) if found else "no such sample", as_json=as_json)
@@ -49,7 +57,11 @@ def stats(client: Client, *, as_json: bool) -> None:
     buffer = client.get("/v1/status")["buffer"]
     lines = [("class", "status", "training", "validation", "hold-out", "new")]
     lines += [
-        (entry["label"], entry["status"], *(str(entry[key]) for key in ("training", "validation", "holdout", "labelled_since_round")))
+        (
+            entry["label"],
+            entry["status"],
+            *(str(entry[key]) for key in ("training", "validation", "holdout", "labelled_since_round")),
+        )
         for entry in buffer["classes"]
     ]
     used, quota = units.show(buffer["stored_bytes"], "bytes"), units.show(buffer["quota_bytes"], "bytes")
@@ -88,7 +100,9 @@ def accept(client: Client, *, name: str, as_json: bool) -> None:
 def refuse(client: Client, *, name: str, as_json: bool) -> None:
     """Keep a class out of rounds; its samples stay."""
     answer = client.post(f"/v1/data/classes/{quote(name, safe='')}/refuse")
-    emit(answer, f"class {name} is refused; remove its samples with: edgetune data purge --label {name}", as_json=as_json)
+    emit(
+        answer, f"class {name} is refused; remove its samples with: edgetune data purge --label {name}", as_json=as_json
+    )
 
 
 @data.command()
@@ -104,7 +118,13 @@ def quarantine(client: Client, config_path: Path, *, as_json: bool) -> None:
     found = _quarantined(state_dir / "quarantine" / "inbox")
     lines = [("file", "reason"), *((entry["file"], entry["reason"]) for entry in found)]
     words = columns(lines) if found else "the quarantine is empty"
-    emit(found, f"{words}\n\n(in {state_dir / 'quarantine' / 'inbox'}; a corrected file goes back into the inbox)" if found else words, as_json=as_json)
+    emit(
+        found,
+        f"{words}\n\n(in {state_dir / 'quarantine' / 'inbox'}; a corrected file goes back into the inbox)"
+        if found
+        else words,
+        as_json=as_json,
+    )
 
 
 def _quarantined(directory: Path) -> list[dict[str, Any]]:
@@ -129,9 +149,23 @@ def _quarantined(directory: Path) -> list[dict[str, Any]]:
 @click.option("--label", help="All samples of a class.")
 @click.option("--everything", is_flag=True, help="The whole buffer.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-def purge(client: Client, *, as_json: bool, sample: int | None, digest: str | None, label: str | None, everything: bool, yes: bool) -> None:
+def purge(
+    client: Client,
+    *,
+    as_json: bool,
+    sample: int | None,
+    digest: str | None,
+    label: str | None,
+    everything: bool,
+    yes: bool,
+) -> None:
     """Remove samples for good, out of the free pages of the database and its log too."""
-    chosen: dict[str, object] = {"sample_id": sample, "digest": digest, "label": label, "everything": everything or None}
+    chosen: dict[str, object] = {
+        "sample_id": sample,
+        "digest": digest,
+        "label": label,
+        "everything": everything or None,
+    }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if len(chosen) != 1:
         raise UsageError("say exactly one of --sample, --digest, --label, --everything")

@@ -19,6 +19,7 @@ import click
 
 from edgetune import __version__, units
 from edgetune.cli.base import CONFIG, emit, with_config, with_json, with_socket
+from edgetune.cli.words import QUANTITIES, count, show_quantity
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonNotRunningError, EdgetuneError
 
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
 OK, WARNING, FAULT = "ok", "warning", "fault"
 _MARKS = {OK: "ok", WARNING: "!", FAULT: "FAULT"}
 _COLOURS = {OK: "green", WARNING: "yellow", FAULT: "red"}
-_SERVE = ("numpy", "onnxruntime", "pillow", "psutil", "pydantic", "pyyaml", "sqlite-utils", "starlette", "uvicorn", "watchdog")
+_SERVE = (
+    "numpy",
+    "onnxruntime",
+    "pillow",
+    "psutil",
+    "pydantic",
+    "pyyaml",
+    "sqlite-utils",
+    "starlette",
+    "uvicorn",
+    "watchdog",
+)
 _TRAIN = ("torch", "torchvision", "torch-pruning", "onnx", "safetensors")
 _IMPORT_TIMEOUT_S = 120.0  # `import torch` from a cold SD card takes most of a minute
 _SIGILL = -4
@@ -96,48 +108,81 @@ def check_config(path: Path) -> tuple[Finding, Config | None]:
     from edgetune.config import Config, load
 
     if str(path) == CONFIG and not path.exists():
-        return Finding("configuration", WARNING, f"{path} is not there; the defaults are used", f"edgetune config show --default > {path}"), Config()
+        return Finding(
+            "configuration",
+            WARNING,
+            f"{path} is not there; the defaults are used",
+            f"edgetune config show --default > {path}",
+        ), Config()
     try:
         return Finding("configuration", OK, f"{path} is valid"), load(path)
     except ConfigError as error:
-        return Finding("configuration", FAULT, error.message, "correct these lines; docs/configuration.md has every key"), None
+        return Finding(
+            "configuration", FAULT, error.message, "correct these lines; docs/configuration.md has every key"
+        ), None
 
 
 def check_board() -> Iterator[Finding]:
     """What machine this is."""
-    from edgetune.device.board import describe_board
+    from edgetune.device.board import identify
 
-    board = describe_board()
-    yield Finding("board", OK, ", ".join(f"{key} {value}" for key, value in board.items() if value not in (None, "")))
+    board = identify()
+    memory = "" if board.memory_mib is None else f", {units.show(board.memory_mib * 2**20, 'bytes')} of memory"
+    jetpack = f", L4T {board.l4t} (JetPack {board.jetpack})" if board.l4t else ""
+    says = f"{board.model}: {board.cpu}, {count(board.cores, 'core')}{memory}\n{board.system}, {board.kernel}{jetpack}"
+    yield Finding("board", OK, says)
 
 
 def check_sensors(config: Config) -> Iterator[Finding]:
     """What this board measures, and whether each budget can be kept."""
-    from edgetune.clock import SystemClock
     from edgetune.config import limits
     from edgetune.daemon import settings
     from edgetune.decide.budget import budgeted
+    from edgetune.device.sensors import BoardSensors
+    from edgetune.types import Quantity
 
-    supported = settings.board_sensors(config, SystemClock()).supported()
-    needed = budgeted(limits(config))
-    for quantity, why_not in supported.items():
-        if not why_not:
-            yield Finding("sensor", OK, f"{quantity.value} can be measured")
+    budgets, needed = config.budgets, budgeted(limits(config))
+    sensors = BoardSensors(
+        disk_path=_existing(config.paths.state_dir),
+        estimate=budgets.estimate,
+        idle_w=budgets.estimated_idle,
+        busy_w=budgets.estimated_busy,
+    )
+    try:
+        supported = sensors.supported()
+    finally:
+        sensors.close()
+    for quantity, measured in supported.items():
+        name = QUANTITIES[quantity.value][0]
+        if quantity is Quantity.TRAINER_RSS_MIB:  # of a trainer, and none is running here
+            continue
+        if measured.value is not None:
+            how = "estimated" if measured.is_estimated else f"from {measured.source}"
+            yield Finding("sensor", OK, f"{name}: {show_quantity(quantity.value, measured.value)} ({how})")
         elif quantity in needed:
             key = settings.budget_key(quantity)
-            yield Finding("sensor", FAULT, f"{key} is set, but {quantity.value} cannot be measured: {why_not}",
-                          f"set {key} to null, or for power set budgets.estimate")  # fmt: skip
+            fix = f"set {key} to null" + (", or budgets.estimate" if quantity is Quantity.POWER_W else "")
+            yield Finding("sensor", FAULT, f"{key} is set, but {name} cannot be measured: {measured.why_unknown}", fix)
         else:
-            yield Finding("sensor", OK, f"{quantity.value} cannot be measured ({why_not}); no budget needs it")
+            yield Finding("sensor", OK, f"{name} cannot be measured ({measured.why_unknown}); no budget needs it")
 
 
 def check_libraries(*, is_quick: bool) -> Iterator[Finding]:
     """Whether what serving and training need is installed and starts on this processor."""
     missing = [name for name in _SERVE if _version(name) is None]
     if missing:
-        yield Finding("libraries", FAULT, f"missing: {', '.join(missing)}", "install edgetune again: pip install --force-reinstall edgetune")
+        yield Finding(
+            "libraries",
+            FAULT,
+            f"missing: {', '.join(missing)}",
+            "install edgetune again: pip install --force-reinstall edgetune",
+        )
     else:
-        yield Finding("libraries", OK, ", ".join(f"{name} {_version(name)}" for name in ("onnxruntime", "numpy", "pydantic", "sqlite-utils")))
+        yield Finding(
+            "libraries",
+            OK,
+            ", ".join(f"{name} {_version(name)}" for name in ("onnxruntime", "numpy", "pydantic", "sqlite-utils")),
+        )
     untrained = [name for name in _TRAIN if _version(name) is None]
     if untrained:
         yield Finding("training", WARNING, f"missing: {', '.join(untrained)}; this board serves, but cannot make a better model",
@@ -166,7 +211,9 @@ def try_import(name: str, *, python: str = sys.executable) -> Finding:
             [python, "-c", f"import {name}"], capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return Finding(name, FAULT, f"importing it took more than {_IMPORT_TIMEOUT_S:.0f} s", "look at the disk: dmesg | tail")
+        return Finding(
+            name, FAULT, f"importing it took more than {_IMPORT_TIMEOUT_S:.0f} s", "look at the disk: dmesg | tail"
+        )
     if done.returncode == 0:
         return Finding(name, OK, f"{_version(name)} starts")
     return judge_import(name, done.returncode, done.stderr)
@@ -183,7 +230,12 @@ def judge_import(name: str, exit_code: int, stderr: str) -> Finding:
         return Finding(name, FAULT, "it uses instructions that this processor does not have",
                        f"install a build of {name} for this board: apt install python3-{name}, or an older version")  # fmt: skip
     if "libcud" in stderr or "libcublas" in stderr or "libnv" in stderr:
-        return Finding(name, FAULT, f"a library of NVIDIA's is missing: {last}", f"install {name} for this JetPack, or its CPU build")
+        return Finding(
+            name,
+            FAULT,
+            f"a library of NVIDIA's is missing: {last}",
+            f"install {name} for this JetPack, or its CPU build",
+        )
     return Finding(name, FAULT, last, f"install it again: pip install --force-reinstall {name}")
 
 
@@ -195,42 +247,70 @@ def check_state_dir(config: Config) -> Finding:
     except PermissionError:
         return Finding("state", WARNING, f"you may not look into {path}", "run doctor with sudo to check it")
     except FileNotFoundError:
-        return Finding("state", WARNING, f"{path} is not there yet; the service makes it when it starts", "make install makes it with the right owner")
+        return Finding(
+            "state",
+            WARNING,
+            f"{path} is not there yet; the service makes it when it starts",
+            "make install makes it with the right owner",
+        )
     if not stat.S_ISDIR(info.st_mode):
-        return Finding("state", FAULT, f"{path} is not a directory", f"move it away, or set paths.state_dir")
+        return Finding("state", FAULT, f"{path} is not a directory", "move it away, or set paths.state_dir")
     try:
         owner = pwd.getpwuid(info.st_uid).pw_name
     except KeyError:
         owner = str(info.st_uid)
     if os.access(path, os.W_OK):
         return Finding("state", OK, f"{path}, owned by {owner}")
-    return Finding("state", WARNING, f"{path} belongs to {owner}; you may not write in it", "edgetune run works as that user: systemctl start edgetune")
+    return Finding(
+        "state",
+        WARNING,
+        f"{path} belongs to {owner}; you may not write in it",
+        "edgetune run works as that user: systemctl start edgetune",
+    )
 
 
 def check_disk(config: Config) -> Finding:
     """Whether there is room for the buffer's quota and the disk budget."""
-    path = config.paths.state_dir
-    while not path.exists():
-        path = path.parent
+    path = _existing(config.paths.state_dir)
     free, budget = shutil.disk_usage(path).free, config.budgets.disk_free_min or 0
     says = f"{units.show(free, 'bytes')} free at {path}"
     if free < budget:
-        return Finding("disk", FAULT, f"{says}, less than budgets.disk_free_min ({units.show(budget, 'bytes')})", "make room; no round will run")
+        return Finding(
+            "disk",
+            FAULT,
+            f"{says}, less than budgets.disk_free_min ({units.show(budget, 'bytes')})",
+            "make room; no round will run",
+        )
     if free < budget + config.buffer.quota:
         return Finding("disk", WARNING, f"{says}, too little for buffer.quota ({units.show(config.buffer.quota, 'bytes')}) beside it",
                        "lower buffer.quota, or put paths.state_dir on a larger disk")  # fmt: skip
     return Finding("disk", OK, says)
 
 
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    while not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where one may not look
+        path = path.parent
+    return path
+
+
 def check_group(config: Config) -> Iterator[Finding]:
     """Whether the groups that the socket is given to are there, and whether you are in one."""
-    for key, name in (("serving.socket_group", config.serving.socket_group), ("serving.admin_group", config.serving.admin_group)):
+    for key, name in (
+        ("serving.socket_group", config.serving.socket_group),
+        ("serving.admin_group", config.serving.admin_group),
+    ):
         if name is None:
             continue
         try:
             group = grp.getgrnam(name)
         except KeyError:
-            yield Finding("group", WARNING, f"there is no group {name} ({key})", f"sudo groupadd --system {name}, or set {key} to null")
+            yield Finding(
+                "group",
+                WARNING,
+                f"there is no group {name} ({key})",
+                f"sudo groupadd --system {name}, or set {key} to null",
+            )
             continue
         is_in = group.gr_gid in os.getgroups() or os.geteuid() == 0
         yield Finding("group", OK if is_in else WARNING, f"you are {'' if is_in else 'not '}in {name} ({key})",

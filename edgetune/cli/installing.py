@@ -150,7 +150,11 @@ def sweep(state_dir: Path, *, keep: int, dry_run: bool) -> list[int]:
         if not dry_run:
             return models.sweep(keep=keep, protect=())
         versions = models.versions()
-        return [version for version in versions[: max(0, len(versions) - keep)] if version not in (models.current(), models.factory())]
+        return [
+            version
+            for version in versions[: max(0, len(versions) - keep)]
+            if version not in (models.current(), models.factory())
+        ]
 
 
 def read_classes(path: Path) -> list[str]:
@@ -183,7 +187,9 @@ def make_preprocess(architecture: str, size: str | None, resize: str, mean: str 
 
 def _read_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() and 8 <= int(part) <= 4096 for part in parts):
+    if len(parts) not in (1, 2) or not all(
+        part.isascii() and part.isdigit() and 8 <= int(part) <= 4096 for part in parts
+    ):
         raise UsageError(f"--size is {text!r}; write 224 or 240x320 (height x width), from 8 to 4096")
     return int(parts[0]), int(parts[-1])
 

@@ -26,7 +26,7 @@ def models() -> None:
 def ls(client: Client, *, as_json: bool) -> None:
     """List all versions; * is the one served."""
     found = client.get("/v1/models")
-    lines = [("", "version", "kind", "parent", "accuracy", "latency", "parameters", "published")]
+    lines: list[tuple[str, ...]] = [("", "version", "kind", "parent", "accuracy", "latency", "parameters", "published")]
     lines += [_row(entry) for entry in found]
     words = columns(lines, right=(1, 3, 4, 5, 6)) if found else "there is no model yet: edgetune models import"
     emit(found, words, as_json=as_json)
@@ -65,7 +65,10 @@ def show(client: Client, *, version: int, as_json: bool) -> None:
     base = (entry.get("comparison") or {}).get("base", {}).get("per_class", {})
     if scores:
         lines = [("class", "hold-out", "before", "after")]
-        lines += [(label, str(score["count"]), _share(base.get(label)), _share(score)) for label, score in sorted(scores.items())]
+        lines += [
+            (label, str(score["count"]), _share(base.get(label)), _share(score))
+            for label, score in sorted(scores.items())
+        ]
         words += f"\n\n{columns(lines, right=(1, 2, 3))}"
     emit(entry, words, as_json=as_json)
 
@@ -84,13 +87,24 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parent", "" if entry["parent"] is None else str(entry["parent"])),
         ("round", "" if entry["round_id"] is None else str(entry["round_id"])),
         ("published", entry["created_at"]),
-        ("classes", f"{len(entry['classes'])}: {', '.join(entry['classes'][:8])}{' ...' if len(entry['classes']) > 8 else ''}"),
+        (
+            "classes",
+            f"{len(entry['classes'])}: {', '.join(entry['classes'][:8])}{' ...' if len(entry['classes']) > 8 else ''}",
+        ),
         ("input", f"{entry['preprocess']['height']}x{entry['preprocess']['width']}, {entry['preprocess']['resize']}"),
         ("parameters", f"{cost['parameters']:,}"),
         ("MACs", f"{cost['macs']:,}"),
         ("accuracy", "" if accuracy is None else percent(accuracy)),
-        ("latency", "" if not latency else f"{latency['median_ms']:.3f} ms (9 of 10 within {latency['p90_ms']:.3f} ms)"),
-        ("pruned", "" if not pruning else f"{percent(pruning['level_achieved'])} of the factory model by {pruning['criterion']}"),
+        (
+            "latency",
+            "" if not latency else f"{latency['median_ms']:.3f} ms (9 of 10 within {latency['p90_ms']:.3f} ms)",
+        ),
+        (
+            "pruned",
+            ""
+            if not pruning
+            else f"{percent(pruning['level_achieved'])} of the factory model by {pruning['criterion']}",
+        ),
         ("samples", f"{entry['sample_count']:,}" if entry.get("sample_count") else ""),
         ("source", entry.get("source", "")),
         ("model.onnx", entry["files"].get("model.onnx", "")),
@@ -108,7 +122,9 @@ def diff(client: Client, *, old: int, new: int, as_json: bool) -> None:
     before, after = (client.get(f"/v1/models/{version}") for version in (old, new))
     mine, other = dict(_facts(before)), dict(_facts(after))
     changed = {
-        name: [mine.get(name, ""), other.get(name, "")] for name in dict.fromkeys([*mine, *other]) if mine.get(name) != other.get(name)
+        name: [mine.get(name, ""), other.get(name, "")]
+        for name in dict.fromkeys([*mine, *other])
+        if mine.get(name) != other.get(name)
     }
     answer = {
         "changed": changed,
@@ -141,12 +157,35 @@ def rollback(client: Client, *, as_json: bool) -> None:
 @with_socket
 @with_config
 @with_json
-@click.option("--arch", required=True, metavar="NAME", help="cifar:resnet20, torchvision:mobilenet_v2, a key of builders, or package.module:function.")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A .safetensors file, or a .pt state dict.")
-@click.option("--classes", "classes_file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Class names, one a line, in the order of the outputs.")
+@click.option(
+    "--arch",
+    required=True,
+    metavar="NAME",
+    help="cifar:resnet20, torchvision:mobilenet_v2, a key of builders, or package.module:function.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A .safetensors file, or a .pt state dict.",
+)
+@click.option(
+    "--classes",
+    "classes_file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Class names, one a line, in the order of the outputs.",
+)
 @click.option("--size", metavar="N|HxW", help="Input size in pixels. [default: 32 for cifar:, else 224]")
-@click.option("--resize", type=click.Choice(["stretch", "center_crop"]), default="stretch", show_default=True, help="How an image comes to that size.")
-@click.option("--mean", metavar="R,G,B", help="Mean of the training images. [default: CIFAR's for cifar:, else ImageNet's]")
+@click.option(
+    "--resize",
+    type=click.Choice(["stretch", "center_crop"]),
+    default="stretch",
+    show_default=True,
+    help="How an image comes to that size.",
+)
+@click.option(
+    "--mean", metavar="R,G,B", help="Mean of the training images. [default: CIFAR's for cifar:, else ImageNet's]"
+)
 @click.option("--std", metavar="R,G,B", help="Their standard deviation.")
 @click.option("--new-head", is_flag=True, help="The weights' last layer is for other classes: start a new one.")
 @click.option("--random", "is_random", is_flag=True, help="Untrained weights, for trying things out.")
@@ -174,7 +213,11 @@ def export(client: Client, config_path: Path, *, version: int, directory: Path, 
     if directory.exists():
         raise UsageError(f"{directory} exists already", hint="name a directory that does not exist yet")
     files = installing.export_model(_state_dir(client, config_path), version, directory)
-    emit({"version": version, "directory": str(directory), "files": files}, f"version {version} is in {directory}", as_json=as_json)
+    emit(
+        {"version": version, "directory": str(directory), "files": files},
+        f"version {version} is in {directory}",
+        as_json=as_json,
+    )
 
 
 def _state_dir(client: Client, config_path: Path) -> Path:
@@ -197,4 +240,8 @@ def gc(config_path: Path, *, keep: int | None, dry_run: bool, as_json: bool) -> 
     config = read_config(config_path)
     removed = installing.sweep(config.paths.state_dir, keep=keep or config.serving.versions_kept, dry_run=dry_run)
     verb = "would be removed" if dry_run else "removed"
-    emit({"removed": removed, "dry_run": dry_run}, f"{verb}: {', '.join(map(str, removed)) or 'nothing'}", as_json=as_json)
+    emit(
+        {"removed": removed, "dry_run": dry_run},
+        f"{verb}: {', '.join(map(str, removed)) or 'nothing'}",
+        as_json=as_json,
+    )

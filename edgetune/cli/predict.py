@@ -13,11 +13,14 @@ from edgetune.cli.base import with_json, with_socket
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, ImageError, TooLargeError
 
+
 @click.command()
 @with_socket
 @with_json
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--top-k", "-k", type=click.IntRange(min=1, max=1000), default=3, show_default=True, help="How many classes.")
+@click.option(
+    "--top-k", "-k", type=click.IntRange(min=1, max=1000), default=3, show_default=True, help="How many classes."
+)
 @click.option("--no-record", is_flag=True, help="Do not keep the predictions for feedback and probation.")
 def predict(client: Client, *, files: tuple[Path, ...], top_k: int, no_record: bool, as_json: bool) -> int:
     """Ask the served model what image FILES show; a bad image does not stop the rest."""

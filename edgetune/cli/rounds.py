@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgetune.cli.base import columns, emit, with_json, with_socket
-from edgetune.cli.words import Paragraph, ago, as_text, describe
+from edgetune.cli.words import ago, round_line
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, NotFoundError
 
@@ -22,7 +22,11 @@ _SECONDS_UNTIL_GONE = 60.0
 @click.command()
 @with_socket
 @with_json
-@click.option("--kind", type=click.Choice(["adapt", "reshape"]), help="Fine-tune the served version, or prune the factory model anew.")
+@click.option(
+    "--kind",
+    type=click.Choice(["adapt", "reshape"]),
+    help="Fine-tune the served version, or prune the factory model anew.",
+)
 @click.option("--force", is_flag=True, help="Even with few samples.")
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 @click.option("--wait", is_flag=True, help="Show progress until the round is over; exits 4 when the gate refused it.")
@@ -85,8 +89,7 @@ def _progress(client: Client, round_id: int) -> Iterator[tuple[float, str, dict[
             waited_s = 0.0 if now["state"] == "held" else waited_s + _POLL_S
             if waited_s > _SECONDS_UNTIL_GONE:
                 raise NotFoundError(f"round {round_id} never began", hint="see why: edgetune status")
-        words = as_text([Paragraph("", paragraph.lines[-1:]) for paragraph in describe(status) if paragraph.heading == "Round"])
-        yield float(now.get("progress") or 0.0), words.strip(), None
+        yield float(now.get("progress") or 0.0), round_line(status), None
         time.sleep(_POLL_S)
 
 
@@ -147,7 +150,10 @@ def rounds(client: Client, *, as_json: bool, round_id: int | None, limit: int) -
 def _round_words(row: Mapping[str, Any]) -> str:
     details = row.get("details") or {}
     decision = details.get("decision") or {}
-    lines = [f"round {row['id']} ({row['kind']}): {row['outcome'] or row['state']}", f"  wanted because: {row['reason']}"]
+    lines = [
+        f"round {row['id']} ({row['kind']}): {row['outcome'] or row['state']}",
+        f"  wanted because: {row['reason']}",
+    ]
     if row.get("message"):
         lines.append(f"  {row['message']}")
     lines += [f"  {reason}" for reason in decision.get("reasons") or () if reason != row.get("message")]

@@ -24,7 +24,9 @@ _STYLES = {"good": "green", "busy": "yellow", "bad": "red", "plain": "cyan"}
 @with_socket
 @with_json
 @click.option("--watch", "-w", is_flag=True, help="Redraw until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds between redraws.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds between redraws."
+)
 def status(client: Client, *, as_json: bool, watch: bool, interval: float) -> None:
     """Say what is served, what is in the buffer, and why a round is or is not running."""
     if watch:

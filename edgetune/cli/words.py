@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from edgetune import units
 
-_QUANTITIES = {
+QUANTITIES = {
     "mem_available_mib": ("memory available", "bytes", 2**20, "at least"),
     "trainer_rss_mib": ("trainer's memory", "bytes", 2**20, "at most"),
     "soc_temp_c": ("temperature", "temperature", 1, "at most"),
@@ -18,6 +19,11 @@ _QUANTITIES = {
     "disk_free_mib": ("disk free", "bytes", 2**20, "at least"),
 }
 _CLASSES_SHOWN = 6
+_NUMBER = r"-?[\d.]+(?:e[+-]?\d+)?"
+_REASON = re.compile(  # as decide/budget.py writes it
+    rf"(?P<name>\w+) (?:value=(?P<value>{_NUMBER})|unknown (?P<why>\(.*\))) limit=(?P<limit>{_NUMBER})"
+    rf"(?: comes back at (?P<back>{_NUMBER}))?$"
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,14 @@ class Paragraph:
 
 def describe(status: Mapping[str, Any]) -> list[Paragraph]:
     """What `edgetune status` says, top to bottom."""
-    paragraphs = [_model(status), _requests(status), _buffer(status), _round(status), _last_round(status), _board(status)]
+    paragraphs = [
+        _model(status),
+        _requests(status),
+        _buffer(status),
+        _round(status),
+        _last_round(status),
+        _board(status),
+    ]
     if status.get("warnings"):
         paragraphs.append(Paragraph("Warnings", tuple(status["warnings"]), "bad"))
     return [paragraph for paragraph in paragraphs if paragraph.lines]
@@ -65,16 +78,46 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def show_quantity(name: str, value: float) -> str:
+    """A reading as people write it: ('soc_temp_c', 79.1) -> '79.1C'."""
+    _label, kind, scale, _bound = QUANTITIES.get(name, (name, "", 1, ""))
+    return units.show(value * scale, kind) if kind else f"{value:g}"
+
+
+def explain(reason: str) -> str:
+    """A budget's reason in words: 'soc_temp_c value=79.1 limit=80' -> 'temperature 79.1C, budget at most 80C'."""
+    match = _REASON.match(reason)
+    if match is None or match["name"] not in QUANTITIES:
+        return reason
+    name = match["name"]
+    label, _kind, _scale, bound = QUANTITIES[name]
+    value = f"unknown {match['why']}" if match["value"] is None else show_quantity(name, float(match["value"]))
+    back = f", goes on at {show_quantity(name, float(match['back']))}" if match["back"] else ""
+    return f"{label} {value}, budget {bound} {show_quantity(name, float(match['limit']))}{back}"
+
+
+def round_line(status: Mapping[str, Any]) -> str:
+    """What the round is doing, in one line for a progress bar."""
+    lines = _round(status).lines
+    return lines[1] if status["round"]["state"] == "training" and len(lines) > 1 else lines[0]
+
+
 def _model(status: Mapping[str, Any]) -> Paragraph:
     served = status.get("served")
     if served is None:
         return Paragraph(
             "Model", ("none yet. Import one: edgetune models import --arch ARCH --weights FILE --classes FILE",), "bad"
         )
-    origin = "the factory model" if served["kind"] == "factory" else f"made by a round ({served['kind']}) from version {served['parent']}"
+    origin = (
+        "the factory model"
+        if served["kind"] == "factory"
+        else f"made by a round ({served['kind']}) from version {served['parent']}"
+    )
     lines = [f"version {served['version']}, {served['architecture']}, {count(served['classes'], 'class')}; {origin}"]
     if served.get("accuracy") is not None:
-        lines.append(f"{percent(served['accuracy'])} right on {count(served['accuracy_samples'], 'hold-out sample')} when it was published")
+        lines.append(
+            f"{percent(served['accuracy'])} right on {count(served['accuracy_samples'], 'hold-out sample')} when it was published"
+        )
     else:
         lines.append("not yet judged on this site's images: the first round does that")
     size = [f"{served['parameters']:,} parameters"]
@@ -111,7 +154,9 @@ def _buffer(status: Mapping[str, Any]) -> Paragraph:
         f" rounds), {used} of {quota}"
     ]
     classes = sorted(buffer.get("classes", ()), key=lambda entry: -_total(entry))
-    accepted = [f"{entry['label']} {_total(entry)}" for entry in classes if entry["status"] == "accepted" and _total(entry)]
+    accepted = [
+        f"{entry['label']} {_total(entry)}" for entry in classes if entry["status"] == "accepted" and _total(entry)
+    ]
     if accepted:
         more = f" and {len(accepted) - _CLASSES_SHOWN} more" if len(accepted) > _CLASSES_SHOWN else ""
         lines.append(", ".join(accepted[:_CLASSES_SHOWN]) + more)
@@ -149,7 +194,9 @@ def _round(status: Mapping[str, Any]) -> Paragraph:
     if is_paused:
         lines.append("training is paused by the operator; go on with: edgetune resume")
     if now["state"] in ("training", "paused", "suspended"):
-        lines += [f"the budget says {status['verdict']['kind']}: {reason}" for reason in status["verdict"]["reasons"]]
+        lines += [
+            f"the budget says {status['verdict']['kind']}: {explain(reason)}" for reason in status["verdict"]["reasons"]
+        ]
     return Paragraph("Round", tuple(lines), tone)
 
 
@@ -167,7 +214,7 @@ def _progress_words(missing: str) -> str:
 
 
 def _held(now: Mapping[str, Any], trigger: Mapping[str, Any]) -> tuple[list[str], str]:
-    return [f"wanted ({trigger['reason']}), but held back: {now.get('message') or 'the budget does not allow it yet'}"], "busy"
+    return [f"wanted ({trigger['reason']}), but held back: {_why(now) or 'the budget does not allow it yet'}"], "busy"
 
 
 def _training(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -186,10 +233,14 @@ def _training(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list
 
 def _waiting(words: str) -> Any:
     def describe_state(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list[str], str]:
-        why = now.get("message") or now.get("paused_reason")
+        why = _why(now)
         return [f"{_name(now)} {words}" + (f": {why}" if why else "")], "busy"
 
     return describe_state
+
+
+def _why(now: Mapping[str, Any]) -> str:
+    return "; ".join(explain(part) for part in str(now.get("message") or "").split("; ") if part)
 
 
 def _cooldown(now: Mapping[str, Any], _trigger: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -247,7 +298,12 @@ def _change(last: Mapping[str, Any]) -> str:
 
 def _board(status: Mapping[str, Any]) -> Paragraph:
     board = status.get("board") or {}
-    lines = [str(board[key]) for key in ("model", "name") if board.get(key)][:1]
+    facts = [
+        board.get("model") or "",
+        count(board["cores"], "core") if board.get("cores") else "",
+        board.get("system") or "",
+    ]
+    lines = [", ".join(fact for fact in facts if fact)] if any(facts) else []
     is_over = False
     for name, reading in (status.get("readings") or {}).items():
         line, bad = _reading(name, reading)
@@ -257,15 +313,12 @@ def _board(status: Mapping[str, Any]) -> Paragraph:
 
 
 def _reading(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
-    label, kind, scale, bound = _QUANTITIES.get(name, (name, "", 1, "limit"))
-
-    def show(value: float) -> str:
-        return units.show(value * scale, kind) if kind else f"{value:g}"
+    label, _kind, _scale, bound = QUANTITIES.get(name, (name, "", 1, "limit"))
 
     value, limit = reading.get("value"), reading.get("limit")
-    budget = "" if limit is None else f" (budget: {bound} {show(limit)})"
+    budget = "" if limit is None else f" (budget: {bound} {show_quantity(name, limit)})"
     if value is None:
         return f"{label} unknown: {reading.get('why_unknown') or 'no sensor'}{budget}", limit is not None
     is_over = limit is not None and (value < limit if bound == "at least" else value > limit)
     estimated = " estimated" if reading.get("is_estimated") else ""
-    return f"{label} {show(value)}{estimated}{budget}{' - over budget' if is_over else ''}", is_over
+    return f"{label} {show_quantity(name, value)}{estimated}{budget}{' - over budget' if is_over else ''}", is_over

@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from edgetune.config.load import keys, load, parse
+from edgetune.config.load import known_keys, load, parse
 from edgetune.config.model import Config
 from edgetune.config.quantities import split_address
 from edgetune.config.text import default_text, reference_text
 from edgetune.types import GatePolicy, Limits, Recipe
 
 __all__ = [
-    "Config", "changed_keys", "default_text", "gate_policy", "json_schema", "keys", "limits", "load", "needs_restart",
+    "Config", "changed_keys", "default_text", "gate_policy", "json_schema", "known_keys", "limits", "load", "needs_restart",
     "parse", "recipe", "reference_text", "serving_threads", "split_address", "to_plain",
 ]  # fmt: skip
 
@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
 
 def changed_keys(old: Config, new: Config) -> list[str]:
     """The dotted keys whose values differ."""
-    return [key for key in keys() if _value(old, key) != _value(new, key)]
+    return [key for key in known_keys() if _value(old, key) != _value(new, key)]
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:

@@ -16,6 +16,15 @@ from edgetune.config.strict_yaml import Document, KeyPath, Problem, dotted
 from edgetune.errors import ConfigError
 
 _FILE_BYTES_MAX = 2**20
+_EXPECTED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a name",
+    "tuple_type": "a list such as [a, b]",
+}
 
 
 def load(path: Path) -> Config:
@@ -89,30 +98,30 @@ def _problem(detail: ErrorDetails, document: Document) -> Problem:
 
 
 def _sentence(detail: ErrorDetails, written: str | None) -> str:
+    """Say what is wrong with a value, in words for somebody who never heard of pydantic."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    is_word = kind in {"string_type", "literal_error", "value_error"} and written is not None
-    if isinstance(value, bool) and is_word:
-        return f'YAML reads {written} as {str(value).lower()}; if it is a name, write it in quotes: "{written}"'
-    if isinstance(value, (int, float)) and kind == "string_type":
-        return f'YAML reads {written} as a number; if it is a name, write it in quotes: "{written}"'
+    reading = _misread(kind, value, written)
+    if reading:
+        return reading
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
         return f"expected {context['expected']}, not {value!r}{_near(value, context['expected'])}"
     if value is None:
         return "null is not allowed here; leave the key out for its default"
-    if kind == "bool_type":
-        return f"expected true or false, not {value!r}"
-    if kind in {"int_type", "int_from_float"}:
-        return f"expected a whole number, not {value!r}"
-    if kind == "float_type":
-        return f"expected a number, not {value!r}"
-    if kind == "finite_number":
-        return f"{written or value} is not a finite number"
-    if kind in {"tuple_type", "list_type"}:
-        return f"expected a list such as [{value!r}], not {value!r}"
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, not {written or repr(value)}"
     text = detail["msg"].removeprefix("Input should be ")
     return f"must be {text}, not {value!r}" if text != detail["msg"] else text
+
+
+def _misread(kind: str, value: object, written: str | None) -> str:
+    """YAML's own ideas of what a word means, where a name was expected."""
+    if isinstance(value, bool) and written is not None and kind in {"string_type", "literal_error", "value_error"}:
+        return f'YAML reads {written} as {str(value).lower()}; if it is a name, write it in quotes: "{written}"'
+    if isinstance(value, (int, float)) and kind == "string_type":
+        return f'YAML reads {written} as a number; if it is a name, write it in quotes: "{written}"'
+    return ""
 
 
 def _near(value: object, expected: str) -> str:
@@ -124,9 +133,9 @@ def _near(value: object, expected: str) -> str:
 def _did_you_mean(path: KeyPath) -> str:
     """The nearest key of the same section, else the same key of another section, else all keys there are here."""
     name, here = str(path[-1]), dotted(path[:-1])
-    known = [key for key in keys() if key.rpartition(".")[0] == here] if here else list(Config.model_fields)
+    known = [key for key in known_keys() if key.rpartition(".")[0] == here] if here else list(Config.model_fields)
     close = difflib.get_close_matches(dotted(path), known, n=1, cutoff=0.75)
-    elsewhere = [key for key in keys() if key.rpartition(".")[2] == name]
+    elsewhere = [key for key in known_keys() if key.rpartition(".")[2] == name]
     close = close or elsewhere[:1] or difflib.get_close_matches(name, [k.rpartition(".")[2] for k in known], n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -137,11 +146,10 @@ def sections() -> Iterator[tuple[str, type[BaseModel] | None]]:
     """The sections of the configuration in order; None for a mapping that the operator fills (`builders`)."""
     for name, field in Config.model_fields.items():
         kind = field.annotation
-        is_section = isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel)
-        yield name, kind if is_section else None
+        yield name, kind if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel) else None
 
 
-def keys() -> list[str]:
+def known_keys() -> list[str]:
     """Every key, dotted: 'budgets.power_max'."""
     found = []
     for name, section in sections():

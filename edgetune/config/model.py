@@ -1,15 +1,15 @@
 """
 The configuration as a model: every key with its default, its unit and its meaning.
 
-config.yaml and docs/configuration.md are written from here; defaults of the round and the gate come from `types`.
+config.yaml and docs/configuration.md are written from here and from `round_sections`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from edgetune.config.quantities import (
     AbsolutePath,
@@ -21,7 +21,6 @@ from edgetune.config.quantities import (
     LoopbackAddress,
     Name,
     Pixels,
-    Points,
     PositiveCount,
     PositiveDuration,
     PositiveShare,
@@ -29,31 +28,10 @@ from edgetune.config.quantities import (
     Share,
     Watts,
 )
-from edgetune.types import GatePolicy, Recipe
+from edgetune.config.round_sections import Gate, Probation, Pruning, Training
+from edgetune.config.section import Section, key
 
-_RECIPE, _GATE = Recipe(), GatePolicy()
 _SOCKET_PATH_MAX = 107  # bytes, of sockaddr_un.sun_path less its final NUL
-
-
-def key(default: Any, meaning: str, *, reload: bool = True, example: str = "", **bounds: Any) -> Any:
-    """
-    Describe one key.
-
-    Args:
-        default: as the operator would write it.
-        meaning: one or two sentences for config.yaml and the documentation.
-        reload: a change takes effect without a restart.
-        example: what it might be set to, where the default is null or empty.
-        bounds: ge, le, gt, lt of plain numbers.
-    """
-    extra = {"reloadable": reload, **({"example": example} if example else {})}
-    return Field(default=default, description=meaning, json_schema_extra=extra, **bounds)
-
-
-class Section(BaseModel):
-    """What all sections have in common."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Paths(Section):
@@ -164,7 +142,9 @@ class Triggers(Section):
     )
     min_interval: Duration = key("0s", "At least this long between the end of one round and the next.")
     cooldown: PositiveDuration = key("10min", "Wait after a round that failed or was refused.")
-    cooldown_factor: float = key(2.0, "Each further failure in a row makes the wait this many times longer.", ge=1, le=100)
+    cooldown_factor: float = key(
+        2.0, "Each further failure in a row makes the wait this many times longer.", ge=1, le=100
+    )
     cooldown_max: PositiveDuration = key("24h", "The wait never gets longer than this.")
 
     @model_validator(mode="after")
@@ -185,11 +165,15 @@ class Budgets(Section):
     disk_free_min: Bytes | None = key("500MiB", "Stop the trainer when state_dir has less room than this.")
     temperature_max: Celsius | None = key(None, "Pause the trainer above this temperature of the chip.", example="80C")
     power_max: Watts | None = key(None, "Pause the trainer above this power of the whole board.", example="10W")
-    cpu_max: PositiveShare | None = key(None, "Slow the trainer down to keep all cores together below this.", example="60%")
+    cpu_max: PositiveShare | None = key(
+        None, "Slow the trainer down to keep all cores together below this.", example="60%"
+    )
     hours: Annotated[tuple[Hours, ...], Field(strict=False)] = key(
         (), "Hours of the day, local time, in which a round may run; empty: always.", example='["22:00-06:00"]'
     )
-    hysteresis: Share = key("5%", "How far inside a limit a value must come back before work goes on, as a share of it.")
+    hysteresis: Share = key(
+        "5%", "How far inside a limit a value must come back before work goes on, as a share of it."
+    )
     round_time_max: PositiveDuration = key("2h", "A round is stopped after this much training time.")
     paused_max: PositiveDuration = key("2h", "A pause longer than this stops the trainer, which frees its memory.")
     spec_max_age: PositiveDuration = key("7d", "A stopped round is given up after this long; its samples are too old.")
@@ -197,7 +181,9 @@ class Budgets(Section):
     oom_score_adj: int = key(500, "How readily the kernel kills the trainer when memory ends.", ge=0, le=1000)
     stall: PositiveDuration = key("5min", "Kill a trainer that reports no progress for this long, pauses not counted.")
     stop_grace: PositiveDuration = key("60s", "Time a trainer has to write its checkpoint before it is killed.")
-    estimate: bool = key(False, "Estimate power from CPU use where no sensor gives it; status then says so.", reload=False)
+    estimate: bool = key(
+        False, "Estimate power from CPU use where no sensor gives it; status then says so.", reload=False
+    )
     estimated_idle: Watts | None = key(None, "Power of the idle board, for the estimate.", reload=False, example="3W")
     estimated_busy: Watts | None = key(
         None, "Power of the board with all cores busy, for the estimate.", reload=False, example="8W"
@@ -212,76 +198,6 @@ class Budgets(Section):
         if self.hysteresis > 0.5:
             raise ValueError("hysteresis is more than 50%, so that work would hardly ever go on")
         return self
-
-
-class Pruning(Section):
-    """What is cut from the factory model."""
-
-    criterion: Literal["l1", "taylor", "random"] = key(
-        _RECIPE.criterion, "Which filters go: taylor (least loss on this site's samples), l1 (smallest weights), random."
-    )
-    level: Share = key("50%", "Share of the factory model's parameters to remove; 0% only fine-tunes.")
-    round_to: PositiveCount = key(_RECIPE.round_to, "Channels kept are a multiple of this, which runtimes like.", le=256)
-    scoring_batches: PositiveCount = key(_RECIPE.scoring_batches, "Batches of samples that filters are scored on.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Pruning:
-        if self.level > 0.98:
-            raise ValueError("level is above 98%: nothing would be left to tune")
-        return self
-
-
-class Training(Section):
-    """How a round fine-tunes."""
-
-    epochs_before: float = key(_RECIPE.epochs_before, "Epochs on this site's samples before filters are scored.", ge=0, le=1000)
-    epochs_after: float = key(_RECIPE.epochs_after, "Epochs after pruning.", ge=0, le=1000)
-    max_steps: PositiveCount | None = key(None, "Most optimiser steps in a round, over all epochs.", example="5000")
-    samples_max: PositiveCount | None = key(
-        20_000, "Most training samples in a round, balanced over the classes; null: all."
-    )
-    batch_size: int = key(_RECIPE.batch_size, "Images in a step; less takes less memory.", ge=2, le=4096)
-    learning_rate_before: float = key(_RECIPE.learning_rate_before, "Learning rate before pruning.", gt=0, le=10)
-    learning_rate: float = key(_RECIPE.learning_rate, "Learning rate after pruning, at its highest.", gt=0, le=10)
-    momentum: float = key(_RECIPE.momentum, "Momentum of SGD.", ge=0, lt=1)
-    weight_decay: float = key(_RECIPE.weight_decay, "Weight decay of SGD.", ge=0, le=1)
-    augment: Literal["none", "crop", "crop_flip"] = key(
-        _RECIPE.augment, "Random changes to training images: none, crop, or crop_flip (also mirrored)."
-    )
-    checkpoint_steps: PositiveCount = key(_RECIPE.checkpoint_steps, "Steps between checkpoints.")
-    timing_runs: PositiveCount = key(_RECIPE.timing_runs, "Predictions that base and candidate are timed on.", le=10_000)
-    seed: int = key(_RECIPE.seed, "Where the trainer's random numbers start.", ge=0, lt=2**31)
-    threads: PositiveCount | None = key(None, "Threads of the trainer; null: as many as the board has cores.", le=256)
-    memory_format: Literal["contiguous", "channels_last"] = key(
-        _RECIPE.memory_format, "Layout of tensors while training; the faster one depends on the model and the board."
-    )
-
-
-class Gate(Section):
-    """When a candidate is good enough to be served."""
-
-    holdout_min: PositiveCount = key(_GATE.holdout_min, "Fewer hold-out samples than this promote nothing.")
-    class_min: Count = key(_GATE.class_min, "A class with fewer hold-out samples is reported, not judged.")
-    accuracy_drop_max: Points = key("1pp", "How much accuracy a candidate may lose, in percentage points.")
-    accuracy_risk_max: Points = key("5pp", "Loss of accuracy that the hold-out must rule out, at the confidence below.")
-    class_drop_max: Points = key("10pp", "How much accuracy any one class may lose.")
-    confidence: float = key(_GATE.confidence, "Confidence of the paired test.", ge=0.5, lt=1)
-    latency_ratio_max: float = key(_GATE.latency_ratio_max, "Candidate's latency over the served model's, at most.", gt=0, le=10)
-    size_ratio_max: float = key(_GATE.size_ratio_max, "Candidate's size over the served model's, at most.", gt=0, le=10)
-    accuracy_gain_min: Points = key("0.5pp", "A candidate neither faster nor smaller must be better by this.")
-    worthwhile_ratio: float = key(
-        _GATE.worthwhile_ratio, "Latency or parameters below this ratio count as faster or smaller.", gt=0, le=1
-    )
-
-
-class Probation(Section):
-    """When a promoted version is taken back by itself."""
-
-    duration: Duration = key("24h", "How long after promotion; 0s: no probation.")
-    feedback_min: PositiveCount = key(20, "Observations on both versions before one is judged.")
-    accuracy_drop_max: Points = key("5pp", "Fall of accuracy on labelled feedback that rolls back.")
-    confidence_drop_max: float = key(0.15, "Fall of the mean confidence, from 0 to 1, that rolls back.", gt=0, le=1)
-    latency_ratio_max: float = key(2.0, "Median latency over the former version's that rolls back.", gt=1, le=100)
 
 
 class Serving(Section):

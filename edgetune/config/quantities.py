@@ -83,7 +83,9 @@ def _show_hours(hours: tuple[int, int]) -> str:
 
 Hours = Annotated[
     tuple[int, int],
-    BeforeValidator(_read_hours, json_schema_input_type=Annotated[str, Field(pattern=r"^\d{1,2}:\d{2}-\d{1,2}:\d{2}$")]),
+    BeforeValidator(
+        _read_hours, json_schema_input_type=Annotated[str, Field(pattern=r"^\d{1,2}:\d{2}-\d{1,2}:\d{2}$")]
+    ),
     PlainSerializer(_show_hours, return_type=str),
 ]
 
@@ -125,7 +127,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 def _read_address(text: object) -> str:
     if not isinstance(text, str):
-        raise ValueError(f"expected host:port such as '127.0.0.1:8090', not {text!r}")  # noqa: TRY004 - pydantic wants ValueError
+        raise ValueError(f"expected host:port such as '127.0.0.1:8090', not {text!r}")
     split_address(text)
     return text
 

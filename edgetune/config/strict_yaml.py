@@ -22,14 +22,20 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader without anchors, merge keys, dates and base-60 numbers, and with 5e-4 as a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call] # the stubs have no types for the parser
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases (& and *) are not used here", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "anchors and aliases (& and *) are not used here", event.start_mark
+            )
         return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in entries if tag not in {f"{_TAG}{name}" for name in ("merge", "timestamp", "int", "float")}]
+    first: [
+        (tag, pattern)
+        for tag, pattern in entries
+        if tag not in {f"{_TAG}{name}" for name in ("merge", "timestamp", "int", "float")}
+    ]
     for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(f"{_TAG}int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
@@ -100,6 +106,7 @@ def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
         return _build_mapping(node, path, document)
     if isinstance(node, yaml.SequenceNode):
         return [_build(child, (*path, index), document) for index, child in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
     return _build_scalar(node, path, document)
 
 
@@ -110,17 +117,20 @@ def _build_mapping(node: yaml.MappingNode, path: KeyPath, document: Document) ->
         if not isinstance(key_node, yaml.ScalarNode):
             document.problems.append(Problem(line, "a key must be a plain word"))
             continue
-        key = key_node.value  # as written: `no:` is the key "no", whatever YAML makes of it
+        key = str(key_node.value)  # as written: `no:` is the key "no", whatever YAML makes of it
+        here = (*path, key)
         if key in built:
-            first = document.lines[(*path, key)]
-            document.problems.append(Problem(line, f"key {dotted((*path, key))!r} is given twice; the first is on line {first}"))
+            first = document.lines[here]
+            document.problems.append(
+                Problem(line, f"key {dotted(here)!r} is given twice; the first is on line {first}")
+            )
             continue
-        document.lines[(*path, key)] = line
-        built[key] = _build(value_node, (*path, key), document)
+        document.lines[here] = line
+        built[key] = _build(value_node, here, document)
     return built
 
 
-def _build_scalar(node: yaml.Node, path: KeyPath, document: Document) -> Any:
+def _build_scalar(node: yaml.ScalarNode, path: KeyPath, document: Document) -> Any:
     text, kind = str(node.value), node.tag.removeprefix(_TAG)
     if node.style is None:
         document.written[path] = text

@@ -15,7 +15,7 @@ from edgetune.daemon.core import Daemon
 from edgetune.daemon.service import DaemonService
 from edgetune.daemon.settings import api_limits
 from edgetune.daemon.status import in_words
-from edgetune.errors import EXIT_OK, ConfigError
+from edgetune.errors import EXIT_OK, ConfigError, SensorError
 from edgetune.serve.api import build_app
 from edgetune.serve.server import SocketServer
 
@@ -65,7 +65,7 @@ async def _forever(daemon: Daemon, stop: asyncio.Event, reload: asyncio.Event) -
     while not stop.is_set():
         if reload.is_set():
             reload.clear()
-            with contextlib.suppress(ConfigError):  # said by the daemon; the old configuration stays
+            with contextlib.suppress(ConfigError, SensorError):  # said by the daemon; the old configuration stays
                 await daemon.reload()
         await daemon.tick()
         waiters = [asyncio.create_task(event.wait()) for event in (stop, reload)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,7 @@ from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.decide import budget, trigger
 from edgetune.decide.trigger import ManualRequest, ServedSummary, Want
-from edgetune.device.board import describe as describe_board
+from edgetune.device.board import identify
 from edgetune.device.inbox import Inbox
 from edgetune.device.sensors import Sensors
 from edgetune.device.systemd import Notifier
@@ -37,7 +38,7 @@ from edgetune.store import durable
 from edgetune.store.buffer import Buffer
 from edgetune.store.history import History
 from edgetune.store.models import Models
-from edgetune.types import BufferStats, Preprocess, Reading, RoundKind, RoundState, Verdict, VerdictKind
+from edgetune.types import BufferStats, Measurement, Preprocess, Quantity, Reading, RoundKind, RoundState, Verdict, VerdictKind
 
 _LEVEL_TOLERANCE = 0.1  # rounding to channel multiples misses the asked level by this much at most
 _RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
@@ -118,8 +119,8 @@ class Daemon:
             SensorError: a budget is set on something that this board cannot measure.
         """
         self._take_lock()
-        self._check_sensors()
-        self.board = await asyncio.to_thread(describe_board)
+        await self._check_sensors(self.config)
+        self.board = asdict(await asyncio.to_thread(identify))
         self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
         said = await self.store(self.buffer.open)
         said += await self.store(self.models.recover)
@@ -144,15 +145,16 @@ class Daemon:
                 f"another edgetune holds {directory}", hint="stop it first: systemctl stop edgetune"
             ) from None
 
-    def _check_sensors(self) -> None:
-        supported = self.sensors.supported()
-        for quantity in budget.budgeted(configuration.limits(self.config)):
-            why_not = supported.get(quantity, "no sensor")
-            if why_not:
-                raise SensorError(
-                    f"{settings.budget_key(quantity)} is set, but this board cannot measure {quantity.value}: {why_not}",
-                    hint="take the key out, or set budgets.estimate for power",
-                )
+    async def _check_sensors(self, config: Config) -> None:
+        """A budget that this board cannot measure would withhold every round for ever; say so at once."""
+        supported = await asyncio.to_thread(self.sensors.supported)
+        problems = [
+            f"{settings.budget_key(quantity)} is set, but this board cannot measure {quantity.value}: {why}"
+            for quantity in budget.budgeted(configuration.limits(config))
+            if quantity is not Quantity.TRAINER_RSS_MIB and (why := unmeasured(supported.get(quantity)))
+        ]
+        if problems:
+            raise SensorError("\n".join(problems), hint="take the key out; for power, budgets.estimate makes one up")
 
     async def _note_served(self) -> None:
         manifest = self.serving.manifest()
@@ -179,7 +181,8 @@ class Daemon:
         self.inbox = Inbox(
             config.paths.inbox,
             config.paths.state_dir / "quarantine" / "inbox",
-            preprocess=preprocess if self.stores_model_size else None,
+            preprocess=preprocess,
+            store=config.buffer.store,
             settle_s=config.inbox.settle,
             scan_interval_s=config.inbox.scan_interval,
             watch=config.inbox.watch,
@@ -189,7 +192,7 @@ class Daemon:
             batch=config.inbox.batch,
             clock=self.clock,
             move=durable.move,
-            remove_files=durable.remove_files,
+            remove=durable.remove_files,
         )
         self.inbox.start()
         self.ingest = Ingest(
@@ -229,7 +232,7 @@ class Daemon:
             reading,
             configuration.limits(self.config),
             self.verdict,
-            is_training=self.rounds.is_training,
+            is_training=trainer is not None and trainer.pid is not None,
             withheld="paused by the operator: edgetune resume" if self.is_paused else "",
         )
         self.want = await self.consider(self._manual)
@@ -270,7 +273,7 @@ class Daemon:
 
     async def status(self) -> dict[str, Any]:
         """Everything `edgetune status` shows."""
-        stats: BufferStats = self.stats or await self.store(self.buffer.stats)
+        stats = self.stats if self.stats is not None else await self.store(self.buffer.stats)
         rows = await self.store(self.history.rounds, 5)
         return words.whole(self, stats, next((row for row in rows if row["ended_at_s"] is not None), None))
 
@@ -299,22 +302,19 @@ class Daemon:
 
         Raises:
             ConfigError: it is not valid; the old one stays in force.
+        SensorError: a new budget cannot be measured; likewise.
         """
         self.notifier.reloading()
         try:
             new = configuration.load(self.config_path)
-        except ConfigError as error:
+            await self._check_sensors(new)
+        except (ConfigError, SensorError) as error:
             await self.events.emit("config.refused", error.message, level=logging.ERROR)
             raise
         finally:
             self.notifier.ready()
         changed = configuration.changed_keys(self.config, new)
         self.restart_keys = configuration.needs_restart(self.config, new)
-        supported = self.sensors.supported()
-        unmeasured = [q for q in budget.budgeted(configuration.limits(new)) if supported.get(q, "no sensor")]
-        if unmeasured:
-            problems = [f"{settings.budget_key(q)}: {supported.get(q, 'no sensor')}" for q in unmeasured]
-            raise ConfigError(problems, hint="a budget that this board cannot measure")
         self.config = settings.merged(self.config, new)
         self.loaded_at = iso(self.clock.wall_s())
         self.rounds.settings = settings.round_settings(self.config)
@@ -338,3 +338,10 @@ class Daemon:
         watchdog_s = self.notifier.watchdog_interval_s()
         interval_s: float = self.config.budgets.interval
         return interval_s if watchdog_s is None else min(interval_s, watchdog_s / 2)
+
+
+def unmeasured(measurement: Measurement | None) -> str:
+    """Why a quantity cannot be measured; empty when it can."""
+    if measurement is None:
+        return "no sensor"
+    return "" if measurement.value is not None else measurement.why_unknown or "no sensor"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,10 +13,12 @@ from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, StoreThread
 from edgetune.device.inbox import Batch
 from edgetune.errors import StoreError
+from edgetune.store import durable
 from edgetune.store.buffer import Buffer
-from edgetune.types import AddOutcome
+from edgetune.types import AddOutcome, LabelSource
 
 _RETRY_S = 5.0
+_WAIT_MIN_S = 0.05
 
 
 class Inbox(Protocol):
@@ -22,14 +26,17 @@ class Inbox(Protocol):
 
     wake: asyncio.Event
 
-    def collect(self, now_s: float) -> Batch:
+    def collect(self) -> Batch:
         """The settled files, read and checked; bad ones are in the quarantine by now."""
 
-    def committed(self, paths: list[Path]) -> None:
+    def committed(self, paths: Iterable[Path]) -> None:
         """The buffer has these for good."""
 
-    def next_due_s(self, now_s: float) -> float:
-        """Seconds until the next look is worth it."""
+    def returned(self, paths: Iterable[Path]) -> None:
+        """The buffer could not take these."""
+
+    def due_s(self) -> float:
+        """When the next look is worth it, on the clock."""
 
 
 class Ingest:
@@ -45,27 +52,28 @@ class Ingest:
     async def forever(self) -> None:
         """Take batch after batch; wait when there is none."""
         while True:
-            if not await self.once():
-                self._inbox.wake.clear()
-                try:
-                    await asyncio.wait_for(self._inbox.wake.wait(), max(0.05, self._inbox.next_due_s(self._clock.now_s())))
-                except asyncio.TimeoutError:
-                    pass
+            self._inbox.wake.clear()
+            if await self.once():
+                continue
+            wait_s = max(_WAIT_MIN_S, self._inbox.due_s() - self._clock.now_s())
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._inbox.wake.wait(), wait_s)
 
     async def once(self) -> bool:
-        """Take one batch. Returns whether there was anything to take."""
-        batch = await asyncio.to_thread(self._inbox.collect, self._clock.now_s())
+        """Take one batch. Returns whether there is more at once."""
+        batch = await asyncio.to_thread(self._inbox.collect)
         if batch.quarantined:
-            self.quarantined += len(batch.quarantined)
-            await self._store(self._buffer.count_quarantined, len(batch.quarantined))
-            for entry in batch.quarantined[:10]:
-                await self._events.emit("inbox.quarantined", str(entry), level=logging.WARNING)
-        if not batch.samples:
-            return bool(batch.quarantined)
+            self.quarantined += batch.quarantined
+            await self._store(self._buffer.count_quarantined, batch.quarantined)
+            text = f"{batch.quarantined} bad files went to the quarantine; the reasons are beside them"
+            await self._events.emit("inbox.quarantined", text, level=logging.WARNING)
+        if not batch.paths:
+            return batch.has_more
         try:
-            outcomes = await self._store(self._buffer.add, [sample for _, sample in batch.samples])
+            outcomes = await self._store(self._add, batch)
         except StoreError as error:
             # The files stay where they are and are taken again: nothing is lost by a full disk or quota.
+            await asyncio.to_thread(self._inbox.returned, batch.paths)
             if str(error) != self.trouble:
                 self.trouble = str(error)
                 await self._events.emit("inbox.waiting", self.trouble, level=logging.ERROR)
@@ -74,5 +82,13 @@ class Ingest:
         self.trouble = ""
         self.taken += sum(outcome is AddOutcome.STORED for outcome in outcomes)
         self.duplicates += sum(outcome is not AddOutcome.STORED for outcome in outcomes)
-        await asyncio.to_thread(self._inbox.committed, [path for path, _ in batch.samples])
-        return True
+        await asyncio.to_thread(self._inbox.committed, batch.paths)
+        return batch.has_more
+
+    def _add(self, batch: Batch) -> list[AddOutcome]:
+        """One commit for the samples, then the labels that came after theirs; on the store's thread."""
+        outcomes = self._buffer.add([sample for _, sample in batch.items]) if batch.items else []
+        durable.faultpoint("ingest.committed")
+        for late in batch.late_labels:
+            self._buffer.label(late.digest, late.label, LabelSource.SIDECAR)
+        return outcomes

@@ -10,6 +10,8 @@ from edgetune.config import Config
 from edgetune.daemon.rounds import RoundSettings
 from edgetune.decide.probation import ProbationPolicy
 from edgetune.decide.trigger import TriggerPolicy
+from edgetune.device.board import identify
+from edgetune.device.jtop import JtopProbe
 from edgetune.device.sensors import BoardSensors
 from edgetune.serve.service import ApiLimits
 from edgetune.types import Quantity
@@ -58,6 +60,7 @@ def board_sensors(config: Config, clock: Clock) -> BoardSensors:
     """The sensors of this board."""
     budgets = config.budgets
     return BoardSensors(
+        jtop=JtopProbe(clock=clock) if identify().kind == "jetson" else None,
         clock=clock,
         disk_path=config.paths.state_dir,
         estimate=budgets.estimate,

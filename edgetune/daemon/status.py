@@ -141,14 +141,16 @@ def _probation(daemon: Daemon) -> dict[str, Any] | None:
 def _inbox(daemon: Daemon) -> dict[str, Any]:
     shown: dict[str, Any] = {"directory": str(daemon.config.paths.inbox)}
     if daemon.inbox is None or daemon.ingest is None:
-        return {**shown, "watch": "waiting for a first model", "waiting": None, "taken": 0, "duplicates": 0, "trouble": ""}
+        return {**shown, "watch": "waiting for a first model", "waiting": None, "taken": 0, "trouble": ""}
     return {
         **shown,
-        "watch": daemon.inbox.watching,
+        "watch": daemon.inbox.watch,
         "waiting": daemon.inbox.waiting,
         "taken": daemon.ingest.taken,
         "duplicates": daemon.ingest.duplicates,
+        "quarantined": daemon.inbox.quarantined,
         "trouble": daemon.ingest.trouble,
+        "problems": list(daemon.inbox.problems),
     }
 
 
@@ -188,6 +190,8 @@ def _warnings(daemon: Daemon) -> list[str]:
     warnings = []
     if daemon.ingest is not None and daemon.ingest.trouble:
         warnings.append(f"the inbox waits: {daemon.ingest.trouble}")
+    if daemon.inbox is not None:
+        warnings += daemon.inbox.problems
     if daemon.restart_keys:
         warnings.append(f"changed in the configuration, in force after a restart: {', '.join(daemon.restart_keys)}")
     return warnings

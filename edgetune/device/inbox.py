@@ -17,15 +17,16 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetune.clock import Clock, SystemClock
 from edgetune.device.intake import Intake, Sidecar, UnsettledError, read_sidecar
+from edgetune.device.listing import Listing, Taken, is_same_file
 from edgetune.device.quarantine import Quarantine
-from edgetune.device.scan import SIDECAR_SUFFIX, FileKey, Found, key_of, printable, walk
+from edgetune.device.scan import FileKey, Found, printable, walk
 from edgetune.device.watching import Watcher
 from edgetune.errors import EdgetuneError, ImageError
 from edgetune.images import ImageLimits
@@ -33,7 +34,6 @@ from edgetune.types import NewSample, Preprocess
 
 _SCAN_GAP_S = 0.2  # a flood of events must not become a flood of scans
 _POLL_S = 2.0
-_TAKEN_MAX = 20_000  # removed files whose sidecar may still come
 _ORPHAN_S = 600.0  # a sidecar without an image is kept this long
 _PATIENCE_SETTLES = 5.0
 _PROBLEMS_MAX = 20
@@ -65,15 +65,29 @@ class Batch:
 
 @dataclass(slots=True)
 class _Waiting:
+    """A file that was seen and not yet taken."""
+
     key: FileKey
     since_s: float  # has looked like this since
+    not_before_s: float  # when to look at it (again)
 
 
 @dataclass(frozen=True, slots=True)
 class _Handed:
+    """A file that the daemon is committing."""
+
     key: FileKey
     digest: str
     sidecar: Found | None
+    is_image: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A file that stays in the inbox and is left alone until it changes."""
+
+    key: FileKey
+    problem: str = ""
 
 
 class Inbox:
@@ -132,31 +146,31 @@ class Inbox:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dirty = threading.Event()
         self._dirty.set()  # what lay here before the start
-        self.wake = asyncio.Event()
         self._scanned_s = float("-inf")
-        self._next_look_s = float("-inf")  # when a waiting file will have stood still long enough
+        self._next_look_s = float("inf")
+        self._listing = Listing()
         self._waiting: dict[str, _Waiting] = {}
         self._ready: deque[Found] = deque()
         self._handed: dict[str, _Handed] = {}
-        self._settled: dict[str, FileKey] = {}  # done with, or given up on, until they change
-        self._present: dict[str, Found] = {}  # of the last scan
-        self._stems: Counter[str] = Counter()  # images per path without suffix, for shared sidecars
-        self._taken: OrderedDict[str, str] = OrderedDict()  # path, and path without suffix -> digest
-        self._problems: OrderedDict[str, None] = OrderedDict()
-        self.taken = 0
+        self._done: dict[str, _Done] = {}
+        self._unremoved: dict[str, FileKey] = {}
+        self._taken = Taken()
+        self._scan_problems: list[str] = []
+        self.wake = asyncio.Event()
+        self.problems: tuple[str, ...] = ()  # sentences about what stands in the way
+        self.taken = 0  # files committed since the start
 
     # ------------------------------------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Make the directories and begin to watch. Called on the event loop, `wake` is set from then on."""
+        """Make the directory and begin to watch. Called on the event loop, `wake` is set from then on."""
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
             self._loop = None
         self._make_root()
         self._watcher.start()
-        if self._watcher.problem:
-            self._report(self._watcher.problem)
+        self._name_problems()
 
     def stop(self) -> None:
         """Watch no more; files stay where they are."""
@@ -164,15 +178,13 @@ class Inbox:
         self._loop = None
 
     def configure(self, *, preprocess: Preprocess | None) -> None:
-        """Take in what comes from now on for another model."""
+        """What comes from now on is stored for another model."""
         self._intake = replace(self._intake, preprocess=preprocess)
-
-    # ------------------------------------------------------------------------------------------- looking
 
     @property
     def waiting(self) -> int:
-        """Files that were seen and are not yet taken."""
-        return len(self._waiting) + len(self._ready) + len(self._handed)
+        """Files that were seen and are not yet committed."""
+        return len(self._waiting) + len(self._handed)
 
     @property
     def quarantined(self) -> int:
@@ -184,15 +196,10 @@ class Inbox:
         """How changes are noticed: "inotify" or "poll"."""
         return "inotify" if self._watcher.is_watching else "poll"
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """Sentences about what stands in the way, as of the last scan."""
-        return tuple(self._problems)
-
     def due_s(self) -> float:
         """When `collect` is worth calling again if `wake` is not set before: a moment on the clock."""
         if self._ready:
-            return self._clock.now_s()
+            return float("-inf")
         soonest = self._scanned_s + _SCAN_GAP_S
         if self._dirty.is_set():
             return soonest
@@ -203,7 +210,7 @@ class Inbox:
 
     def collect(self, now_s: float | None = None) -> Batch:
         """
-        Take up to `batch` files that have settled; scans when one is due, else answers from the last scan.
+        Take up to `batch` files that have settled; scans when that is due, else goes on with the last scan's.
 
         Args:
             now_s: the clock's time; default: ask it.
@@ -211,9 +218,9 @@ class Inbox:
         now_s = self._clock.now_s() if now_s is None else now_s
         if not self._ready and now_s >= self.due_s():
             self._scan(now_s)
+        quarantined_before = self._quarantine.count
         items: list[tuple[Path, NewSample]] = []
         late: list[LateLabel] = []
-        quarantined_before = self._quarantine.count
         for _ in range(min(self._batch, len(self._ready))):
             found = self._ready.popleft()
             try:
@@ -222,13 +229,15 @@ class Inbox:
                 else:
                     items.append((Path(found.path), self._take(found)))
             except UnsettledError:
-                self._wait(found, now_s)
+                self._look_again(found, now_s, now_s + self._settle_s)
             except FileNotFoundError:
-                continue  # vanished between the scan and now
+                self._waiting.pop(found.path, None)  # vanished since the scan
             except ImageError as error:
                 self._refuse(found, error.message, now_s)
             except OSError as error:
-                self._refuse(found, f"the file cannot be read ({error.strerror}); it must be readable for edgetune", now_s)
+                why = f"the file cannot be read ({error.strerror or error}); make it readable for the edgetune group"
+                self._refuse(found, why, now_s)
+        self._name_problems()
         return Batch(
             items=tuple(items),
             late_labels=tuple(late),
@@ -237,119 +246,117 @@ class Inbox:
         )
 
     def committed(self, paths: Iterable[Path]) -> None:
-        """The buffer holds these: remove their files (or remember them, where originals are kept)."""
-        gone: list[Path] = []
-        for path in paths:
-            handed = self._handed.pop(os.fspath(path), None)
+        """The buffer holds these: remove their files, or remember them where originals are kept."""
+        for name in map(os.fspath, paths):
+            handed = self._handed.pop(name, None)
             if handed is None:
                 continue
-            self.taken += not path.name.lower().endswith(SIDECAR_SUFFIX)
-            self._remember(os.fspath(path), handed)
-            self._settled[os.fspath(path)] = handed.key  # should its removal fail, it is not taken for ever
-            if not self._keep_originals and _still(path, handed.key):
-                gone.append(path)
-                gone.extend(self._spent_sidecar(path, handed))
-        if not gone:
-            return
-        try:
-            self._remove(gone)
-        except (OSError, EdgetuneError) as error:
-            self._report(
-                f"cannot remove files from {printable(self._root)}: {error}; they were taken and stay. The inbox and its"
-                " folders must be writable for the edgetune group"
-            )
+            spent = [Found(name, handed.key)]
+            if handed.is_image:
+                self.taken += 1
+                self._taken.add(name, handed.digest)
+                if handed.sidecar is not None and self._listing.leave(name) is not None:
+                    spent.append(handed.sidecar)
+            for found in spent:
+                self._done[found.path] = _Done(found.key)
+                if not self._keep_originals:
+                    self._unremoved[found.path] = found.key
+        self._remove_spent()
+        self._name_problems()
 
     def returned(self, paths: Iterable[Path]) -> None:
         """The buffer could not take these: they will be offered again."""
-        for path in paths:
-            self._handed.pop(os.fspath(path), None)
+        for name in map(os.fspath, paths):
+            self._handed.pop(name, None)
         self._dirty.set()
 
-    # ------------------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------------------- scanning
 
     def _scan(self, now_s: float) -> None:
         self._dirty.clear()  # before the walk: what arrives during it makes another one
-        self._scanned_s = now_s
-        self._problems.clear()
-        self._watch_over()
+        self._scanned_s, self._next_look_s = now_s, float("inf")
+        self._scan_problems = []
+        if not self._root.is_dir():
+            self._make_root()
+            self._watcher.start()  # the old watch went with the old directory
+        self._remove_spent()
         renamed = self._watcher.take_renamed()
-        self._present = {found.path: found for found in walk(self._root, self._report)}
-        for known in (self._waiting, self._settled):
-            for path in [path for path in known if path not in self._present]:
-                del known[path]  # type: ignore[attr-defined]  # two dicts that differ in their values
-        self._stems = Counter(_stem(path) for path, found in self._present.items() if not found.is_sidecar)
-        self._next_look_s = float("inf")
-        for path, found in sorted(self._present.items()):
-            if path in self._handed or self._settled.get(path) == found.key:
-                continue
-            if self._has_settled(found, now_s, is_renamed=path in renamed):
-                self._admit(found, now_s)
-        if self._ready:
-            self._next_look_s = now_s
+        self._listing = Listing(walk(self._root, self._scan_problems.append))
+        files = self._listing.files
+        self._waiting = {path: waiting for path, waiting in self._waiting.items() if path in files}
+        self._done = {path: done for path, done in self._done.items() if path in files}
+        for path, found in sorted(files.items()):
+            if path not in self._handed and not self._is_done(found):
+                self._see(found, now_s, is_renamed=path in renamed)
+        for path in sorted(self._waiting):
+            if now_s >= self._waiting[path].not_before_s:
+                self._admit(files[path], now_s)
+            else:
+                self._next_look_s = min(self._next_look_s, self._waiting[path].not_before_s)
 
-    def _has_settled(self, found: Found, now_s: float, *, is_renamed: bool) -> bool:
+    def _see(self, found: Found, now_s: float, *, is_renamed: bool) -> None:
         waiting = self._waiting.get(found.path)
         if waiting is None or waiting.key != found.key:
-            waiting = _Waiting(found.key, now_s)
-            self._waiting[found.path] = waiting
-        is_still = is_renamed or now_s - waiting.since_s >= self._settle_s
-        if not is_still:
-            self._next_look_s = min(self._next_look_s, waiting.since_s + self._settle_s)
-        return is_still
+            self._waiting[found.path] = _Waiting(found.key, now_s, now_s if is_renamed else now_s + self._settle_s)
 
     def _admit(self, found: Found, now_s: float) -> None:
-        """Queue a settled file; an image waits for its sidecar, a sidecar is carried by its image."""
+        """Queue a settled file; an image waits for its sidecar, and carries it."""
         if not found.is_sidecar:
-            sidecar = self._sidecar_of(found.path)
+            sidecar = self._listing.sidecar_of(found.path)
             beside = self._waiting.get(sidecar.path) if sidecar is not None else None
-            if beside is not None and now_s - beside.since_s < self._settle_s:
-                self._next_look_s = min(self._next_look_s, beside.since_s + self._settle_s)
-                return
-            self._ready.append(found)
+            if beside is None or now_s >= beside.not_before_s:
+                self._ready.append(found)
+            return  # else: the sidecar's own moment is the next look
+        images = self._listing.images_of(found.path)
+        if not all(path in self._done for path in images):
             return
-        base = found.path[: -len(SIDECAR_SUFFIX)]
-        if base in self._present or self._stems[base]:
-            kept = base if base in self._present else next((p for p in self._present if _is_image_of(p, base)), base)
-            if kept not in self._settled or base not in self._taken:
-                return  # its image is here and not yet taken
-        if base in self._taken:
+        if self._taken.digest_of(found.path) is not None:
             self._ready.append(found)
-        elif now_s - self._waiting[found.path].since_s >= _ORPHAN_S:
-            self._banish(found, "a sidecar without an image beside it")
+        elif not images:
+            self._refuse(found, "a sidecar without an image beside it", now_s, patience_s=_ORPHAN_S)
+
+    def _is_done(self, found: Found) -> bool:
+        done = self._done.get(found.path)
+        if done is not None and done.key != found.key:
+            del self._done[found.path]
+            return False
+        return done is not None
+
+    # ------------------------------------------------------------------------------------------- one file
 
     def _take(self, found: Found) -> NewSample:
-        beside = self._sidecar_of(found.path)
+        beside = self._listing.sidecar_of(found.path)
         sidecar = Sidecar() if beside is None else read_sidecar(beside.path, beside.key)
         sample = self._intake.sample(found.path, os.path.relpath(found.path, self._root), found.key, sidecar)
         self._waiting.pop(found.path, None)
-        self._handed[found.path] = _Handed(found.key, sample.digest, beside)
+        self._handed[found.path] = _Handed(found.key, sample.digest, beside, is_image=True)
         return sample
 
-    def _late_label(self, found: Found) -> Sequence[LateLabel]:
-        digest = self._taken.get(found.path[: -len(SIDECAR_SUFFIX)])
+    def _late_label(self, found: Found) -> list[LateLabel]:
         said = read_sidecar(found.path, found.key)
-        self._waiting.pop(found.path, None)
+        digest = self._taken.digest_of(found.path)
         if digest is None or said.label is None:
-            self._banish(found, "this sidecar came after its image was taken and names no label")
-            return ()
-        self._handed[found.path] = _Handed(found.key, digest, None)
-        return (LateLabel(path=Path(found.path), digest=digest, label=said.label),)
+            raise ImageError("this sidecar came after its image had been taken, and names no label")
+        self._waiting.pop(found.path, None)
+        self._handed[found.path] = _Handed(found.key, digest, None, is_image=False)
+        return [LateLabel(path=Path(found.path), digest=digest, label=said.label)]
 
-    def _wait(self, found: Found, now_s: float) -> None:
-        self._waiting[found.path] = _Waiting(found.key, now_s)
-        self._next_look_s = min(self._next_look_s, now_s + self._settle_s)
+    def _look_again(self, found: Found, since_s: float, at_s: float) -> None:
+        self._waiting[found.path] = _Waiting(found.key, since_s, at_s)
+        self._next_look_s = min(self._next_look_s, at_s)
 
-    def _refuse(self, found: Found, reason: str, now_s: float) -> None:
-        """Quarantine a bad file once it has stood still long enough to be bad for good."""
-        waiting = self._waiting.setdefault(found.path, _Waiting(found.key, now_s))
-        ripe_s = waiting.since_s + self._patience_s
+    def _refuse(self, found: Found, reason: str, now_s: float, *, patience_s: float | None = None) -> None:
+        """Quarantine a bad file, once it has stood still for so long that it is bad for good."""
+        since_s = self._waiting[found.path].since_s if found.path in self._waiting else now_s
+        ripe_s = since_s + (self._patience_s if patience_s is None else patience_s)
         if now_s < ripe_s:
-            self._next_look_s = min(self._next_look_s, ripe_s) if self._next_look_s > now_s else ripe_s
+            self._look_again(found, since_s, ripe_s)
             return
         self._banish(found, reason)
-        beside = None if found.is_sidecar else self._sidecar_of(found.path)
-        if beside is not None and self._is_last_user(found.path, beside):
-            self._banish(beside, f"belongs to {printable(Path(found.path).name)}: {reason}", counts=False)
+        beside = None if found.is_sidecar else self._listing.leave(found.path)
+        if beside is not None:
+            name = printable(os.path.basename(found.path))
+            self._banish(beside, f"belongs to {name}, which was quarantined: {reason}", counts=False)
 
     def _banish(self, found: Found, reason: str, *, counts: bool = True) -> None:
         self._waiting.pop(found.path, None)
@@ -358,45 +365,34 @@ class Inbox:
         except FileNotFoundError:
             return
         except (OSError, EdgetuneError) as error:
-            self._settled[found.path] = found.key  # given up on until it changes
-            self._report(f"{printable(found.path)} is bad ({reason}) and cannot be moved to the quarantine: {error}")
+            problem = f"{printable(found.path)} is bad ({reason}) and cannot be moved to the quarantine: {error}"
+            self._done[found.path] = _Done(found.key, problem)
 
-    def _sidecar_of(self, path: str) -> Found | None:
-        return self._present.get(path + SIDECAR_SUFFIX) or self._present.get(_stem(path) + SIDECAR_SUFFIX)
+    def _remove_spent(self) -> None:
+        """Remove what was committed; what cannot be removed now is tried again at the next scan."""
+        spent = [Path(name) for name, key in self._unremoved.items() if is_same_file(name, key)]
+        try:
+            if spent:
+                self._remove(spent)
+        except (OSError, EdgetuneError) as error:
+            for name, key in self._unremoved.items():
+                problem = f"cannot remove taken files from {printable(self._root)} ({error}); make it writable for edgetune"
+                self._done[name] = _Done(key, problem)
+            return
+        self._unremoved.clear()
 
-    def _is_last_user(self, path: str, sidecar: Found) -> bool:
-        return sidecar.path == path + SIDECAR_SUFFIX or self._stems[_stem(path)] <= 1
+    # ------------------------------------------------------------------------------------------- the rest
 
-    def _spent_sidecar(self, path: Path, handed: _Handed) -> Sequence[Path]:
-        """The sidecar to remove with its image: `x.json` goes with the last of `x.jpg` and `x.png`."""
-        if path.name.lower().endswith(SIDECAR_SUFFIX):
-            return ()
-        sidecar = handed.sidecar
-        is_last = sidecar is not None and self._is_last_user(os.fspath(path), sidecar)
-        self._stems[_stem(os.fspath(path))] -= 1
-        if sidecar is None or not is_last or not _still(Path(sidecar.path), sidecar.key):
-            return ()
-        return (Path(sidecar.path),)
-
-    def _remember(self, path: str, handed: _Handed) -> None:
-        for name in (path, _stem(path)):
-            self._taken.pop(name, None)
-            self._taken[name] = handed.digest
-        if handed.sidecar is not None:
-            self._settled[handed.sidecar.path] = handed.sidecar.key
-        while len(self._taken) > _TAKEN_MAX * 2 and not self._keep_originals:
-            self._taken.popitem(last=False)
-
-    def _watch_over(self) -> None:
-        if not self._root.is_dir():
-            self._make_root()
-            self._watcher.start()  # the old watch went with the old directory
+    def _name_problems(self) -> None:
+        stuck = [done.problem for done in self._done.values() if done.problem]
+        told = dict.fromkeys([self._watcher.problem, *self._scan_problems, *stuck])
+        self.problems = tuple(problem for problem in told if problem)[:_PROBLEMS_MAX]
 
     def _make_root(self) -> None:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self._report(f"there is no inbox {printable(self._root)} and it cannot be made: {error.strerror}")
+            self._scan_problems.append(f"the inbox {printable(self._root)} cannot be made: {error.strerror}")
 
     def _arrived(self) -> None:
         """Called from watchdog's thread."""
@@ -404,24 +400,3 @@ class Inbox:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self.wake.set)
-
-    def _report(self, problem: str) -> None:
-        self._problems[problem] = None
-        while len(self._problems) > _PROBLEMS_MAX:
-            self._problems.popitem(last=False)
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(path)[0]
-
-
-def _is_image_of(path: str, stem: str) -> bool:
-    return _stem(path) == stem and not path.lower().endswith(SIDECAR_SUFFIX)
-
-
-def _still(path: Path, key: FileKey) -> bool:
-    """Whether the file is still the one that was read: a new one under the same name must not be removed."""
-    try:
-        return key_of(path.stat(follow_symlinks=False)) == key
-    except OSError:
-        return False

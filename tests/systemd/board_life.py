@@ -51,12 +51,18 @@ print(json.dumps(answer))
 """
 
 
-def call(machine: Machine, method: str, path: str, body: object = None, *, user: str = "root", **query: object) -> Finished:
+def call(
+    machine: Machine, method: str, path: str, body: object = None, *, user: str = "root", **query: object
+) -> Finished:
     """Ask the service something as somebody; a body that is text names a file inside."""
-    return machine.run(PYTHON, "-c", _CALL, json.dumps([method, path, body, query]), user=None if user == "root" else user)
+    return machine.run(
+        PYTHON, "-c", _CALL, json.dumps([method, path, body, query]), user=None if user == "root" else user
+    )
 
 
-def answer(machine: Machine, method: str, path: str, body: object = None, *, user: str = "root", **query: object) -> Any:
+def answer(
+    machine: Machine, method: str, path: str, body: object = None, *, user: str = "root", **query: object
+) -> Any:
     """Ask something that has to be granted."""
     done = call(machine, method, path, body, user=user, **query)
     assert done.code == 0, f"{method} {path}: {done}\n{machine.journal()}"

@@ -46,7 +46,7 @@ RUN_TIMEOUT_S = 300.0
 
 def roots_dir() -> Path:
     """Where roots are kept between runs."""
-    return Path(os.environ.get("EDGETUNE_TEST_ROOTS", "/var/tmp/edgetune-roots"))  # noqa: S108 - kept on purpose
+    return Path(os.environ.get("EDGETUNE_TEST_ROOTS", "/var/tmp/edgetune-roots"))
 
 
 def skip_unless_possible() -> None:
@@ -108,7 +108,14 @@ def nspawn(root: Path, *arguments: str) -> list[str]:
     """The start of a systemd-nspawn command line that works with and without systemd on the host."""
     on_systemd = Path("/run/systemd/system").is_dir()
     unit = ["--register=no"] if on_systemd else ["--register=no", "--keep-unit"]
-    return ["systemd-nspawn", "--quiet", f"--directory={root}", f"--machine=edgetune-{uuid.uuid4().hex[:8]}", *unit, *arguments]
+    return [
+        "systemd-nspawn",
+        "--quiet",
+        f"--directory={root}",
+        f"--machine=edgetune-{uuid.uuid4().hex[:8]}",
+        *unit,
+        *arguments,
+    ]
 
 
 def nspawn_environment() -> dict[str, str]:
@@ -138,7 +145,9 @@ def enter(
         check=False,
     )
     if done.returncode != 0:
-        raise AssertionError(f"{shlex.join(command)} exited {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        raise AssertionError(
+            f"{shlex.join(command)} exited {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
     return done.stdout
 
 
@@ -197,7 +206,9 @@ class Machine:
             time.sleep(0.1)
         raise AssertionError(f"no init after a minute: {self.console.read_text(errors='replace')[-4000:]}")
 
-    def run(self, *command: str, user: str | None = None, timeout_s: float = RUN_TIMEOUT_S, stdin: str = "") -> Finished:
+    def run(
+        self, *command: str, user: str | None = None, timeout_s: float = RUN_TIMEOUT_S, stdin: str = ""
+    ) -> Finished:
         """Run a command inside, as root or as somebody, and wait for it."""
         as_user = [] if user is None else ["runuser", "--user", user, "--"]
         done = subprocess.run(
@@ -216,7 +227,9 @@ class Machine:
 
     def write(self, path: str, text: str) -> None:
         """Lay a file down inside, as root."""
-        self.must("sh", "-c", f"mkdir -p {shlex.quote(str(Path(path).parent))} && cat > {shlex.quote(path)}", stdin=text)
+        self.must(
+            "sh", "-c", f"mkdir -p {shlex.quote(str(Path(path).parent))} && cat > {shlex.quote(path)}", stdin=text
+        )
 
     def show(self, name: str, unit: str = "edgetune.service") -> str:
         """One property of a unit."""

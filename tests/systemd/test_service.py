@@ -20,7 +20,9 @@ def test_install_lays_everything_down(machine: Machine) -> None:
     assert "edgetune" in machine.must("edgetune", "version")
     machine.must("systemd-analyze", "verify", "/etc/systemd/system/edgetune.service")
     assert machine.must("id", "--name", "--user", "edgetune").strip() == "edgetune"
-    assert machine.must("stat", "--format=%A %U:%G", "/var/lib/edgetune/inbox").strip() == "drwxrws--- edgetune:edgetune"
+    assert (
+        machine.must("stat", "--format=%A %U:%G", "/var/lib/edgetune/inbox").strip() == "drwxrws--- edgetune:edgetune"
+    )
     machine.must("edgetune", "config", "check", "--config", "/etc/edgetune/config.yaml")
 
 
@@ -93,7 +95,7 @@ def test_a_killed_trainer_is_one_failed_round(service: Machine) -> None:
     service.wait_until(lambda: status(service)["round"]["state"] != "training", "the end of the round")
     assert service.show("MainPID") == daemon
     assert service.show("NRestarts") == "0"
-    assert board_life.rounds(service)[0]["outcome"] == "crashed"
+    assert board_life.rounds(service)[0]["outcome"] == "killed"
 
 
 def test_a_killed_daemon_comes_back_and_takes_its_trainer_along(service: Machine) -> None:
@@ -104,7 +106,9 @@ def test_a_killed_daemon_comes_back_and_takes_its_trainer_along(service: Machine
     trainer = board_life.start_round(service)
     daemon = service.show("MainPID")
     service.must("kill", "-KILL", daemon)
-    service.wait_until(lambda: service.run("test", "-e", f"/proc/{trainer}").code != 0, "the end of the trainer", timeout_s=20)
+    service.wait_until(
+        lambda: service.run("test", "-e", f"/proc/{trainer}").code != 0, "the end of the trainer", timeout_s=20
+    )
     service.wait_until(lambda: service.show("MainPID") not in {"0", daemon} and is_answering(service), "the restart")
     assert service.show("NRestarts") == "1"
     assert status(service)["served"]["version"] == version

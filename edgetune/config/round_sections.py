@@ -1,0 +1,92 @@
+"""The sections about a round: what is cut, how it is tuned, when it is good enough. Defaults come from `types`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from edgetune.config.quantities import Count, Duration, Points, PositiveCount, Share
+from edgetune.config.section import Section, key
+from edgetune.types import GatePolicy, Recipe
+
+_RECIPE, _GATE = Recipe(), GatePolicy()
+
+
+class Pruning(Section):
+    """What is cut from the factory model."""
+
+    criterion: Literal["l1", "taylor", "random"] = key(
+        _RECIPE.criterion,
+        "Which filters go: taylor (least loss on this site's samples), l1 (smallest weights), random.",
+    )
+    level: Share = key("50%", "Share of the factory model's parameters to remove; 0% only fine-tunes.")
+    round_to: PositiveCount = key(
+        _RECIPE.round_to, "Channels kept are a multiple of this, which runtimes like.", le=256
+    )
+    scoring_batches: PositiveCount = key(_RECIPE.scoring_batches, "Batches of samples that filters are scored on.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Pruning:
+        if self.level > 0.98:
+            raise ValueError("level is above 98%: nothing would be left to tune")
+        return self
+
+
+class Training(Section):
+    """How a round fine-tunes."""
+
+    epochs_before: float = key(
+        _RECIPE.epochs_before, "Epochs on this site's samples before filters are scored.", ge=0, le=1000
+    )
+    epochs_after: float = key(_RECIPE.epochs_after, "Epochs after pruning.", ge=0, le=1000)
+    max_steps: PositiveCount | None = key(None, "Most optimiser steps in a round, over all epochs.", example="5000")
+    samples_max: PositiveCount | None = key(
+        20_000, "Most training samples in a round, balanced over the classes; null: all."
+    )
+    batch_size: int = key(_RECIPE.batch_size, "Images in a step; less takes less memory.", ge=2, le=4096)
+    learning_rate_before: float = key(_RECIPE.learning_rate_before, "Learning rate before pruning.", gt=0, le=10)
+    learning_rate: float = key(_RECIPE.learning_rate, "Learning rate after pruning, at its highest.", gt=0, le=10)
+    momentum: float = key(_RECIPE.momentum, "Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = key(_RECIPE.weight_decay, "Weight decay of SGD.", ge=0, le=1)
+    augment: Literal["none", "crop", "crop_flip"] = key(
+        _RECIPE.augment, "Random changes to training images: none, crop, or crop_flip (also mirrored)."
+    )
+    checkpoint_steps: PositiveCount = key(_RECIPE.checkpoint_steps, "Steps between checkpoints.")
+    timing_runs: PositiveCount = key(
+        _RECIPE.timing_runs, "Predictions that base and candidate are timed on.", le=10_000
+    )
+    seed: int = key(_RECIPE.seed, "Where the trainer's random numbers start.", ge=0, lt=2**31)
+    threads: PositiveCount | None = key(None, "Threads of the trainer; null: as many as the board has cores.", le=256)
+    memory_format: Literal["contiguous", "channels_last"] = key(
+        _RECIPE.memory_format, "Layout of tensors while training; the faster one depends on the model and the board."
+    )
+
+
+class Gate(Section):
+    """When a candidate is good enough to be served."""
+
+    holdout_min: PositiveCount = key(_GATE.holdout_min, "Fewer hold-out samples than this promote nothing.")
+    class_min: Count = key(_GATE.class_min, "A class with fewer hold-out samples is reported, not judged.")
+    accuracy_drop_max: Points = key("1pp", "How much accuracy a candidate may lose, in percentage points.")
+    accuracy_risk_max: Points = key("5pp", "Loss of accuracy that the hold-out must rule out, at the confidence below.")
+    class_drop_max: Points = key("10pp", "How much accuracy any one class may lose.")
+    confidence: float = key(_GATE.confidence, "Confidence of the paired test.", ge=0.5, lt=1)
+    latency_ratio_max: float = key(
+        _GATE.latency_ratio_max, "Candidate's latency over the served model's, at most.", gt=0, le=10
+    )
+    size_ratio_max: float = key(_GATE.size_ratio_max, "Candidate's size over the served model's, at most.", gt=0, le=10)
+    accuracy_gain_min: Points = key("0.5pp", "A candidate neither faster nor smaller must be better by this.")
+    worthwhile_ratio: float = key(
+        _GATE.worthwhile_ratio, "Latency or parameters below this ratio count as faster or smaller.", gt=0, le=1
+    )
+
+
+class Probation(Section):
+    """When a promoted version is taken back by itself."""
+
+    duration: Duration = key("24h", "How long after promotion; 0s: no probation.")
+    feedback_min: PositiveCount = key(20, "Observations on both versions before one is judged.")
+    accuracy_drop_max: Points = key("5pp", "Fall of accuracy on labelled feedback that rolls back.")
+    confidence_drop_max: float = key(0.15, "Fall of the mean confidence, from 0 to 1, that rolls back.", gt=0, le=1)
+    latency_ratio_max: float = key(2.0, "Median latency over the former version's that rolls back.", gt=1, le=100)

@@ -1,0 +1,127 @@
+"""
+The daemon's side of the jtop probe: a child process that prints one JSON reading a line.
+
+jtop's client cannot reconnect after its service restarts, may hang, and changes the process it is imported into, so it
+lives in a process that is killed and started anew when it falls silent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from edgetune.clock import Clock, SystemClock
+
+_RESTART_MAX_S = 300.0
+
+
+class JtopProbe:
+    """Starts the probe, reads its lines in a thread, restarts it when it is silent or gone."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock | None = None,
+        command: Sequence[str] | None = None,
+        silent_max_s: float = 10.0,
+        restart_s: float = 5.0,
+    ) -> None:
+        """
+        Args:
+            clock: of monotonic time.
+            command: the probe; default: this Python's `-m edgetune.device.jtop_probe`.
+            silent_max_s: a reading older than this is none, and the probe is killed.
+            restart_s: wait before a restart; doubled each time without a reading, up to five minutes.
+        """
+        self._clock: Clock = clock or SystemClock()
+        self._command = tuple(command) if command is not None else (sys.executable, "-m", "edgetune.device.jtop_probe")
+        self._silent_max_s = silent_max_s
+        self._restart_s = self._restart_first_s = restart_s
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._last: dict[str, Any] = {}
+        self._last_s = float("-inf")
+        self._started_s = float("-inf")
+        self._why = "jtop has given no reading yet"
+        self.starts = 0
+
+    def value(self, field: str) -> tuple[float | None, str]:
+        """
+        The newest reading of a field ("soc_temp_c", "power_w"), or None and why. Never blocks; looks after the probe.
+        """
+        now_s = self._clock.now_s()
+        self._look_after(now_s)
+        with self._lock:
+            if now_s - self._last_s > self._silent_max_s:
+                return None, self._why
+            number = self._last.get(field)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            return None, f"jtop does not give {field}"
+        return float(number), ""
+
+    def stop(self) -> None:
+        """End the probe."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.join(timeout=5)
+
+    def _look_after(self, now_s: float) -> None:
+        process = self._process
+        if process is not None and process.poll() is None:
+            silent_s = now_s - max(self._started_s, self._last_s)
+            if silent_s <= self._silent_max_s:
+                return
+            with self._lock:
+                self._why = f"jtop has been silent for {silent_s:.0f} s and was restarted"
+            self.stop()
+        elif process is not None:
+            self.stop()
+        if self.starts and now_s - self._started_s < self._restart_s:
+            return
+        if self.starts:
+            self._restart_s = min(_RESTART_MAX_S, self._restart_s * 2)
+        self._start(now_s)
+
+    def _start(self, now_s: float) -> None:
+        self.starts += 1
+        self._started_s = now_s
+        try:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except OSError as error:
+            self._why = f"the jtop probe cannot be started: {error}"
+            return
+        self._reader = threading.Thread(target=self._read, args=(self._process,), name="jtop", daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdout is None:
+            return
+        with process.stdout as lines:
+            for line in lines:
+                try:
+                    reading = json.loads(line)
+                except ValueError:
+                    continue
+                if not isinstance(reading, dict):
+                    continue
+                with self._lock:
+                    if "error" in reading:
+                        self._why = f"jtop: {reading['error']}"
+                        continue
+                    self._last, self._last_s = reading, self._clock.now_s()
+                    self._restart_s = self._restart_first_s
+                    self._why = "jtop has fallen silent"

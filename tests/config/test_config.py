@@ -1,0 +1,202 @@
+"""The configuration: what is refused and how it is said, and that its files are current."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edgetune import config as configuration
+from edgetune.config import Config, parse
+from edgetune.errors import EXIT_CONFIG, ConfigError
+from edgetune.types import GatePolicy, Limits, Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def problems(text: str) -> list[str]:
+    """What is wrong with a text."""
+    with pytest.raises(ConfigError) as raised:
+        parse(text)
+    return raised.value.problems
+
+
+def test_the_shipped_file_is_written_from_the_model_and_equals_the_defaults() -> None:
+    """config.yaml at the top is current, every key in it has a comment, and it changes nothing."""
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    assert text == configuration.default_text(), "run: python -m edgetune.config"
+    assert parse(text) == Config()
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip() and not line.lstrip().startswith("#"):
+            assert lines[number - 1].lstrip().startswith("#"), f"no comment above {line!r}"
+
+
+def test_the_reference_page_is_current_and_names_every_key() -> None:
+    """docs/configuration.md has all keys of the model."""
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert text == configuration.reference_text(), "run: python -m edgetune.config"
+    for key in configuration.known_keys():
+        section, _, name = key.rpartition(".")
+        assert (f"| `{name}` |" if section else f"## {name}") in text
+
+
+def test_every_key_can_be_written_and_read_back() -> None:
+    """What `config show` prints is a valid file that means the same."""
+    plain = configuration.to_plain(Config())
+    assert parse(yaml.safe_dump(plain)) == Config()
+
+
+def test_defaults_are_those_of_the_types() -> None:
+    """The shipped recipe, gate and limits agree with the dataclasses that document them."""
+    assert configuration.gate_policy(Config()) == GatePolicy()
+    made = configuration.recipe(parse("training: {threads: 2}"))
+    assert made == Recipe()
+    assert configuration.limits(Config()) == Limits(
+        mem_available_min_mib=300, trainer_rss_max_mib=1536, disk_free_min_mib=500, hysteresis=0.05
+    )
+
+
+def test_limits_come_in_the_units_of_their_names() -> None:
+    """MiB, degrees, watts, shares and minutes of the day."""
+    text = "budgets: {memory_available_min: 1GiB, temperature_max: 75C, power_max: 9500mW, cpu_max: 60%, hours: [22:00-06:30]}"
+    made = configuration.limits(parse(text))
+    assert (made.mem_available_min_mib, made.soc_temp_max_c, made.power_max_w) == (1024, 75, 9.5)
+    assert made.cpu_share_max == pytest.approx(0.6)
+    assert made.hours == ((22 * 60, 6 * 60 + 30),)
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_lines() -> None:
+    """An operator mends a file in one go."""
+    found = problems(
+        "buffer:\n  quota: 12\n  store: everything\nbudgets:\n  power_max: -3W\nserving: {tcp: '0.0.0.0:80'}\n"
+    )
+    assert [line.split(":")[1] for line in found] == ["2", "3", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("buffr: {}", "config.yaml:1: unknown key 'buffr'; did you mean 'buffer'?"),
+        ("buffer:\n  qota: 1GiB", "config.yaml:2: unknown key 'buffer.qota'; did you mean 'buffer.quota'?"),
+        (
+            "buffer:\n  power_max: 1W",
+            "config.yaml:2: unknown key 'buffer.power_max'; did you mean 'budgets.power_max'?",
+        ),
+        (
+            "buffer:\n  quota: 1GiB\n  quota: 2GiB",
+            "config.yaml:3: key 'buffer.quota' is given twice; the first is on line 2",
+        ),
+        ("log: {}\nlog: {}", "config.yaml:2: key 'log' is given twice; the first is on line 1"),
+    ],
+)
+def test_unknown_and_duplicate_keys_are_named_with_their_line(text: str, expected: str) -> None:
+    """A key that means nothing is never passed over in silence."""
+    assert problems(text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("buffer: {quota: 1073741824}", "has no unit"),
+        ("buffer: {quota: 1gib}", "did you mean 'GiB'?"),
+        ("buffer: {quota: 0B}", "must be more than zero"),
+        ("budgets: {power_max: .nan}", "has no unit"),
+        ("budgets: {power_max: nanW}", "expected a power"),
+        ("budgets: {temperature_max: -5C}", "below zero"),
+        ("budgets: {cpu_max: 120%}", "more than 100 %"),
+        ("training: {learning_rate: .nan}", "expected a finite number"),
+        ("training: {learning_rate: .inf}", "finite"),
+        ("training: {learning_rate: -0.1}", "greater than 0"),
+        ("training: {batch_size: 1.5}", "a whole number"),
+        ("training: {batch_size: '64'}", "a whole number"),
+        ("training: {augment: flop}", "expected 'none', 'crop' or 'crop_flip'"),
+        ("budgets: {estimate: true}", "estimate needs estimated_idle and estimated_busy"),
+        ("budgets: {hours: [25:00-26:00]}", "not a time of the day"),
+        ("budgets: {hours: ['06:00-06:00']}", "is empty"),
+        ("buffer: {validation: 50%, holdout: 45%}", "less than 20 %"),
+        ("triggers: {cooldown: 2h, cooldown_max: 1h}", "cooldown_max is shorter"),
+        ("serving: {tcp: '192.168.0.4:8090'}", "not a loopback address"),
+        ("serving: {tcp: '127.0.0.1:99999'}", "expected host:port"),
+        ("paths: {state_dir: var/lib}", "expected an absolute path"),
+        ("paths: {runtime_dir: /" + "x" * 100 + "}", "runtime_dir is too long"),
+        ("builders: {mine: 'os; rm'}", "expected package.module:function"),
+        ("paths: {state_dir: null}", "absolute path"),
+        ("buffer: 3", "this is a section"),
+        ("- a\n- b", "mapping of sections"),
+        ("a: [", "not valid YAML"),
+        ("a: &x 1\nb: *x", "anchors"),
+        ("a: !!python/object:os.system {}", "unknown key"),
+        ("log: {level: !!timestamp 2026-01-01}", "cannot read"),
+    ],
+)
+def test_nonsense_is_refused_with_a_sentence(text: str, said: str) -> None:
+    """Each mistake is told in the operator's words."""
+    assert any(said in problem for problem in problems(text)), problems(text)
+
+
+@pytest.mark.parametrize(
+    ("word", "reading"), [("no", "false"), ("on", "true"), ("yes", "true"), ("1", "a number"), ("1.5", "a number")]
+)
+def test_yaml_booleans_and_numbers_as_class_names_are_caught(word: str, reading: str) -> None:
+    """A class called no must not become False."""
+    (problem,) = problems(f"classes:\n  accepted:\n    - cat\n    - {word}\n")
+    assert problem.startswith("config.yaml:4: classes.accepted[1]: YAML reads " + word)
+    assert reading in problem
+    assert f'"{word}"' in problem
+    assert parse(f'classes: {{accepted: [cat, "{word}"]}}').classes.accepted == ("cat", word)
+
+
+def test_yaml_booleans_in_other_text_are_caught_too() -> None:
+    """`socket_group: no` is a question, not a group."""
+    assert "YAML reads no as false" in problems("serving: {socket_group: no}")[0]
+    assert "YAML reads off as false" in problems("classes: {new: off}")[0]
+
+
+def test_plain_exponents_and_words_mean_what_they_say() -> None:
+    """5e-4 is a number, 22:00 no base-60 one, and a section with all keys commented out has its defaults."""
+    assert parse("training: {weight_decay: 5e-4}").training.weight_decay == pytest.approx(5e-4)
+    assert "'22:00'" in problems("budgets: {hours: [22:00]}")[0]
+    assert parse("buffer:\n  # quota: 1GiB\n") == Config()
+    assert parse("") == Config()
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    """Missing, not text, or absurdly large: exit code 78 and no traceback."""
+    with pytest.raises(ConfigError, match="cannot read") as raised:
+        configuration.load(tmp_path / "none.yaml")
+    assert raised.value.exit_code == EXIT_CONFIG
+    (tmp_path / "latin.yaml").write_bytes(b"log:\n  level: \xff\n")
+    with pytest.raises(ConfigError, match=r"latin.yaml:2: not UTF-8"):
+        configuration.load(tmp_path / "latin.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"# " + b"x" * 2**20)
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        configuration.load(tmp_path / "large.yaml")
+
+
+def test_changes_are_told_apart_by_whether_they_need_a_restart() -> None:
+    """`reload` says what waits for a restart."""
+    old, new = Config(), parse("serving: {threads: 3}\nbudgets: {power_max: 5W}\nbuilders: {mine: a.b:c}")
+    assert configuration.changed_keys(old, new) == ["budgets.power_max", "serving.threads", "builders"]
+    assert configuration.needs_restart(old, new) == ["serving.threads"]
+    assert configuration.changed_keys(old, old) == []
+
+
+def test_the_schema_knows_every_key_and_refuses_others() -> None:
+    """An editor helps with every key."""
+    schema = configuration.json_schema()
+    json.dumps(schema)
+    for key in configuration.known_keys():
+        section, _, name = key.rpartition(".")
+        properties = schema["$defs"][section.capitalize()]["properties"] if section else schema["properties"]
+        assert properties[name]["description"]
+    assert schema["additionalProperties"] is False
+
+
+def test_paths_follow_from_the_state_directory() -> None:
+    """The inbox is inside it unless it is put elsewhere."""
+    assert parse("paths: {state_dir: /data/e}").paths.inbox == Path("/data/e/inbox")
+    assert parse("paths: {inbox_dir: /srv/in}").paths.inbox == Path("/srv/in")
+    assert configuration.split_address("[::1]:80") == ("::1", 80)
