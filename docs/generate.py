@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from edgetune import errors
+from edgetune.cli import reference
 from edgetune.config import default_text, reference_text
 from edgetune.decide.rounds import diagram
 
@@ -35,6 +36,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "config.yaml": default_text(),
         ROOT / "docs/configuration.md": reference_text(),
+        ROOT / "docs/cli.md": reference.reference_text(),
         architecture: between(architecture.read_text(), "rounds", f"```mermaid\n{diagram()}\n```"),
         operations: between(operations.read_text(), "errors", error_table()),
     }

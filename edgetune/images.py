@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +90,9 @@ def decode(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     if len(data) > limits.max_bytes:
-        raise ImageError(f"the file has {show(len(data), 'bytes')}, more than the {show(limits.max_bytes, 'bytes')} allowed")
+        raise ImageError(
+            f"the file has {show(len(data), 'bytes')}, more than the {show(limits.max_bytes, 'bytes')} allowed"
+        )
     image = _open(data)
     _check_size(image, limits)
     try:
@@ -99,7 +100,7 @@ def decode(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> Image.Image:
         return _to_rgb(_upright(image))
     except ImageError:
         raise
-    except Exception as error:  # noqa: BLE001  Pillow's decoders raise nearly anything on damaged input
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
         raise ImageError(f"the image is cut off or damaged ({_reason(error)})") from error
 
 
@@ -139,7 +140,7 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(_not_an_image(data)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"the image has too many pixels ({_reason(error)})") from error
-    except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on damaged input
+    except Exception as error:  # Pillow's parsers raise nearly anything on damaged input
         raise ImageError(f"the image's header is damaged ({_reason(error)})") from error
 
 
@@ -163,7 +164,7 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # noqa: BLE001  a damaged EXIF block is no reason to refuse the pixels
+    except Exception:  # a damaged EXIF block is no reason to refuse the pixels
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -198,5 +199,4 @@ def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    text: Any = str(error)
-    return text if text else type(error).__name__
+    return str(error) or type(error).__name__

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgetune import units
+from edgetune.cli.readings import compare, explain
 
-QUANTITIES = {
-    "mem_available_mib": ("memory available", "bytes", 2**20, "at least"),
-    "trainer_rss_mib": ("trainer's memory", "bytes", 2**20, "at most"),
-    "soc_temp_c": ("temperature", "temperature", 1, "at most"),
-    "power_w": ("power", "power", 1, "at most"),
-    "cpu_share": ("CPU", "share", 1, "at most"),
-    "disk_free_mib": ("disk free", "bytes", 2**20, "at least"),
-}
 _CLASSES_SHOWN = 6
-_NUMBER = r"-?[\d.]+(?:e[+-]?\d+)?"
-_REASON = re.compile(  # as decide/budget.py writes it
-    rf"(?P<name>\w+) (?:value=(?P<value>{_NUMBER})|unknown (?P<why>\(.*\))) limit=(?P<limit>{_NUMBER})"
-    rf"(?: comes back at (?P<back>{_NUMBER}))?$"
-)
 
 
 @dataclass(frozen=True)
@@ -76,24 +63,6 @@ def count(number: int, noun: str) -> str:
     """1 sample, 1,200 samples."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
-
-
-def show_quantity(name: str, value: float) -> str:
-    """A reading as people write it: ('soc_temp_c', 79.1) -> '79.1C'."""
-    _label, kind, scale, _bound = QUANTITIES.get(name, (name, "", 1, ""))
-    return units.show(value * scale, kind) if kind else f"{value:g}"
-
-
-def explain(reason: str) -> str:
-    """A budget's reason in words: 'soc_temp_c value=79.1 limit=80' -> 'temperature 79.1C, budget at most 80C'."""
-    match = _REASON.match(reason)
-    if match is None or match["name"] not in QUANTITIES:
-        return reason
-    name = match["name"]
-    label, _kind, _scale, bound = QUANTITIES[name]
-    value = f"unknown {match['why']}" if match["value"] is None else show_quantity(name, float(match["value"]))
-    back = f", goes on at {show_quantity(name, float(match['back']))}" if match["back"] else ""
-    return f"{label} {value}, budget {bound} {show_quantity(name, float(match['limit']))}{back}"
 
 
 def round_line(status: Mapping[str, Any]) -> str:
@@ -205,12 +174,12 @@ def _idle(_now: Mapping[str, Any], trigger: Mapping[str, Any]) -> tuple[list[str
         return [f"about to start: {trigger['reason']}"], "busy"
     missing = trigger.get("missing") or ()
     lines = [f"none is running: {trigger['reason'] or 'not enough that is new'}"]
-    lines += [f"so far {_progress_words(entry)}" for entry in missing]
+    lines += [_progress_words(entry) for entry in missing]
     return lines, "plain"
 
 
 def _progress_words(missing: str) -> str:
-    return missing if " of " in missing else f"it lacks {missing}"
+    return f"so far {missing}" if missing[:1].isdigit() and " of " in missing else f"it needs {missing}"
 
 
 def _held(now: Mapping[str, Any], trigger: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -306,19 +275,7 @@ def _board(status: Mapping[str, Any]) -> Paragraph:
     lines = [", ".join(fact for fact in facts if fact)] if any(facts) else []
     is_over = False
     for name, reading in (status.get("readings") or {}).items():
-        line, bad = _reading(name, reading)
+        line, bad = compare(name, reading)
         lines.append(line)
         is_over = is_over or bad
     return Paragraph("Board", tuple(lines), "bad" if is_over else "plain")
-
-
-def _reading(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
-    label, _kind, _scale, bound = QUANTITIES.get(name, (name, "", 1, "limit"))
-
-    value, limit = reading.get("value"), reading.get("limit")
-    budget = "" if limit is None else f" (budget: {bound} {show_quantity(name, limit)})"
-    if value is None:
-        return f"{label} unknown: {reading.get('why_unknown') or 'no sensor'}{budget}", limit is not None
-    is_over = limit is not None and (value < limit if bound == "at least" else value > limit)
-    estimated = " estimated" if reading.get("is_estimated") else ""
-    return f"{label} {show_quantity(name, value)}{estimated}{budget}{' - over budget' if is_over else ''}", is_over

@@ -328,10 +328,8 @@ class Daemon:
         return {"changed": changed, "needs_restart": self.restart_keys, "served": self.serving.served.version}
 
     async def _apply_classes(self) -> None:
-        for name in self.config.classes.accepted:
-            await self.store(self.buffer.accept_class, name)
-        for name in self.config.classes.refused:
-            await self.store(self.buffer.refuse_class, name)
+        classes = self.config.classes
+        await self.store(self.buffer.settle_classes, accepted=classes.accepted, refused=classes.refused)
 
     def tick_interval_s(self) -> float:
         """Time between two ticks: the configured one, but often enough for systemd's watchdog."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ _STATE_KEY = "round"
 _VERIFY_TIMEOUT_S = 600.0
 _MEMORY_STOPS_MAX = 3  # a round that was stopped for memory this often will not fit the next time either
 _RESUME_DELAY_S = 30.0
-_EXPECTED = (EdgetuneError, OSError, sqlite3.Error)
+_EXPECTED = (EdgetuneError, OSError)
 
 
 class Trainer(Protocol):

@@ -37,8 +37,10 @@ def identify(root: Path = Path("/")) -> Board:
     lower = model.lower()
     if l4t is not None or "jetson" in lower:
         kind = "jetson"
+    elif "raspberry pi" in lower:
+        kind = "raspberry_pi"
     else:
-        kind = "raspberry_pi" if "raspberry pi" in lower else "other"
+        kind = "other"
     return Board(
         model=model,
         kind=kind,

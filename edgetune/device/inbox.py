@@ -18,15 +18,17 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetune.clock import Clock, SystemClock
+from edgetune.device.batch import Batch, LateLabel
 from edgetune.device.intake import Intake, Sidecar, UnsettledError, read_sidecar
-from edgetune.device.listing import Listing, Taken, is_same_file
+from edgetune.device.listing import Taken, is_same_file
 from edgetune.device.quarantine import Quarantine
 from edgetune.device.scan import FileKey, Found, printable, walk
+from edgetune.device.settling import Done, Settling
 from edgetune.device.watching import Watcher
 from edgetune.errors import EdgetuneError, ImageError
 from edgetune.images import ImageLimits
@@ -39,39 +41,6 @@ _PATIENCE_SETTLES = 5.0
 _PROBLEMS_MAX = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LateLabel:
-    """A sidecar that came after its image had been taken."""
-
-    path: Path
-    digest: str
-    label: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What one `collect` found."""
-
-    items: tuple[tuple[Path, NewSample], ...] = ()
-    late_labels: tuple[LateLabel, ...] = ()
-    quarantined: int = 0
-    has_more: bool = False  # collect again at once
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Everything that `committed` or `returned` must be told about."""
-        return tuple(path for path, _ in self.items) + tuple(late.path for late in self.late_labels)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A file that was seen and not yet taken."""
-
-    key: FileKey
-    since_s: float  # has looked like this since
-    not_before_s: float  # when to look at it (again)
-
-
 @dataclass(frozen=True, slots=True)
 class _Handed:
     """A file that the daemon is committing."""
@@ -80,14 +49,6 @@ class _Handed:
     digest: str
     sidecar: Found | None
     is_image: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """A file that stays in the inbox and is left alone until it changes."""
-
-    key: FileKey
-    problem: str = ""
 
 
 class Inbox:
@@ -113,6 +74,8 @@ class Inbox:
         clock: Clock | None = None,
     ) -> None:
         """
+        Prepare; nothing is touched before `start`.
+
         Args:
             root: the inbox; made when it is not there.
             quarantine: where bad files go, under the same folders.
@@ -147,14 +110,11 @@ class Inbox:
         self._dirty = threading.Event()
         self._dirty.set()  # what lay here before the start
         self._scanned_s = float("-inf")
-        self._next_look_s = float("inf")
-        self._listing = Listing()
-        self._waiting: dict[str, _Waiting] = {}
+        self._taken = Taken()
+        self._settling = Settling(settle_s, self._taken)
         self._ready: deque[Found] = deque()
         self._handed: dict[str, _Handed] = {}
-        self._done: dict[str, _Done] = {}
         self._unremoved: dict[str, FileKey] = {}
-        self._taken = Taken()
         self._scan_problems: list[str] = []
         self.wake = asyncio.Event()
         self.problems: tuple[str, ...] = ()  # sentences about what stands in the way
@@ -184,7 +144,7 @@ class Inbox:
     @property
     def waiting(self) -> int:
         """Files that were seen and are not yet committed."""
-        return len(self._waiting) + len(self._handed)
+        return len(self._settling.waiting) + len(self._handed)
 
     @property
     def quarantined(self) -> int:
@@ -204,7 +164,7 @@ class Inbox:
         if self._dirty.is_set():
             return soonest
         interval_s = self._scan_interval_s if self._watcher.is_watching else min(self._scan_interval_s, _POLL_S)
-        return max(soonest, min(self._next_look_s, self._scanned_s + interval_s))
+        return max(soonest, min(self._settling.next_look_s, self._scanned_s + interval_s))
 
     # ------------------------------------------------------------------------------------------- the work
 
@@ -225,13 +185,13 @@ class Inbox:
             found = self._ready.popleft()
             try:
                 if found.is_sidecar:
-                    late.extend(self._late_label(found))
+                    late.extend(self._late_label(found, now_s))
                 else:
                     items.append((Path(found.path), self._take(found)))
             except UnsettledError:
-                self._look_again(found, now_s, now_s + self._settle_s)
+                self._settling.look_again(found, since_s=now_s, at_s=now_s + self._settle_s)
             except FileNotFoundError:
-                self._waiting.pop(found.path, None)  # vanished since the scan
+                self._settling.waiting.pop(found.path, None)  # vanished since the scan
             except ImageError as error:
                 self._refuse(found, error.message, now_s)
             except OSError as error:
@@ -255,10 +215,10 @@ class Inbox:
             if handed.is_image:
                 self.taken += 1
                 self._taken.add(name, handed.digest)
-                if handed.sidecar is not None and self._listing.leave(name) is not None:
+                if handed.sidecar is not None and self._settling.listing.leave(name) is not None:
                     spent.append(handed.sidecar)
             for found in spent:
-                self._done[found.path] = _Done(found.key)
+                self._settling.done[found.path] = Done(found.key)
                 if not self._keep_originals:
                     self._unremoved[found.path] = found.key
         self._remove_spent()
@@ -274,99 +234,60 @@ class Inbox:
 
     def _scan(self, now_s: float) -> None:
         self._dirty.clear()  # before the walk: what arrives during it makes another one
-        self._scanned_s, self._next_look_s = now_s, float("inf")
+        self._scanned_s = now_s
         self._scan_problems = []
         if not self._root.is_dir():
             self._make_root()
             self._watcher.start()  # the old watch went with the old directory
         self._remove_spent()
-        renamed = self._watcher.take_renamed()
-        self._listing = Listing(walk(self._root, self._scan_problems.append))
-        files = self._listing.files
-        self._waiting = {path: waiting for path, waiting in self._waiting.items() if path in files}
-        self._done = {path: done for path, done in self._done.items() if path in files}
-        for path, found in sorted(files.items()):
-            if path not in self._handed and not self._is_done(found):
-                self._see(found, now_s, is_renamed=path in renamed)
-        for path in sorted(self._waiting):
-            if now_s >= self._waiting[path].not_before_s:
-                self._admit(files[path], now_s)
-            else:
-                self._next_look_s = min(self._next_look_s, self._waiting[path].not_before_s)
-
-    def _see(self, found: Found, now_s: float, *, is_renamed: bool) -> None:
-        waiting = self._waiting.get(found.path)
-        if waiting is None or waiting.key != found.key:
-            self._waiting[found.path] = _Waiting(found.key, now_s, now_s if is_renamed else now_s + self._settle_s)
-
-    def _admit(self, found: Found, now_s: float) -> None:
-        """Queue a settled file; an image waits for its sidecar, and carries it."""
-        if not found.is_sidecar:
-            sidecar = self._listing.sidecar_of(found.path)
-            beside = self._waiting.get(sidecar.path) if sidecar is not None else None
-            if beside is None or now_s >= beside.not_before_s:
-                self._ready.append(found)
-            return  # else: the sidecar's own moment is the next look
-        images = self._listing.images_of(found.path)
-        if not all(path in self._done for path in images):
-            return
-        if self._taken.digest_of(found.path) is not None:
-            self._ready.append(found)
-        elif not images:
-            self._refuse(found, "a sidecar without an image beside it", now_s, patience_s=_ORPHAN_S)
-
-    def _is_done(self, found: Found) -> bool:
-        done = self._done.get(found.path)
-        if done is not None and done.key != found.key:
-            del self._done[found.path]
-            return False
-        return done is not None
+        renamed = self._watcher.take_renamed()  # before the walk too, for the same reason
+        files = walk(self._root, self._scan_problems.append)
+        self._ready.extend(self._settling.observe(files, now_s, renamed=renamed, handed=self._handed))
 
     # ------------------------------------------------------------------------------------------- one file
 
     def _take(self, found: Found) -> NewSample:
-        beside = self._listing.sidecar_of(found.path)
+        beside = self._settling.listing.sidecar_of(found.path)
         sidecar = Sidecar() if beside is None else read_sidecar(beside.path, beside.key)
         sample = self._intake.sample(found.path, os.path.relpath(found.path, self._root), found.key, sidecar)
-        self._waiting.pop(found.path, None)
+        self._settling.waiting.pop(found.path, None)
         self._handed[found.path] = _Handed(found.key, sample.digest, beside, is_image=True)
         return sample
 
-    def _late_label(self, found: Found) -> list[LateLabel]:
-        said = read_sidecar(found.path, found.key)
+    def _late_label(self, found: Found, now_s: float) -> Sequence[LateLabel]:
         digest = self._taken.digest_of(found.path)
-        if digest is None or said.label is None:
+        if digest is None:
+            self._refuse(found, "a sidecar without an image beside it", now_s, patience_s=_ORPHAN_S)
+            return ()
+        label = read_sidecar(found.path, found.key).label
+        if label is None:
             raise ImageError("this sidecar came after its image had been taken, and names no label")
-        self._waiting.pop(found.path, None)
+        self._settling.waiting.pop(found.path, None)
         self._handed[found.path] = _Handed(found.key, digest, None, is_image=False)
-        return [LateLabel(path=Path(found.path), digest=digest, label=said.label)]
-
-    def _look_again(self, found: Found, since_s: float, at_s: float) -> None:
-        self._waiting[found.path] = _Waiting(found.key, since_s, at_s)
-        self._next_look_s = min(self._next_look_s, at_s)
+        return (LateLabel(path=Path(found.path), digest=digest, label=label),)
 
     def _refuse(self, found: Found, reason: str, now_s: float, *, patience_s: float | None = None) -> None:
         """Quarantine a bad file, once it has stood still for so long that it is bad for good."""
-        since_s = self._waiting[found.path].since_s if found.path in self._waiting else now_s
+        since_s = self._settling.since_s(found, now_s)
         ripe_s = since_s + (self._patience_s if patience_s is None else patience_s)
         if now_s < ripe_s:
-            self._look_again(found, since_s, ripe_s)
+            self._settling.look_again(found, since_s=since_s, at_s=ripe_s)
             return
         self._banish(found, reason)
-        beside = None if found.is_sidecar else self._listing.leave(found.path)
+        beside = None if found.is_sidecar else self._settling.listing.leave(found.path)
         if beside is not None:
-            name = printable(os.path.basename(found.path))
+            name = printable(Path(found.path).name)
             self._banish(beside, f"belongs to {name}, which was quarantined: {reason}", counts=False)
 
     def _banish(self, found: Found, reason: str, *, counts: bool = True) -> None:
-        self._waiting.pop(found.path, None)
+        self._settling.waiting.pop(found.path, None)
         try:
             self._quarantine.put(Path(found.path), Path(os.path.relpath(found.path, self._root)), reason, counts=counts)
         except FileNotFoundError:
             return
         except (OSError, EdgetuneError) as error:
             problem = f"{printable(found.path)} is bad ({reason}) and cannot be moved to the quarantine: {error}"
-            self._done[found.path] = _Done(found.key, problem)
+            self._settling.done[found.path] = Done(found.key, problem)
 
     def _remove_spent(self) -> None:
         """Remove what was committed; what cannot be removed now is tried again at the next scan."""
@@ -376,15 +297,17 @@ class Inbox:
                 self._remove(spent)
         except (OSError, EdgetuneError) as error:
             for name, key in self._unremoved.items():
-                problem = f"cannot remove taken files from {printable(self._root)} ({error}); make it writable for edgetune"
-                self._done[name] = _Done(key, problem)
+                problem = (
+                    f"cannot remove taken files from {printable(self._root)} ({error}); make it writable for edgetune"
+                )
+                self._settling.done[name] = Done(key, problem)
             return
         self._unremoved.clear()
 
     # ------------------------------------------------------------------------------------------- the rest
 
     def _name_problems(self) -> None:
-        stuck = [done.problem for done in self._done.values() if done.problem]
+        stuck = [done.problem for done in self._settling.done.values() if done.problem]
         told = dict.fromkeys([self._watcher.problem, *self._scan_problems, *stuck])
         self.problems = tuple(problem for problem in told if problem)[:_PROBLEMS_MAX]
 

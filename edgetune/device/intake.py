@@ -8,7 +8,7 @@ it comes from. `inbox/x.jpg` has no label. A sidecar `x.json` or `x.jpg.json` ho
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import math
 import os
@@ -94,7 +94,7 @@ class Intake:
             return sidecar.group
         if self.group_block_s <= 0:
             return digest
-        source = sidecar.source or printable(os.path.dirname(relative)) or "inbox"
+        source = sidecar.source or printable(relative.rpartition(os.sep)[0]) or "inbox"
         return f"{source}:{math.floor(taken_at_s / self.group_block_s)}"
 
 
@@ -145,7 +145,9 @@ def read_whole(path: str, key: FileKey, max_bytes: int) -> bytes:
         if key_of(before) != key:
             raise UnsettledError
         if before.st_size > max_bytes:
-            raise ImageError(f"the file has {show(before.st_size, 'bytes')}, more than the {show(max_bytes, 'bytes')} allowed")
+            raise ImageError(
+                f"the file has {show(before.st_size, 'bytes')}, more than the {show(max_bytes, 'bytes')} allowed"
+            )
         data = file.read(max_bytes + 1)
         if key_of(os.fstat(handle)) != key or len(data) != before.st_size:
             raise UnsettledError
@@ -192,9 +194,9 @@ def _moment_s(value: object, name: str) -> float | None:
         return None
     try:
         if isinstance(value, str):  # Python 3.10 does not read a Z
-            return datetime.datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+            return dt.datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return datetime.datetime.fromtimestamp(value, datetime.timezone.utc).timestamp()  # noqa: UP017  3.10
+            return dt.datetime.fromtimestamp(value, dt.timezone.utc).timestamp()
     except (ValueError, OverflowError, OSError):
         pass
     raise ImageError(f"taken_at in the sidecar {name} must be ISO 8601 or seconds since 1970, not {value!r}")

@@ -33,6 +33,8 @@ class JtopProbe:
         restart_s: float = 5.0,
     ) -> None:
         """
+        Prepare; the first `value` starts the probe.
+
         Args:
             clock: of monotonic time.
             command: the probe; default: this Python's `-m edgetune.device.jtop_probe`.
@@ -53,9 +55,7 @@ class JtopProbe:
         self.starts = 0
 
     def value(self, field: str) -> tuple[float | None, str]:
-        """
-        The newest reading of a field ("soc_temp_c", "power_w"), or None and why. Never blocks; looks after the probe.
-        """
+        """The newest reading of a field ("soc_temp_c", "power_w"), or None and why; looks after the probe."""
         now_s = self._clock.now_s()
         self._look_after(now_s)
         with self._lock:

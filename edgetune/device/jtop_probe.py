@@ -47,6 +47,11 @@ def _total_w(power: Mapping[str, Any]) -> float | None:
     return value / 1000 if isinstance(value, (int, float)) else None
 
 
+def _say(line: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Print readings for ever; 1 with {"error": ...} when jtop is missing or does not answer."""
     try:
@@ -54,13 +59,13 @@ def main() -> int:
 
         with jtop(interval=_INTERVAL_S) as stats:
             while stats.ok():
-                print(json.dumps(reading(stats)), flush=True)
+                _say(reading(stats))
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001  whatever jtop raises is said to the daemon, and ends this program
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        _say({"error": f"{type(error).__name__}: {error}"})
         return 1
-    print(json.dumps({"error": "jtop.service went away"}), flush=True)
+    _say({"error": "jtop.service went away"})
     return 1
 
 

@@ -52,7 +52,7 @@ class Quarantine:
             "file": printable(relative),
             "reason": reason,
             "bytes": size_bytes,
-            "at": datetime.fromtimestamp(self._clock.wall_s(), timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017
+            "at": datetime.fromtimestamp(self._clock.wall_s(), timezone.utc).isoformat(timespec="seconds"),
         }
         reason_path = target.with_name(target.name + REASON_SUFFIX)
         # The reason first: a crash leaves a note without a file, never a file that nobody can explain.
@@ -67,7 +67,7 @@ class Quarantine:
 
     def _free_name(self, wanted: Path) -> Path:
         room = _NAME_BYTES_MAX - len(REASON_SUFFIX) - len("-1000000")
-        stem, suffix = os.path.splitext(wanted.name)
+        stem, suffix = wanted.stem, wanted.suffix
         stem = os.fsdecode(os.fsencode(stem)[: max(1, room - len(os.fsencode(suffix)))])
         for number in itertools.count(1):
             name = wanted.with_name(f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")

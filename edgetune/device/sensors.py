@@ -66,6 +66,8 @@ class BoardSensors:
         frozen_after_s: float = _FROZEN_AFTER_S,
     ) -> None:
         """
+        Take a first mark of the CPU's counters.
+
         Args:
             root: what stands above sys/.
             clock: of monotonic and wall time.
@@ -140,7 +142,9 @@ class BoardSensors:
         if measured.value is not None or self._estimate is None:
             return measured
         if cpu_share is None:
-            return Measurement(value=None, source="none", why_unknown="the estimate needs the CPU's share, which is unknown")
+            return Measurement(
+                value=None, source="none", why_unknown="the estimate needs the CPU's share, which is unknown"
+            )
         idle_w, busy_w = self._estimate
         return Measurement(value=idle_w + (busy_w - idle_w) * cpu_share, source=_ESTIMATE_SOURCE, is_estimated=True)
 
@@ -182,7 +186,9 @@ class BoardSensors:
     def _cpu_share(self, now_s: float) -> Measurement:
         if self._last_cpu is None:
             self._take_cpu_mark()
-            return Measurement(value=None, source="none", why_unknown="the CPU's counters cannot be read (is /proc mounted?)")
+            return Measurement(
+                value=None, source="none", why_unknown="the CPU's counters cannot be read (is /proc mounted?)"
+            )
         (last_s, last), is_fresh = self._last_cpu, False
         if now_s - last_s >= _LOAD_GAP_S:
             times = self._take_cpu_mark()
@@ -254,4 +260,6 @@ def _disk(path: Path) -> Measurement:
     try:
         return Measurement(value=shutil.disk_usage(path).free / _MIB, source=str(path))
     except OSError as error:
-        return Measurement(value=None, source="none", why_unknown=f"cannot ask {path} for its free space: {error.strerror}")
+        return Measurement(
+            value=None, source="none", why_unknown=f"cannot ask {path} for its free space: {error.strerror}"
+        )

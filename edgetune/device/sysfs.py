@@ -97,7 +97,9 @@ def temperature(root: Path) -> SensorValue | None:
     for path, name in candidates:
         is_core = _OTHER_ZONE.search(name) is None
         try:
-            readable.append(SensorValue(possible_temp_c(read_number(path) / 1000, str(path)), _shown(root, path.parent)))
+            readable.append(
+                SensorValue(possible_temp_c(read_number(path) / 1000, str(path)), _shown(root, path.parent))
+            )
             has_core = has_core or is_core
         except UnreadableError as error:
             if is_core:

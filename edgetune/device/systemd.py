@@ -21,6 +21,8 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str] | None = None, *, pid: int | None = None) -> None:
         """
+        Find out who listens.
+
         Args:
             environ: where NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are looked up; default: this process's.
             pid: this process's number, which WATCHDOG_PID must name.

@@ -63,6 +63,8 @@ class TrainerProcess:
 
     def __init__(self, *, clock: Clock | None = None, command: Sequence[str] | None = None) -> None:
         """
+        Prepare; `start` starts it.
+
         Args:
             clock: for the ages of progress and heartbeat.
             command: what to run before ROUND_DIR and `--parent PID`; default: this Python's `-m edgetune.trainer`.
@@ -212,10 +214,10 @@ class TrainerProcess:
 
     async def _read(self, log: IO[bytes]) -> None:
         """Split stdout into lines, without asyncio's own limit: an endless line must not end the reading."""
-        assert self._process is not None and self._process.stdout is not None  # noqa: S101  start() asked for a pipe
+        stdout = self._process.stdout if self._process is not None else None
         rest = b""
         try:
-            while chunk := await self._process.stdout.read(_CHUNK_BYTES):
+            while stdout is not None and (chunk := await stdout.read(_CHUNK_BYTES)):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self._take(line, log)
@@ -269,7 +271,10 @@ class TrainerProcess:
                 return TrainerEnd(exit_code=exit_code, outcome=outcome, message=message, hint=hint)
             said = f" (it recorded {outcome.value}: {message})" if outcome else " and recorded nothing"
             return TrainerEnd(
-                exit_code=exit_code, outcome=TrainerOutcome.FAILED, message=f"the trainer exited with 0{said}", hint=hint
+                exit_code=exit_code,
+                outcome=TrainerOutcome.FAILED,
+                message=f"the trainer exited with 0{said}",
+                hint=hint,
             )
         if exit_code == EXIT_TRAINER_CHECKPOINTED:
             return TrainerEnd(exit_code=exit_code, outcome=TrainerOutcome.CHECKPOINTED, message=message, hint=hint)

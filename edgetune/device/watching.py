@@ -27,6 +27,8 @@ class Watcher(FileSystemEventHandler):
 
     def __init__(self, root: Path, mode: str, on_change: Callable[[], None]) -> None:
         """
+        Prepare; `start` begins to watch.
+
         Args:
             root: the tree.
             mode: "inotify", "poll" (no events at all), or "auto": inotify unless the mount or the kernel refuses.
@@ -106,7 +108,7 @@ class Watcher(FileSystemEventHandler):
         self._tell(path)
 
     def _tell(self, path: bytes | str) -> None:
-        if not is_ignored(os.path.basename(os.fsdecode(path))):
+        if not is_ignored(Path(os.fsdecode(path)).name):
             self._on_change()
 
 

@@ -268,6 +268,17 @@ class Buffer:
                 )
             self._contents.forget()
 
+    def settle_classes(self, *, accepted: Sequence[str], refused: Sequence[str]) -> None:
+        """Decide on classes by name, seen or not; what the configuration says. Factory classes stay accepted."""
+        with self._contents.change("settle_classes"):
+            for name, status in [(name, "accepted") for name in accepted] + [(name, "refused") for name in refused]:
+                self.database.execute(
+                    "INSERT INTO classes (name, status, first_seen_s) VALUES (?, ?, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET status = excluded.status WHERE is_factory = 0",
+                    (check_label(name), status, self._clock.wall_s()),
+                )
+            self._contents.forget()
+
     def accept_class(self, name: str) -> None:
         """Let rounds learn this class. Raises NotFoundError when no sample ever had this label."""
         self._decide_class(name, "accepted")

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from cli_status import STATUS
 
-from edgetune.cli import doctor
-from edgetune.cli.words import as_text, describe, explain
+from edgetune.cli import doctor, libraries
+from edgetune.cli.readings import explain
+from edgetune.cli.words import as_text, describe
 from edgetune.config import Config, parse
 from edgetune.decide.budget import judge
 from edgetune.types import Limits, Measurement, Quantity, Reading, Verdict, VerdictKind
@@ -125,7 +126,7 @@ def test_status_compares_the_board_with_its_budgets() -> None:
 
 def test_doctor_names_a_torchvision_that_does_not_match_torch() -> None:
     """The most common install fault, by name, and that rounds work all the same."""
-    finding = doctor.judge_import(
+    finding = libraries.judge_import(
         "torchvision", 1, "Traceback\nRuntimeError: operator torchvision::nms does not exist\n"
     )
     assert finding.state == doctor.WARNING
@@ -143,7 +144,7 @@ def test_doctor_names_a_torchvision_that_does_not_match_torch() -> None:
 )
 def test_doctor_says_why_a_library_does_not_start(code: int, stderr: str, words: str) -> None:
     """Each with a way out."""
-    finding = doctor.judge_import("torch", code, stderr)
+    finding = libraries.judge_import("torch", code, stderr)
     assert finding.state == doctor.FAULT
     assert words in finding.says
     assert finding.fix
@@ -151,8 +152,8 @@ def test_doctor_says_why_a_library_does_not_start(code: int, stderr: str, words:
 
 def test_doctor_tries_libraries_in_a_process_of_their_own() -> None:
     """A library that kills its process does not kill doctor."""
-    assert doctor.try_import("json").state == doctor.OK
-    assert doctor.try_import("no_such_module").state == doctor.FAULT
+    assert libraries.try_import("json").state == doctor.OK
+    assert libraries.try_import("no_such_module").state == doctor.FAULT
 
 
 def test_doctor_checks_disk_state_and_groups(tmp_path: Path) -> None:

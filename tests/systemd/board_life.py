@@ -102,7 +102,9 @@ def take_pictures(machine: Machine, *, first: int, count: int) -> None:
 def drop_pictures(machine: Machine) -> None:
     """Alice moves all her pictures into the inbox, with the umask that most people have."""
     machine.must(
-        "sh", "-c", "umask 022; cd /home/alice/pictures && cp -r dusk noon /var/lib/edgetune/inbox/ && rm -r dusk noon",
+        "sh", "-c",
+        "umask 022; inbox=/var/lib/edgetune/inbox; cd /home/alice/pictures"
+        " && mkdir -p $inbox/dusk $inbox/noon && cp dusk/* $inbox/dusk/ && cp noon/* $inbox/noon/ && rm -r dusk noon",
         user="alice",
     )  # fmt: skip
 
@@ -121,6 +123,14 @@ def start_round(machine: Machine, kind: str = "adapt") -> int:
     answer(machine, "POST", "/v1/rounds", {"kind": kind, "force": True})
     machine.wait_until(lambda: bool(trainers(machine)), "the start of the trainer")
     return trainers(machine)[0]
+
+
+def end_round(machine: Machine) -> None:
+    """Cancel whatever round is under way or suspended, and wait until a new one could start."""
+    if status(machine)["round"]["state"] not in {"idle", "cooldown"}:
+        answer(machine, "POST", "/v1/cancel")
+    machine.wait_until(lambda: status(machine)["round"]["state"] in {"idle", "cooldown"}, "the end of the round")
+    assert trainers(machine) == []
 
 
 def trainers(machine: Machine) -> list[int]:

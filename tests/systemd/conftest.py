@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import board_life
 import debian_root
 import pytest
 from debian_root import Machine
@@ -70,4 +71,5 @@ def service(machine: Machine) -> Machine:
     machine.write("/etc/edgetune/config.yaml", CONFIG)
     machine.run("systemctl", "reset-failed", "edgetune.service")
     machine.must("systemctl", "restart", "edgetune.service")
+    board_life.end_round(machine)
     return machine

@@ -78,12 +78,12 @@ def test_the_trainer_runs_below_the_daemon(service: Machine) -> None:
     # Its nice value is set right after the start.
     service.wait_until(lambda: service.must("ps", "-o", "ni=", "-p", str(trainer)).strip() == "15", "the nice value")
     assert service.must("cat", f"/proc/{trainer}/oom_score_adj").strip() == "500"
-    assert int(service.must("cat", f"/proc/{daemon}/oom_score_adj")) < 0
+    # -200 by the unit; a container may not go below what it was started with.
+    assert int(service.must("cat", f"/proc/{daemon}/oom_score_adj")) <= 0
     network = service.must("readlink", f"/proc/{trainer}/ns/net")
     assert network == service.must("readlink", f"/proc/{daemon}/ns/net")
     assert network != service.must("readlink", "/proc/1/ns/net")
-    answer(service, "POST", "/v1/cancel")
-    service.wait_until(lambda: not board_life.trainers(service), "the end of the trainer")
+    board_life.end_round(service)
 
 
 def test_a_killed_trainer_is_one_failed_round(service: Machine) -> None:
@@ -112,8 +112,7 @@ def test_a_killed_daemon_comes_back_and_takes_its_trainer_along(service: Machine
     service.wait_until(lambda: service.show("MainPID") not in {"0", daemon} and is_answering(service), "the restart")
     assert service.show("NRestarts") == "1"
     assert status(service)["served"]["version"] == version
-    answer(service, "POST", "/v1/cancel")
-    service.wait_until(lambda: not board_life.trainers(service), "the end of the resumed trainer")
+    board_life.end_round(service)
 
 
 def test_the_watchdog_restarts_a_hung_daemon(service: Machine) -> None:
@@ -121,7 +120,10 @@ def test_the_watchdog_restarts_a_hung_daemon(service: Machine) -> None:
     daemon = service.show("MainPID")
     service.must("kill", "-STOP", daemon)
     service.wait_until(lambda: service.show("MainPID") not in {"0", daemon} and is_answering(service), "the restart")
-    assert "watchdog" in service.journal().lower()
+    assert service.show("NRestarts") == "1"
+    assert "Watchdog timeout" in service.must(
+        "journalctl", "--no-pager", "--unit=edgetune.service", "--grep=Watchdog timeout"
+    )
 
 
 def test_stop_ends_within_the_time_out(service: Machine) -> None:
@@ -135,8 +137,7 @@ def test_stop_ends_within_the_time_out(service: Machine) -> None:
     service.must("systemctl", "start", "edgetune.service")
     service.wait_until(lambda: bool(board_life.trainers(service)), "the resumption of the round")
     assert status(service)["round"]["id"] == board_life.rounds(service)[0]["id"]
-    answer(service, "POST", "/v1/cancel")
-    service.wait_until(lambda: not board_life.trainers(service), "the end of the trainer")
+    board_life.end_round(service)
 
 
 def test_reload_swaps_the_configuration_whole(service: Machine) -> None:

@@ -1,0 +1,117 @@
+"""A state directory with a factory model, an inbox full of pictures, and a daemon on fakes around them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from fakes import FakeClock, FakeSensors, FakeTrainer, picture, publish_factory
+
+from edgetune import config as configuration
+from edgetune.daemon.core import Daemon
+from edgetune.types import RoundState
+
+COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "owl": (30, 30, 200)}
+CONFIG = """
+inbox: {settle: 0s, scan_interval: 1s, watch: poll, batch: 64}
+buffer: {validation: 20%, holdout: 30%}
+triggers: {new_samples: 20, new_class_samples: 5, cooldown: 60s}
+gate: {holdout_min: 10, accuracy_risk_max: 50pp, class_drop_max: 50pp}
+probation: {duration: 1h, feedback_min: 5}
+serving: {socket_group: null, threads: 1, versions_kept: 2}
+budgets: {interval: 1s, stall: 60s, stop_grace: 30s, round_time_max: 10min, paused_max: 5min}
+"""
+
+
+def write_config(root: Path, new_samples: int = 20) -> Path:
+    """config.yaml with everything below `root`."""
+    path = root / "config.yaml"
+    paths = f'paths: {{state_dir: "{root}/state", runtime_dir: "{root}/run"}}\n'
+    path.write_text(paths + CONFIG.replace("new_samples: 20", f"new_samples: {new_samples}"))
+    return path
+
+
+def drop(root: Path, count: int, *labels: str, start: int = 0) -> set[str]:
+    """Put so many pictures of each class into the inbox, each a group of its own; their names."""
+    names = set()
+    for label in labels or ("cat", "dog"):
+        folder = root / "state" / "inbox" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + count):
+            (folder / f"{i}.json").write_text(json.dumps({"group": f"{label}{i}"}))
+            (folder / f"{i}.png").write_bytes(picture(COLOURS[label], i))
+            names.add(f"{label}/{i}.png")
+    return names
+
+
+class Site:
+    """A daemon on fakes, with hands on its world."""
+
+    def __init__(self, root: Path, *, new_samples: int = 20, make_trainer: Callable[[FakeClock], FakeTrainer] = FakeTrainer) -> None:
+        self.root, self.clock = root, FakeClock()
+        self.sensors = FakeSensors(self.clock)
+        self.trainers: list[FakeTrainer] = []
+        if not (root / "state" / "models").exists():
+            publish_factory(root / "state")
+        path = write_config(root, new_samples)
+        self.daemon = Daemon(configuration.load(path), path, clock=self.clock, sensors=self.sensors)
+
+        def make() -> FakeTrainer:
+            self.trainers.append(make_trainer(self.clock))
+            return self.trainers[-1]
+
+        self.daemon.rounds._make_trainer = make  # noqa: SLF001 - the one place where the daemon reaches outside
+        self._is_open = False
+
+    async def __aenter__(self) -> Site:
+        await self.daemon.open()
+        self._is_open = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._is_open:
+            await self.daemon.close()
+
+    async def take_all(self) -> None:
+        """Let the inbox run dry."""
+        assert self.daemon.ingest is not None
+        assert self.daemon.inbox is not None
+        for _ in range(200):
+            self.clock.advance(2)
+            self.daemon.inbox.wake.set()
+            await asyncio.sleep(0.005)
+            if not list((self.root / "state" / "inbox").rglob("*.png")):
+                return
+        raise AssertionError("the inbox was not taken")
+
+    async def tick(self, times: int = 1, seconds: float = 1.0) -> None:
+        """Let time pass and the daemon look."""
+        for _ in range(times):
+            self.clock.advance(seconds)
+            await self.daemon.tick()
+            await asyncio.sleep(0.002)
+
+    async def until(self, *states: RoundState, ticks: int = 60, seconds: float = 1.0) -> None:
+        """Tick until the round machine is in one of the states."""
+        for _ in range(ticks):
+            if self.state in states:
+                return
+            await self.tick(seconds=seconds)
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"in {self.state} after {ticks} ticks: {self.daemon.rounds.machine}")
+
+    async def until_served(self, version: int, ticks: int = 80) -> None:
+        """Tick until this version is served."""
+        for _ in range(ticks):
+            if self.daemon.serving.served.version == version:
+                return
+            await self.tick()
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"version {self.daemon.serving.served.version} is served, not {version}")
+
+    @property
+    def state(self) -> RoundState:
+        """Of the round machine."""
+        return self.daemon.rounds.machine.state

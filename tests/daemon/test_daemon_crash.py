@@ -1,0 +1,98 @@
+"""The daemon is killed at every durable step in turn, from the first sample to the sweep after the second round."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import picture, publish_factory
+from site_on_disk import COLOURS, Site, drop
+
+PLAY = Path(__file__).parent / "crash_play.py"
+SAMPLES = 40
+
+
+def prepare(root: Path) -> None:
+    """A factory model, an inbox for a first round, and pictures for a second one."""
+    publish_factory(root / "state")
+    drop(root, SAMPLES // 2)
+    (root / "more").mkdir()
+    for i in range(1000, 1000 + 2 * SAMPLES):
+        (root / "more" / f"{i}.json").write_text(json.dumps({"group": f"more{i}"}))
+        (root / "more" / f"{i}.png").write_bytes(picture(COLOURS["dog"], i))
+
+
+def live(root: Path, **environment: str) -> int:
+    """Let the board live until its goal or its death; the exit code."""
+    done = subprocess.run(
+        [sys.executable, str(PLAY), str(root)], env={**os.environ, **environment}, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()[-3000:]
+    return done.returncode
+
+
+def inspect(root: Path) -> dict[str, int]:
+    """Start once more, look at everything, and say what is there."""
+
+    async def look() -> dict[str, int]:
+        async with Site(root) as site:
+            assert await site.daemon.store(site.daemon.buffer.check, full=True) == []
+            assert await site.daemon.store(site.daemon.models.check) == []
+            await site.tick(3)
+            stats = await site.daemon.store(site.daemon.buffer.stats)
+            rows = await site.daemon.store(site.daemon.history.rounds, 20)
+            assert all(row["ended_at_s"] is not None for row in rows)
+            assert stats.pinned == 0
+            served = site.daemon.serving.served.version
+            assert served == site.daemon.models.current()
+            assert not list((root / "state" / "models").glob("*.tmp"))
+            assert list((root / "state" / "rounds").glob("*/checkpoint*")) == []
+            waiting = len(list((root / "state" / "inbox").rglob("*.png")))
+            promoted = sum(row["outcome"] == "promoted" for row in rows)
+            return {"samples": stats.samples + waiting, "served": served or 0, "promoted": promoted}
+
+    return asyncio.run(look())
+
+
+def points(root: Path) -> int:
+    """How many durable steps a life without a crash has."""
+    prepare(root)
+    trace = root / "trace"
+    assert live(root, EDGETUNE_FAULT_TRACE=str(trace)) == 0
+    assert inspect(root) == {"samples": 3 * SAMPLES, "served": 3, "promoted": 2}
+    return len(trace.read_text().splitlines())
+
+
+def crash_at(root: Path, n: int) -> None:
+    """Die at step n, live on, and nothing is missing."""
+    prepare(root)
+    assert live(root, EDGETUNE_FAULT=str(n)) == -signal.SIGKILL
+    assert live(root) == 0
+    found = inspect(root)
+    assert found["samples"] == 3 * SAMPLES
+    assert found["promoted"] >= 2
+    assert found["served"] >= 3
+    shutil.rmtree(root)
+
+
+def test_a_death_at_some_steps_loses_nothing(tmp_path: Path) -> None:
+    """A sample of the steps; the slow test takes every one."""
+    total = points(tmp_path / "whole")
+    assert total > 20
+    for n in (0, total // 4, total // 2, 3 * total // 4):
+        crash_at(tmp_path / str(n), n)
+
+
+@pytest.mark.slow
+def test_a_death_at_any_step_loses_nothing(tmp_path: Path) -> None:
+    """Every durable step of ingest, round, publication, promotion and sweep, one life each."""
+    total = points(tmp_path / "whole")
+    for n in range(total):
+        crash_at(tmp_path / str(n), n)

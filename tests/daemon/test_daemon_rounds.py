@@ -1,0 +1,442 @@
+"""The daemon's rounds on a real store and a real engine, with a fake trainer and a fake board."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fakes import FakeClock, FakeTrainer, picture
+from site_on_disk import COLOURS, Site, drop
+
+from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
+from edgetune.daemon.service import DaemonService
+from edgetune.types import Quantity, RoundState, TrainerOutcome
+
+S = RoundState
+
+
+def held(clock: FakeClock) -> FakeTrainer:
+    """A trainer that goes on until it is told otherwise."""
+    return FakeTrainer(clock, is_held=True)
+
+
+def run(work) -> None:  # type: ignore[no-untyped-def]  # any coroutine
+    """Play a scene."""
+    asyncio.run(work)
+
+
+def test_images_become_a_round_and_the_round_a_served_version(tmp_path: Path) -> None:
+    """From files to the next answer's model_version, with the former version to fall back to."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await site.take_all()
+            await site.until_served(2)
+            await site.tick()
+            answer = await DaemonService(site.daemon).predict(picture(COLOURS["cat"], 1), top_k=2)
+            assert answer.model_version == 2
+            status = await site.daemon.status()
+            assert status["last_round"]["promoted"]
+            assert status["probation"]["fallback"] == 1
+            assert status["trigger"]["missing"][0].startswith("0 of 20 new samples")
+            assert site.daemon.models.current() == 2
+
+    run(play())
+
+
+def test_a_worse_candidate_is_refused_quarantined_and_cooled_down_for(tmp_path: Path) -> None:
+    """The served version stays, the reasons are kept, and the next wait is longer."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, right=0.3)) as site:
+            await site.take_all()
+            await site.until(S.COOLDOWN)
+            status = await site.daemon.status()
+            assert status["served"]["version"] == 1
+            assert status["last_round"]["outcome"] == "refused"
+            assert "accuracy falls" in status["last_round"]["reasons"][0]
+            assert 2 in site.daemon.models.quarantined()
+            first_s = site.daemon.rounds.cooldown_ends_s - site.daemon.service_time.now_s()
+            await site.until(S.IDLE, ticks=90)
+            drop(tmp_path, 40, start=100)
+            await site.take_all()
+            await site.until(S.COOLDOWN)
+            assert site.daemon.rounds.cooldown_ends_s - site.daemon.service_time.now_s() > 1.5 * first_s
+
+    run(play())
+
+
+def test_heat_pauses_and_cooling_resumes(tmp_path: Path) -> None:
+    """SIGSTOP above the limit, SIGCONT well below it, and the status says why meanwhile."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            site.daemon.config = site.daemon.config.model_copy(
+                update={"budgets": site.daemon.config.budgets.model_copy(update={"temperature_max": 80.0})}
+            )
+            await site.take_all()
+            await site.until(S.TRAINING)
+            site.sensors.values[Quantity.SOC_TEMP_C] = 85.0
+            await site.until(S.PAUSED)
+            assert "soc_temp_c value=85 limit=80" in (await site.daemon.status())["round"]["message"]
+            site.sensors.values[Quantity.SOC_TEMP_C] = 60.0
+            await site.until(S.TRAINING)
+            assert [word for word in site.trainers[0].said if "duty" not in word] == ["start", "pause", "resume"]
+            site.trainers[0].finish()
+            await site.until_served(2)
+
+    run(play())
+
+
+def test_memory_stops_the_trainer_and_the_round_goes_on_later_from_the_same_spec(tmp_path: Path) -> None:
+    """A second trainer on the same directory; no new samples are chosen."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 100.0
+            await site.until(S.SUSPENDED)
+            site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 4000.0
+            await site.until(S.TRAINING, ticks=60)
+            assert site.trainers[0].spec == site.trainers[1].spec
+            site.trainers[1].finish()
+            await site.until_served(2)
+
+    run(play())
+
+
+def test_a_round_that_never_fits_is_given_up(tmp_path: Path) -> None:
+    """Three stops for memory are enough; the message says what to change."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            for _ in range(3):
+                site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 4000.0
+                await site.until(S.TRAINING, ticks=300)
+                site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 100.0
+                await site.until(S.SUSPENDED, S.COOLDOWN)
+            await site.until(S.COOLDOWN, ticks=10)
+            last = (await site.daemon.status())["last_round"]
+            assert last["outcome"] == "expired"
+            assert "training.batch_size" in last["message"]
+
+    run(play())
+
+
+def test_an_unreadable_sensor_pauses(tmp_path: Path) -> None:
+    """Unknown is over budget, and the reason says that it is unknown."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            site.sensors.values[Quantity.DISK_FREE_MIB] = None
+            await site.until(S.STOPPING, S.SUSPENDED)
+            assert "disk_free_mib unknown" in site.daemon.rounds.machine.reason
+
+    run(play())
+
+
+def test_a_budget_on_what_the_board_cannot_measure_is_an_error_at_start(tmp_path: Path) -> None:
+    """It names the key."""
+
+    async def play() -> None:
+        site = Site(tmp_path)
+        site.sensors.values[Quantity.DISK_FREE_MIB] = None
+        with pytest.raises(SensorError, match="budgets.disk_free_min"):
+            await site.daemon.open()
+
+    run(play())
+
+
+def test_a_silent_trainer_is_killed_and_the_round_recorded(tmp_path: Path) -> None:
+    """No heartbeat for `stall`; paused time would not count."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            await site.until(S.COOLDOWN, seconds=30)
+            assert site.trainers[0].said[-1] == "kill"
+            assert (await site.daemon.status())["last_round"]["outcome"] == "killed"
+
+    run(play())
+
+
+def test_a_cancelled_round_is_not_promoted_even_if_it_published(tmp_path: Path) -> None:
+    """The operator's word came first."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            site.trainers[0].stop = site.trainers[0].finish  # type: ignore[method-assign]  # too late to stop
+            await DaemonService(site.daemon).cancel()
+            await site.until(S.COOLDOWN)
+            status = await site.daemon.status()
+            assert (status["served"]["version"], status["last_round"]["outcome"]) == (1, "cancelled")
+
+    run(play())
+
+
+def test_a_candidate_is_refused_when_the_served_version_was_changed_by_hand_meanwhile(tmp_path: Path) -> None:
+    """It was made for the world before."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            site.trainers[0].finish()
+            await site.until_served(2)
+            drop(tmp_path, 40, start=100)
+            await site.take_all()
+            await site.until(S.TRAINING)
+            await DaemonService(site.daemon).rollback()
+            site.trainers[1].finish()
+            await site.until(S.COOLDOWN)
+            assert site.daemon.serving.served.version == 1
+            assert "changed while" in (await site.daemon.status())["last_round"]["reasons"][0]
+
+    run(play())
+
+
+def test_an_operators_pause_survives_a_restart(tmp_path: Path) -> None:
+    """Nothing trains until resume; predictions go on."""
+
+    async def play() -> None:
+        async with Site(tmp_path) as site:
+            await DaemonService(site.daemon).pause()
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await site.take_all()
+            await site.tick(10)
+            assert site.state is S.HELD
+            assert "paused by the operator" in (await site.daemon.status())["round"]["message"]
+            assert (await DaemonService(site.daemon).predict(picture((0, 0, 0), 1), top_k=1)).model_version == 1
+            await DaemonService(site.daemon).resume()
+            await site.until_served(2)
+
+    run(play())
+
+
+def test_a_restart_in_the_middle_of_a_round_goes_on_with_it(tmp_path: Path) -> None:
+    """A clean stop checkpoints; the next start resumes the same round."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+        async with Site(tmp_path) as site:
+            assert site.state is S.SUSPENDED
+            await site.until_served(2)
+            assert (await site.daemon.status())["last_round"]["id"] == 1
+
+    run(play())
+
+
+def test_worse_feedback_rolls_back_by_itself_and_says_why(tmp_path: Path) -> None:
+    """Labelled feedback on the new version, against the former one's."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            service = DaemonService(site.daemon)
+
+            async def ask(is_right: bool) -> None:  # noqa: FBT001 - the one thing it is about
+                answer = await service.predict(picture(COLOURS["cat"], 3), top_k=2)
+                label = answer.top[0][0] if is_right else answer.top[1][0]
+                await service.label_prediction(answer.prediction_id, label)
+
+            for _ in range(20):
+                await ask(is_right=True)
+            await site.take_all()
+            await site.until_served(2)
+            for _ in range(20):
+                await ask(is_right=False)
+            await site.until_served(1)
+            events = [event["kind"] for event in await service.events(0, 100)]
+            assert "model.rolled_back" in events
+
+    run(play())
+
+
+def test_a_version_that_does_not_load_gives_way_to_its_predecessor(tmp_path: Path) -> None:
+    """One flipped bit in the model; the start serves the version before and quarantines this one."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await site.take_all()
+            await site.until_served(2)
+        model = tmp_path / "state" / "models" / "v000002" / "model.onnx"
+        data = bytearray(model.read_bytes())
+        data[len(data) // 2] ^= 1
+        model.write_bytes(data)
+        async with Site(tmp_path) as site:
+            assert site.daemon.serving.served.version == 1
+            assert 2 in site.daemon.models.quarantined()
+
+    run(play())
+
+
+def test_a_version_under_which_the_daemon_keeps_dying_is_quarantined(tmp_path: Path) -> None:
+    """Three deaths in ten minutes; the factory model would stay."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await site.take_all()
+            await site.until_served(2)
+        for expected in (2, 2, 2, 1):
+            site = Site(tmp_path)
+            await site.daemon.open()
+            assert site.daemon.serving.served.version == expected
+            # Die: nothing is closed but what the kernel would take back.
+            site.daemon._ingest_task.cancel()  # type: ignore[union-attr]  # noqa: SLF001
+            await asyncio.gather(site.daemon._ingest_task, return_exceptions=True)  # noqa: SLF001
+            await site.daemon.store(site.daemon.buffer.close)
+            site.daemon.store.close()
+            site.daemon._lock.close()  # type: ignore[union-attr]  # noqa: SLF001
+
+    run(play())
+
+
+def test_a_second_daemon_on_the_same_directory_is_refused(tmp_path: Path) -> None:
+    """Two writers would be one too many."""
+
+    async def play() -> None:
+        async with Site(tmp_path):
+            with pytest.raises(ConflictError, match="another edgetune holds"):
+                await Site(tmp_path).daemon.open()
+
+    run(play())
+
+
+def test_a_new_class_waits_for_the_operator_and_then_widens_the_head(tmp_path: Path) -> None:
+    """Pending samples are in no round; accepted ones reshape the model."""
+
+    async def play() -> None:
+        drop(tmp_path, 30, "cat", "dog", "owl")
+        async with Site(tmp_path, new_samples=1000) as site:
+            await site.take_all()
+            await site.tick(3)
+            assert site.state is S.IDLE
+            assert any("data accept owl" in m for m in site.daemon.want.missing)
+            await DaemonService(site.daemon).data_accept("owl")
+            await site.until_served(2)
+            manifest = site.daemon.serving.manifest()
+            assert manifest is not None
+            assert manifest.classes == ("cat", "dog", "owl")
+
+    run(play())
+
+
+def test_a_round_asked_for_by_hand_is_refused_with_what_is_missing_unless_forced(tmp_path: Path) -> None:
+    """A dry run changes nothing."""
+
+    async def play() -> None:
+        drop(tmp_path, 4)
+        async with Site(tmp_path) as site:
+            service = DaemonService(site.daemon)
+            await site.take_all()
+            with pytest.raises(RefusedError, match="hold-out samples"):
+                await service.start_round(kind=None, force=False, dry_run=False)
+            assert (await service.start_round(kind="adapt", force=False, dry_run=True))["missing"]
+            answer = await service.start_round(kind="adapt", force=True, dry_run=False)
+            await site.until(S.TRAINING, S.VERIFYING, S.COOLDOWN, S.IDLE)
+            assert answer["id"] == 1
+            await site.tick(5)
+            assert (await service.rounds(5))[0]["kind"] == "adapt"
+
+    run(play())
+
+
+def test_a_clock_that_jumps_ten_years_ends_no_cool_down_and_no_probation(tmp_path: Path) -> None:
+    """Both are counted in service time."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await site.take_all()
+            await site.until_served(2)
+            site.clock.set_wall(site.clock.wall_s() + 10 * 365 * 86400)
+            await site.tick(5)
+            assert site.daemon.serving.probation is not None
+        site = Site(tmp_path)
+        site.clock.set_wall(0.0)
+        async with site:
+            await site.tick(5)
+            assert site.daemon.serving.probation is not None
+            await site.tick(40, seconds=100)
+            assert site.daemon.serving.probation is None
+
+    run(play())
+
+
+def test_without_a_model_the_service_is_up_and_says_what_to_do(tmp_path: Path) -> None:
+    """Predictions are refused with a hint; images wait in the inbox."""
+
+    async def play() -> None:
+        (tmp_path / "state" / "models").mkdir(parents=True)
+        drop(tmp_path, 3)
+        async with Site(tmp_path) as site:
+            await site.tick(2)
+            service = DaemonService(site.daemon)
+            assert service.readiness() == (False, "no model: edgetune models import")
+            with pytest.raises(ModelError, match="No model"):
+                await service.predict(picture((0, 0, 0), 1), top_k=1)
+            assert len(list((tmp_path / "state" / "inbox").rglob("*.png"))) == 6
+
+    run(play())
+
+
+def test_a_trainer_that_fails_ends_the_round_with_its_own_words(tmp_path: Path) -> None:
+    """NaN loss, out of memory: a named outcome, never a bad model."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            site.trainers[0].end(TrainerOutcome.NAN_LOSS, 21, "the loss became NaN at step 7")
+            await site.until(S.COOLDOWN)
+            last = (await site.daemon.status())["last_round"]
+            assert last["outcome"] == "nan_loss"
+            assert "step 7" in last["message"]
+
+    run(play())
+
+
+def test_a_reload_swaps_whole_or_keeps_the_old_configuration(tmp_path: Path) -> None:
+    """A bad file changes nothing; a good one says which keys wait for a restart."""
+    from edgetune.errors import ConfigError
+
+    async def play() -> None:
+        async with Site(tmp_path) as site:
+            service = DaemonService(site.daemon)
+            good = (tmp_path / "config.yaml").read_text()
+            (tmp_path / "config.yaml").write_text(good.replace("new_samples: 20", "new_samples: 0"))
+            with pytest.raises(ConfigError):
+                await service.reload()
+            assert site.daemon.config.triggers.new_samples == 20
+            (tmp_path / "config.yaml").write_text(good.replace("new_samples: 20", "new_samples: 30").replace("settle: 0s", "settle: 5s"))
+            answer = await service.reload()
+            assert "triggers.new_samples" in answer["changed"]
+            assert answer["needs_restart"] == ["inbox.settle"]
+            assert site.daemon.config.triggers.new_samples == 30
+            assert site.daemon.config.inbox.settle == 0
+
+    run(play())
