@@ -45,7 +45,9 @@ def capture(scan: np.ndarray[Any, Any], camera: str, draw: np.random.Generator) 
     pixels = np.asarray(picture, dtype=np.float32)
     if camera != "factory":
         angle = 18.0 if camera == "site" else 36.0
-        turned = picture.rotate(angle + draw.normal(0, 5), Image.Resampling.BILINEAR, translate=tuple(draw.integers(-2, 3, 2)))
+        turned = picture.rotate(
+            angle + draw.normal(0, 5), Image.Resampling.BILINEAR, translate=tuple(draw.integers(-2, 3, 2))
+        )
         contrast, floor = (0.7, 30.0) if camera == "site" else (0.6, 40.0)
         pixels = np.asarray(turned, dtype=np.float32) * contrast + floor
     pixels = pixels + draw.normal(0, 4 if camera == "factory" else 12, pixels.shape)
@@ -112,7 +114,9 @@ def play(root: Path, *, copies: int) -> int:
     tests = {camera: [(capture(s, camera, draw), f"digit {d}") for _, s, d in unseen] for camera in CAMERAS}
 
     say("1  a factory model learns ten digits from 900 clean scans")
-    train_factory_model(np.stack([s[1] for s in factory]), np.array([s[2] for s in factory]), root / "factory.safetensors")
+    train_factory_model(
+        np.stack([s[1] for s in factory]), np.array([s[2] for s in factory]), root / "factory.safetensors"
+    )
     (root / "classes.txt").write_text("".join(f"digit {d}\n" for d in range(10)))
     stage = Stage(root, CONFIG)
     stage.import_model(
@@ -161,7 +165,12 @@ def visit(
         promoted += 1
         add(f"version {served['version']}, camera {words}", served, share, last["latency_before_ms"])
         after = stage.accuracy(tests[camera])
-        add(f"version {status['served']['version']}, after {last['kind']}", status["served"], after, last["latency_after_ms"])
+        add(
+            f"version {status['served']['version']}, after {last['kind']}",
+            status["served"],
+            after,
+            last["latency_after_ms"],
+        )
     return rows, promoted
 
 

@@ -79,7 +79,12 @@ def play(arguments: argparse.Namespace, root: Path) -> int:
         classes = sorted({name.split("/")[1] for name in names if name.startswith("test/")})
         fresh = {label: of_class(names, "train", label)[TRAINED_ON:] for label in AQUATIC}
         rounds = [
-            [(Path(n).stem, label, png(zipped.read(n))) for i in range(50) for label in AQUATIC for n in fresh[label][half + i : half + i + 1]]
+            [
+                (Path(n).stem, label, png(zipped.read(n)))
+                for i in range(50)
+                for label in AQUATIC
+                for n in fresh[label][half + i : half + i + 1]
+            ]
             for half in (0, 50)
         ]
         tests = [(png(zipped.read(n)), label) for label in AQUATIC for n in of_class(names, "test", label)]

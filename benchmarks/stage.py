@@ -36,7 +36,7 @@ def edgetune(*arguments: str) -> str:
 def machine() -> str:
     """What the figures were taken on."""
     name = platform.machine()
-    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+    with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {os.cpu_count()} cores"
 
@@ -70,14 +70,16 @@ class Stage:
         assert self._daemon is not None
         return self._daemon.pid
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Stage:  # noqa: PYI034 - Self is of Python 3.11
         log = (self.root / "daemon.log").open("ab")
         command = [sys.executable, "-m", "edgetune", "run", "--config", str(self.config_path)]
         self._daemon = subprocess.Popen(command, stderr=log, stdout=log)
         self.wait_for("the daemon", self._is_up, 60)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._daemon is not None
         self._daemon.terminate()
         self._daemon.wait(timeout=90)
@@ -118,7 +120,9 @@ class Stage:
             nonlocal shown
             status = self.status()
             now = status["round"]
-            words = f"   {time.strftime('%H:%M:%S')} round {now['state']}" + (f", {now['phase']}" if now["phase"] else "")
+            words = f"   {time.strftime('%H:%M:%S')} round {now['state']}" + (
+                f", {now['phase']}" if now["phase"] else ""
+            )
             words += f" ({now['message']})" if now["message"] else ""
             if words[12:] != shown:
                 shown = words[12:]

@@ -46,7 +46,9 @@ class Client:
         """Events with a "seq" above `after`, and then each as it happens; ends when the daemon stops."""
         connection = _UnixConnection(self._path, max(self._timeout_s, _STREAM_TIMEOUT_S))
         try:
-            response = self._exchange(connection, "GET", f"/v1/events?after={after}", None, {"accept": "text/event-stream"})
+            response = self._exchange(
+                connection, "GET", f"/v1/events?after={after}", None, {"accept": "text/event-stream"}
+            )
             if response.status >= 400:
                 raise _error(response.status, response.read())
             for line in _lines(response):

@@ -164,7 +164,7 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # a damaged EXIF block is no reason to refuse the pixels
+    except Exception:  # noqa: BLE001  a damaged EXIF block is no reason to refuse the pixels
         return image
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -190,9 +190,12 @@ def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     box = (0.0, 0.0, float(image.width), float(image.height))
     if preprocess.resize == "center_crop":
         scale = min(image.width / preprocess.width, image.height / preprocess.height)
-        left = (image.width - preprocess.width * scale) / 2
-        top = (image.height - preprocess.height * scale) / 2
-        box = (left, top, left + preprocess.width * scale, top + preprocess.height * scale)
+        # Clamped: a rounding error of 1e-16 beyond the edge is an error to Pillow.
+        left = max(0.0, (image.width - preprocess.width * scale) / 2)
+        top = max(0.0, (image.height - preprocess.height * scale) / 2)
+        right = min(float(image.width), left + preprocess.width * scale)
+        bottom = min(float(image.height), top + preprocess.height * scale)
+        box = (left, top, right, bottom)
     elif preprocess.resize != "stretch":
         raise ImageError(f"unknown resize {preprocess.resize!r}: expected 'stretch' or 'center_crop'")
     return image.resize(size, Image.Resampling.BILINEAR, box=box)

@@ -86,7 +86,7 @@ def _run(round_dir: Path, output: TextIO) -> int:
     spec = _read_spec(round_dir)
     remove_file(round_dir / OUTCOME_FILE)
     try:
-        from edgetune.learn.control import Control  # noqa: PLC0415 - cheap, but learn is the torch folder
+        from edgetune.learn.control import Control
 
         control = Control(output)
         _listen(control)
@@ -109,8 +109,8 @@ def _run(round_dir: Path, output: TextIO) -> int:
 def _attempt(round_dir: Path, spec: RoundSpec, control: Control) -> tuple[TrainerOutcome, str, str]:
     """Do the round; every way it can end has a name."""
     try:
-        from edgetune.learn.control import StopAskedError  # noqa: PLC0415 - as above
-        from edgetune.learn.recipe import run_round  # noqa: PLC0415 - imports torch, which may be missing
+        from edgetune.learn.control import StopAskedError
+        from edgetune.learn.recipe import run_round
 
         control.say("heartbeat", phase="load")  # importing torch took its time
         try:

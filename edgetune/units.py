@@ -59,7 +59,9 @@ def parse(text: object, kind: str, *, signed: bool = False) -> float:
     if unit not in units:
         near = next((u for u in units if u.lower() == unit.lower()), None)
         known = ", ".join(units)
-        raise ValueError(f"unknown unit {unit!r} in {text!r}; " + (f"did you mean {near!r}?" if near else f"use one of {known}"))
+        raise ValueError(
+            f"unknown unit {unit!r} in {text!r}; " + (f"did you mean {near!r}?" if near else f"use one of {known}")
+        )
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not a finite number")
     if number < 0 and not signed:

@@ -38,7 +38,17 @@ from edgetune.store import durable
 from edgetune.store.buffer import Buffer
 from edgetune.store.history import History
 from edgetune.store.models import Models
-from edgetune.types import BufferStats, Measurement, Preprocess, Quantity, Reading, RoundKind, RoundState, Verdict, VerdictKind
+from edgetune.types import (
+    BufferStats,
+    Measurement,
+    Preprocess,
+    Quantity,
+    Reading,
+    RoundKind,
+    RoundState,
+    Verdict,
+    VerdictKind,
+)
 
 _LEVEL_TOLERANCE = 0.1  # rounding to channel multiples misses the asked level by this much at most
 _RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
@@ -119,6 +129,13 @@ class Daemon:
             SensorError: a budget is set on something that this board cannot measure.
         """
         self._take_lock()
+        try:
+            await self._open()
+        except BaseException:
+            self._let_go()
+            raise
+
+    async def _open(self) -> None:
         await self._check_sensors(self.config)
         self.board = asdict(await asyncio.to_thread(identify))
         self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
@@ -141,6 +158,7 @@ class Daemon:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._let_go()
             raise ConflictError(
                 f"another edgetune holds {directory}", hint="stop it first: systemctl stop edgetune"
             ) from None
@@ -214,6 +232,9 @@ class Daemon:
         await self.store(self.service_time.save)
         await self.serving.note_clean_stop()
         await self.store(self.buffer.close)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.store.close()
         self.sensors.close()
         if self._lock is not None:

@@ -66,7 +66,12 @@ def _round(daemon: Daemon) -> list[Metric]:
             [({"verdict": each.value}, float(each is verdict)) for each in VerdictKind],
         ),
         ("edgetune_round_duty", "gauge", "Share of the time a trainer may compute.", [({}, daemon.verdict.duty)]),
-        ("edgetune_round_failures", "gauge", "Rounds in a row that promoted nothing.", [({}, float(daemon.rounds.failures))]),
+        (
+            "edgetune_round_failures",
+            "gauge",
+            "Rounds in a row that promoted nothing.",
+            [({}, float(daemon.rounds.failures))],
+        ),
     ]
 
 

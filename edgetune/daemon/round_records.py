@@ -7,7 +7,7 @@ end, end the row, release the samples, clear up.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import re
 from collections.abc import Mapping
@@ -203,4 +203,4 @@ def samples_digest(samples: tuple[FrozenSample, ...]) -> str:
 
 def iso(wall_s: float) -> str:
     """Wall time for people, UTC."""
-    return datetime.datetime.fromtimestamp(wall_s, datetime.timezone.utc).isoformat(timespec="seconds")
+    return dt.datetime.fromtimestamp(wall_s, dt.timezone.utc).isoformat(timespec="seconds")

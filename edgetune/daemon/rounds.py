@@ -196,7 +196,9 @@ class Rounds:
     def _overdue(self, now_s: float) -> Event | None:
         state, for_s, limits = self.machine.state, now_s - self._entered_s, self.settings
         if state in (RoundState.TRAINING, RoundState.PAUSED) and self.trained_s > limits.round_time_max_s:
-            return Event(kind=EventKind.DEADLINE_PASSED, reason=f"trained for {self.trained_s:.0f} s (budgets.round_time_max)")
+            return Event(
+                kind=EventKind.DEADLINE_PASSED, reason=f"trained for {self.trained_s:.0f} s (budgets.round_time_max)"
+            )
         if state is RoundState.TRAINING and self.trainer is not None:
             silent_s = self.trainer.silent_s()
             if silent_s > limits.stall_s:

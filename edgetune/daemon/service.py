@@ -112,7 +112,9 @@ class DaemonService:
         rows = []
         for version in daemon.models.versions():
             plain = to_plain(daemon.models.manifest(version))
-            rows.append({**plain, "is_served": version == served, "is_factory": version == factory, "quarantined": None})
+            rows.append(
+                {**plain, "is_served": version == served, "is_factory": version == factory, "quarantined": None}
+            )
         for version, why in daemon.models.quarantined().items():
             rows.append({"version": version, "is_served": False, "is_factory": False, "quarantined": why})
         return sorted(rows, key=lambda row: int(row["version"]))
@@ -158,7 +160,9 @@ class DaemonService:
         if dry_run:
             return {"dry_run": True, **plan}
         if not want.is_wanted:
-            raise RefusedError(f"a round needs {'; '.join(want.missing)}", hint="edgetune train --force tries all the same")
+            raise RefusedError(
+                f"a round needs {'; '.join(want.missing)}", hint="edgetune train --force tries all the same"
+            )
         daemon.ask_for_round(request)
         return {"id": await daemon.store(daemon.rounds.records.next_round_id), **plan}
 
@@ -218,7 +222,9 @@ class DaemonService:
     async def data_label(self, sample: str, label: str) -> dict[str, Any]:
         """Say what a sample (its number or digest) shows."""
         is_number = sample.isdecimal() and len(sample) < _DIGEST_LENGTH
-        await self._daemon.store(self._daemon.buffer.label, int(sample) if is_number else sample, label, LabelSource.API)
+        await self._daemon.store(
+            self._daemon.buffer.label, int(sample) if is_number else sample, label, LabelSource.API
+        )
         return {"sample": sample, "label": label}
 
     async def data_purge(self, **which: Any) -> dict[str, Any]:

@@ -34,6 +34,7 @@ T = TypeVar("T")
 _DEATHS_MAX = 3
 _DEATHS_WITHIN_S = 600.0
 _LATENCIES_KEPT = 1024
+_LINEAGE_KEPT = 50
 
 
 @dataclass(slots=True)
@@ -176,7 +177,9 @@ class Serving:
             lineage = lineage[: lineage.index(version)]
         factory = self._models.factory()
         older = [v for v in reversed(lineage) if v in published and v != version]
-        return older + ([factory] if factory is not None and factory not in older and factory != version else [])
+        if factory is not None and factory not in older and factory != version:
+            older.append(factory)
+        return older
 
     def _install(self, engine: Engine) -> None:
         self.served.swap(engine)
@@ -284,7 +287,7 @@ class Serving:
         if before is not None and (not lineage or lineage[-1] != before):
             lineage.append(before)
         self._models.promote(version)
-        self._history.set_state("lineage", [v for v in lineage if v != version][-50:] + [version])
+        self._history.set_state("lineage", [*[v for v in lineage if v != version][-_LINEAGE_KEPT:], version])
 
     async def swap(self, engine: Engine) -> Observed:
         """Serve this engine from the next request on; returns how the former one did."""
@@ -326,10 +329,14 @@ class Serving:
         for_s = self._time.now_s() - self.probation["started_s"]
         verdict = probation.judge(await self.observed(), baseline, policy, for_s=for_s)
         if verdict.kind is ProbationKind.PASSED:
-            await self._events.emit("probation.passed", f"version {self.served.version} stays", version=self.served.version)
+            await self._events.emit(
+                "probation.passed", f"version {self.served.version} stays", version=self.served.version
+            )
             await self._end_probation()
         elif verdict.kind is ProbationKind.ROLL_BACK:
-            await self.change_to(self.probation["fallback"], f"rolled back by itself: {verdict.reason}", is_by_hand=False)
+            await self.change_to(
+                self.probation["fallback"], f"rolled back by itself: {verdict.reason}", is_by_hand=False
+            )
 
     async def _end_probation(self) -> None:
         self.probation = None
@@ -393,4 +400,3 @@ class Serving:
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(work))
-

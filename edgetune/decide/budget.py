@@ -104,7 +104,11 @@ def _apply(
     band = abs(limit) * hysteresis
     room = value - limit if rule.is_floor else limit - value
     if room < 0 or (was_blocked and room < band):
-        return rule.kind, 0.0, words + (f" comes back at {limit + band if rule.is_floor else limit - band:g}" if room >= 0 else "")
+        return (
+            rule.kind,
+            0.0,
+            words + (f" comes back at {limit + band if rule.is_floor else limit - band:g}" if room >= 0 else ""),
+        )
     if rule.kind is VerdictKind.PAUSE and room < band:
         # Heat and watts follow the duty, so slow down before the limit is reached.
         return VerdictKind.THROTTLE, max(DUTY_MIN, room / band), words

@@ -6,7 +6,6 @@ import enum
 from dataclasses import dataclass
 
 
-
 class ProbationKind(str, enum.Enum):
     """What probation says now."""
 
@@ -63,12 +62,16 @@ def judge(served: Observed, fallback: Observed, policy: ProbationPolicy, *, for_
         before = fallback.feedback_correct / fallback.feedback
         after = served.feedback_correct / served.feedback
         if before - after > policy.accuracy_drop_max and _is_significant(served, fallback):
-            return _back(f"labelled feedback fell from {before:.1%} ({fallback.feedback}) to {after:.1%} ({served.feedback})")
+            return _back(
+                f"labelled feedback fell from {before:.1%} ({fallback.feedback}) to {after:.1%} ({served.feedback})"
+            )
     if served.predictions >= enough and fallback.predictions >= enough:
         if served.mean_confidence is not None and fallback.mean_confidence is not None:
             fall = fallback.mean_confidence - served.mean_confidence
             if fall > policy.confidence_drop_max:
-                return _back(f"mean confidence fell from {fallback.mean_confidence:.2f} to {served.mean_confidence:.2f}")
+                return _back(
+                    f"mean confidence fell from {fallback.mean_confidence:.2f} to {served.mean_confidence:.2f}"
+                )
         if served.p50_ms and fallback.p50_ms and served.p50_ms > fallback.p50_ms * policy.latency_ratio_max:
             return _back(f"median latency rose from {fallback.p50_ms:.1f} ms to {served.p50_ms:.1f} ms")
     if for_s >= policy.duration_s:

@@ -212,7 +212,9 @@ def budget_event(verdict: Verdict) -> Event:
 def exit_event(outcome: TrainerOutcome, message: str) -> Event:
     """The event that the end of a trainer process becomes."""
     kind = {TrainerOutcome.PUBLISHED: E.EXITED_PUBLISHED, TrainerOutcome.CHECKPOINTED: E.EXITED_CHECKPOINTED}
-    return Event(kind=kind.get(outcome, E.EXITED_OTHER), reason=f"{outcome.value}: {message}" if message else outcome.value)
+    return Event(
+        kind=kind.get(outcome, E.EXITED_OTHER), reason=f"{outcome.value}: {message}" if message else outcome.value
+    )
 
 
 def diagram() -> str:

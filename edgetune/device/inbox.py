@@ -34,6 +34,8 @@ from edgetune.errors import EdgetuneError, ImageError
 from edgetune.images import ImageLimits
 from edgetune.types import NewSample, Preprocess
 
+__all__ = ["Batch", "Inbox", "LateLabel"]
+
 _SCAN_GAP_S = 0.2  # a flood of events must not become a flood of scans
 _POLL_S = 2.0
 _ORPHAN_S = 600.0  # a sidecar without an image is kept this long

@@ -23,11 +23,10 @@ from typing import IO, Any
 import psutil
 
 from edgetune.clock import Clock, SystemClock
-from edgetune.errors import EXIT_OK, EXIT_TRAINER_CHECKPOINTED, EXIT_TRAINER_OUTCOME, RoundError
-from edgetune.types import TrainerOutcome
+from edgetune.device.trainer_end import LOG_NAME, OUTCOME_NAME, TrainerEnd, judge
+from edgetune.errors import RoundError
 
-LOG_NAME = "trainer.log"
-OUTCOME_NAME = "outcome.json"
+__all__ = ["Progress", "TrainerEnd", "TrainerProcess"]
 
 _LINE_BYTES_MAX = 64 * 1024  # a longer line is not of the protocol
 _CHUNK_BYTES = 64 * 1024
@@ -46,16 +45,6 @@ class Progress:
     loss: float | None = None
     samples_per_s: float | None = None
     at_s: float = 0.0  # Clock.now_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerEnd:
-    """How a trainer ended."""
-
-    exit_code: int  # negative: killed by this signal
-    outcome: TrainerOutcome
-    message: str
-    hint: str = ""
 
 
 class TrainerProcess:
@@ -188,7 +177,8 @@ class TrainerProcess:
         exit_code = await self._process.wait()
         await asyncio.shield(self._reading)
         if self._end is None:
-            self._end = self._judge(exit_code)
+            phase = self.last_progress.phase if self.last_progress else "start"
+            self._end = judge(exit_code, self._round_dir, said=self._said, phase=phase, is_kill_sent=self.is_kill_sent)
         return self._end
 
     # ------------------------------------------------------------------------------------------- inside
@@ -262,48 +252,6 @@ class TrainerProcess:
             with suppress(OSError):  # a full disk must not end the reading: the trainer would block on its output
                 log.write(text[: self._log_room])
             self._log_room -= len(text)
-
-    def _judge(self, exit_code: int) -> TrainerEnd:
-        recorded = self._recorded()
-        outcome, message, hint = recorded if recorded is not None else (None, "", "")
-        if exit_code == EXIT_OK:
-            if outcome is TrainerOutcome.PUBLISHED:
-                return TrainerEnd(exit_code=exit_code, outcome=outcome, message=message, hint=hint)
-            said = f" (it recorded {outcome.value}: {message})" if outcome else " and recorded nothing"
-            return TrainerEnd(
-                exit_code=exit_code,
-                outcome=TrainerOutcome.FAILED,
-                message=f"the trainer exited with 0{said}",
-                hint=hint,
-            )
-        if exit_code == EXIT_TRAINER_CHECKPOINTED:
-            return TrainerEnd(exit_code=exit_code, outcome=TrainerOutcome.CHECKPOINTED, message=message, hint=hint)
-        if exit_code == EXIT_TRAINER_OUTCOME and outcome is not None:
-            return TrainerEnd(exit_code=exit_code, outcome=outcome, message=message, hint=hint)
-        return self._judge_without_record(exit_code)
-
-    def _judge_without_record(self, exit_code: int) -> TrainerEnd:
-        where = f"see {self._round_dir / LOG_NAME}"
-        phase = self.last_progress.phase if self.last_progress else "start"
-        if exit_code < 0:
-            name = signal.Signals(-exit_code).name
-            who = ", by the daemon" if self.is_kill_sent else ""
-            if exit_code == -signal.SIGKILL and not self.is_kill_sent:
-                who = ", not by the daemon: most likely the kernel, for want of memory"
-            message = f"the trainer was killed ({name}{who}) in phase {phase}"
-            return TrainerEnd(exit_code=exit_code, outcome=TrainerOutcome.KILLED, message=message, hint=where)
-        message = f"the trainer failed with exit code {exit_code} in phase {phase}"
-        return TrainerEnd(exit_code=exit_code, outcome=TrainerOutcome.FAILED, message=message, hint=where)
-
-    def _recorded(self) -> tuple[TrainerOutcome, str, str] | None:
-        try:
-            record: Any = json.loads((self._round_dir / OUTCOME_NAME).read_bytes())
-        except (OSError, ValueError):
-            record = self._said
-        try:
-            return TrainerOutcome(record["outcome"]), str(record.get("message", "")), str(record.get("hint", ""))
-        except (TypeError, KeyError, AttributeError, ValueError):
-            return None
 
 
 def process_rss_mib(pid: int) -> float | None:

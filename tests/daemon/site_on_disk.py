@@ -49,7 +49,9 @@ def drop(root: Path, count: int, *labels: str, start: int = 0) -> set[str]:
 class Site:
     """A daemon on fakes, with hands on its world."""
 
-    def __init__(self, root: Path, *, new_samples: int = 20, make_trainer: Callable[[FakeClock], FakeTrainer] = FakeTrainer) -> None:
+    def __init__(
+        self, root: Path, *, new_samples: int = 20, make_trainer: Callable[[FakeClock], FakeTrainer] = FakeTrainer
+    ) -> None:
         self.root, self.clock = root, FakeClock()
         self.sensors = FakeSensors(self.clock)
         self.trainers: list[FakeTrainer] = []
@@ -62,10 +64,10 @@ class Site:
             self.trainers.append(make_trainer(self.clock))
             return self.trainers[-1]
 
-        self.daemon.rounds._make_trainer = make  # noqa: SLF001 - the one place where the daemon reaches outside
+        self.daemon.rounds._make_trainer = make
         self._is_open = False
 
-    async def __aenter__(self) -> Site:
+    async def __aenter__(self) -> Site:  # noqa: PYI034 - Self is of Python 3.11
         await self.daemon.open()
         self._is_open = True
         return self

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeClock, FakeTrainer, picture
 from site_on_disk import COLOURS, Site, drop
 
-from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.daemon.service import DaemonService
+from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.types import Quantity, RoundState, TrainerOutcome
 
 S = RoundState
@@ -21,7 +23,7 @@ def held(clock: FakeClock) -> FakeTrainer:
     return FakeTrainer(clock, is_held=True)
 
 
-def run(work) -> None:  # type: ignore[no-untyped-def]  # any coroutine
+def run(work: Coroutine[Any, Any, None]) -> None:
     """Play a scene."""
     asyncio.run(work)
 
@@ -152,7 +154,7 @@ def test_a_budget_on_what_the_board_cannot_measure_is_an_error_at_start(tmp_path
     async def play() -> None:
         site = Site(tmp_path)
         site.sensors.values[Quantity.DISK_FREE_MIB] = None
-        with pytest.raises(SensorError, match="budgets.disk_free_min"):
+        with pytest.raises(SensorError, match=r"budgets\.disk_free_min"):
             await site.daemon.open()
 
     run(play())
@@ -255,7 +257,7 @@ def test_worse_feedback_rolls_back_by_itself_and_says_why(tmp_path: Path) -> Non
         async with Site(tmp_path) as site:
             service = DaemonService(site.daemon)
 
-            async def ask(is_right: bool) -> None:  # noqa: FBT001 - the one thing it is about
+            async def ask(is_right: bool) -> None:
                 answer = await service.predict(picture(COLOURS["cat"], 3), top_k=2)
                 label = answer.top[0][0] if is_right else answer.top[1][0]
                 await service.label_prediction(answer.prediction_id, label)
@@ -305,11 +307,11 @@ def test_a_version_under_which_the_daemon_keeps_dying_is_quarantined(tmp_path: P
             await site.daemon.open()
             assert site.daemon.serving.served.version == expected
             # Die: nothing is closed but what the kernel would take back.
-            site.daemon._ingest_task.cancel()  # type: ignore[union-attr]  # noqa: SLF001
-            await asyncio.gather(site.daemon._ingest_task, return_exceptions=True)  # noqa: SLF001
+            site.daemon._ingest_task.cancel()  # type: ignore[union-attr]
+            await asyncio.gather(site.daemon._ingest_task, return_exceptions=True)
             await site.daemon.store(site.daemon.buffer.close)
             site.daemon.store.close()
-            site.daemon._lock.close()  # type: ignore[union-attr]  # noqa: SLF001
+            site.daemon._lock.close()  # type: ignore[union-attr]
 
     run(play())
 
@@ -432,7 +434,9 @@ def test_a_reload_swaps_whole_or_keeps_the_old_configuration(tmp_path: Path) -> 
             with pytest.raises(ConfigError):
                 await service.reload()
             assert site.daemon.config.triggers.new_samples == 20
-            (tmp_path / "config.yaml").write_text(good.replace("new_samples: 20", "new_samples: 30").replace("settle: 0s", "settle: 5s"))
+            (tmp_path / "config.yaml").write_text(
+                good.replace("new_samples: 20", "new_samples: 30").replace("settle: 0s", "settle: 5s")
+            )
             answer = await service.reload()
             assert "triggers.new_samples" in answer["changed"]
             assert answer["needs_restart"] == ["inbox.settle"]

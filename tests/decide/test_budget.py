@@ -30,7 +30,9 @@ LIMITS = Limits(
 def reading(minute: int = 720, **changes: float | None) -> Reading:
     """A good board, changed in the named quantities."""
     values = {**GOOD, **{Quantity(name): value for name, value in changes.items()}}
-    measured = {q: Measurement(value=v, source="test", why_unknown="" if v is not None else "gone") for q, v in values.items()}
+    measured = {
+        q: Measurement(value=v, source="test", why_unknown="" if v is not None else "gone") for q, v in values.items()
+    }
     return Reading(at_s=0, wall_s=0, local_minute=minute, values=measured)
 
 
@@ -57,7 +59,7 @@ def test_each_breach_has_its_answer_and_names_itself(
         assert any(name in reason and "limit=" in reason for reason in verdict.reasons)
 
 
-@pytest.mark.parametrize("quantity", [q for q in Quantity])
+@pytest.mark.parametrize("quantity", list(Quantity))
 def test_unknown_is_over_budget(quantity: Quantity) -> None:
     """A budgeted quantity without a value allows nothing, and says why it has none."""
     verdict = judge(reading(**{quantity.value: None}), LIMITS, RUN, is_training=True)
@@ -121,7 +123,9 @@ WORSE = {
     values=st.fixed_dictionaries({q: st.floats(0, 20000, allow_nan=False) for q in Quantity}),
     which=st.sampled_from(list(Quantity)),
     by=st.floats(0, 5000),
-    last=st.sampled_from([RUN, replace(RUN, kind=VerdictKind.PAUSE, duty=0.0), replace(RUN, kind=VerdictKind.THROTTLE, duty=0.3)]),
+    last=st.sampled_from(
+        [RUN, replace(RUN, kind=VerdictKind.PAUSE, duty=0.0), replace(RUN, kind=VerdictKind.THROTTLE, duty=0.3)]
+    ),
 )
 def test_a_worse_reading_never_loosens_the_verdict(
     values: dict[Quantity, float], which: Quantity, by: float, last: Verdict

@@ -61,7 +61,9 @@ def test_a_loss_of_accuracy_is_refused_with_both_figures() -> None:
 
 def test_one_class_cannot_pay_for_another() -> None:
     """The same accuracy overall, but the dogs are lost."""
-    decision = judge(compare(BASE, metrics(cat=(98, 100), dog=(62, 100)), only_base_correct=18, only_candidate_correct=18), POLICY)
+    decision = judge(
+        compare(BASE, metrics(cat=(98, 100), dog=(62, 100)), only_base_correct=18, only_candidate_correct=18), POLICY
+    )
     assert not decision.is_promoted
     assert any("'dog'" in reason for reason in decision.reasons)
 
@@ -70,7 +72,9 @@ def test_a_new_class_cannot_pay_for_the_old_ones() -> None:
     """Fifty right answers of a class the base never knew do not hide twelve lost ones."""
     base = metrics(cat=(80, 100), dog=(80, 100), owl=(0, 50))
     candidate = metrics(cat=(74, 100), dog=(74, 100), owl=(50, 50))
-    decision = judge(compare(base, candidate, new_classes=("owl",), only_base_correct=12, only_candidate_correct=50), POLICY)
+    decision = judge(
+        compare(base, candidate, new_classes=("owl",), only_base_correct=12, only_candidate_correct=50), POLICY
+    )
     assert not decision.is_promoted
     assert "accuracy falls" in decision.reasons[0]
 
@@ -99,7 +103,10 @@ def test_slower_on_this_board_is_refused_however_small() -> None:
 
 def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
     """Same size, same speed, same accuracy."""
-    same = {"candidate_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2), "candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000)}
+    same = {
+        "candidate_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2),
+        "candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000),
+    }
     assert "nothing is gained" in judge(compare(BASE, BASE, **same), POLICY).reasons[0]
     better = metrics(cat=(85, 100), dog=(82, 100))
     assert judge(compare(BASE, better, **same), POLICY).is_promoted
@@ -123,7 +130,7 @@ def test_the_bound_holds_at_its_stated_rate(b: int, c: int, n: int) -> None:
     """Simulated pairs with these true rates: the true drop lies under the bound in about 95 of 100 draws or more."""
     import random
 
-    draw = random.Random(7)  # noqa: S311 - a simulation
+    draw = random.Random(7)
     hits, runs = 0, 2000
     for _ in range(runs):
         outcomes = [draw.random() for _ in range(n)]

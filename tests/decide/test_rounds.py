@@ -110,7 +110,10 @@ def test_at_most_one_trainer_and_no_promotion_without_verified(kinds: list[Event
             after, actions = step(now, Event(kind=kind))
         except IllegalEventError:
             continue
-        if kind in (E.EXITED_CHECKPOINTED, E.EXITED_PUBLISHED, E.EXITED_OTHER, E.START_FAILED) and (now.state, kind) in TABLE:
+        if (
+            kind in (E.EXITED_CHECKPOINTED, E.EXITED_PUBLISHED, E.EXITED_OTHER, E.START_FAILED)
+            and (now.state, kind) in TABLE
+        ):
             trainers -= 1
         trainers += actions.count(A.START_TRAINER)
         assert 0 <= trainers <= 1

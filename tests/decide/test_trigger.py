@@ -21,7 +21,13 @@ def stats(new: int = 0, **classes: tuple[str, int]) -> BufferStats:
     )  # fmt: skip
 
 
-def ask(of: BufferStats, *, since: float | None = 1e5, manual: ManualRequest | None = None, served: ServedSummary | None = SERVED) -> Want:
+def ask(
+    of: BufferStats,
+    *,
+    since: float | None = 1e5,
+    manual: ManualRequest | None = None,
+    served: ServedSummary | None = SERVED,
+) -> Want:
     """Consider with the usual policy."""
     return consider(of, POLICY, served, since_last_s=since, manual=manual)
 
@@ -75,14 +81,25 @@ def test_a_new_class_wants_a_round_once_accepted_and_reshapes() -> None:
 
 def test_a_factory_model_is_reshaped_first() -> None:
     """Its target is unmet."""
-    assert ask(stats(new=200), served=ServedSummary(classes=("cat",), tuned_classes=(), is_target_met=False)).kind is RoundKind.RESHAPE
+    assert (
+        ask(stats(new=200), served=ServedSummary(classes=("cat",), tuned_classes=(), is_target_met=False)).kind
+        is RoundKind.RESHAPE
+    )
 
 
 def test_no_round_is_begun_that_the_gate_would_refuse_for_its_hold_out() -> None:
     """Training in vain costs watts."""
-    few = BufferStats(**{**{f: getattr(stats(new=500), f) for f in BufferStats.__slots__}, "classes": tuple(
-        ClassStats(label=label, status="accepted", training=100, validation=5, holdout=5, labelled_since_round=0) for label in ("cat", "dog")
-    )})
+    few = BufferStats(
+        **{
+            **{f: getattr(stats(new=500), f) for f in BufferStats.__slots__},
+            "classes": tuple(
+                ClassStats(
+                    label=label, status="accepted", training=100, validation=5, holdout=5, labelled_since_round=0
+                )
+                for label in ("cat", "dog")
+            ),
+        }
+    )
     want = ask(few)
     assert not want.is_wanted
     assert any("10 of 50 hold-out" in missing for missing in want.missing)

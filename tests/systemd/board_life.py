@@ -21,6 +21,7 @@ save_file({name: tensor.contiguous() for name, tensor in module.state_dict().ite
 """
 
 _MAKE_PICTURES = """
+import json
 import sys
 from pathlib import Path
 import numpy as np
@@ -31,6 +32,8 @@ for number, (name, level) in enumerate((("dusk", 60), ("noon", 190))):
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(first, first + count):
         noise = np.random.default_rng((number, index)).normal(level, 40, (32, 32, 3))
+        # Each its own group: taken within a second, all would be near-twins and in one split.
+        (folder / f"{index:04}.json").write_text(json.dumps({"group": f"{name}-{index}"}))
         Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{index:04}.png")
 """
 

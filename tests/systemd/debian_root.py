@@ -213,7 +213,7 @@ class Machine:
         """Run a command inside, as root or as somebody, and wait for it."""
         as_user = [] if user is None else ["runuser", "--user", user, "--"]
         done = subprocess.run(
-            ["nsenter", f"--target={self._init}", "--all", "--wd=/", "--", "/usr/bin/env", "-i",
+            ["nsenter", f"--target={self._init}", "--all", "--", "/usr/bin/env", "--chdir=/", "-i",
              "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
              *as_user, *command],
             input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False,

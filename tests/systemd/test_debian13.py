@@ -34,7 +34,8 @@ def test_a_whole_round_promotes_a_model(service: Machine, kind: str) -> None:
     service.wait_until(lambda: not board_life.trainers(service), "the end of the trainer", timeout_s=400)
     service.wait_until(lambda: status(service)["round"]["state"] in {"idle", "cooldown"}, "the gate's answer")
     newest = board_life.rounds(service)[0]
-    assert status(service)["served"]["version"] > before, newest
+    log = service.run("tail", "-n", "30", f"/var/lib/edgetune/rounds/{newest['id']:04}/trainer.log").out
+    assert status(service)["served"]["version"] > before, f"{newest}\n{log}\n{service.journal()}"
     board_life.take_pictures(service, first=9500, count=1)
     told = answer(service, "POST", "/v1/predict", "/home/alice/pictures/noon/9500.png", user="alice")
     assert told["model_version"] == status(service)["served"]["version"]
