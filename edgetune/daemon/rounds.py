@@ -9,99 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
 
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.daemon.promotion import Promotion
 from edgetune.daemon.round_records import RoundRecords
+from edgetune.daemon.round_settings import RoundSettings, Trainer
 from edgetune.daemon.serving import Serving
-from edgetune.decide import gate, rounds
-from edgetune.decide.probation import Observed, ProbationPolicy
+from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
 from edgetune.decide.trigger import Want
-from edgetune.device.trainer_process import Progress, TrainerEnd
-from edgetune.errors import EdgetuneError, ModelError, NoSamplesError
-from edgetune.serve.engine import Engine
-from edgetune.store import durable
+from edgetune.errors import EdgetuneError, NoSamplesError
 from edgetune.store.history import History
 from edgetune.store.models import Models
-from edgetune.types import (
-    BreachKind,
-    GateDecision,
-    GatePolicy,
-    Manifest,
-    Recipe,
-    RoundSpec,
-    RoundState,
-    TrainerOutcome,
-    Verdict,
-)
+from edgetune.types import BreachKind, GateDecision, RoundSpec, RoundState, TrainerOutcome, Verdict
 
 _STATE_KEY = "round"
 _VERIFY_TIMEOUT_S = 600.0
 _MEMORY_STOPS_MAX = 3  # a round that was stopped for memory this often will not fit the next time either
 _RESUME_DELAY_S = 30.0
 _EXPECTED = (EdgetuneError, OSError)
-
-
-class Trainer(Protocol):
-    """The trainer process (device/trainer_process.py) or a fake."""
-
-    last_progress: Progress | None
-
-    @property
-    def pid(self) -> int | None:
-        """Its process, while it runs."""
-
-    async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
-        """Start it."""
-
-    async def wait(self) -> TrainerEnd:
-        """Exit code, outcome, message."""
-
-    def silent_s(self) -> float:
-        """Seconds since its last sign of work, pauses not counted."""
-
-    def set_duty(self, duty: float) -> None:
-        """Pace it."""
-
-    def pause(self) -> None:
-        """SIGSTOP."""
-
-    def resume(self) -> None:
-        """SIGCONT."""
-
-    def stop(self) -> None:
-        """SIGCONT, then SIGTERM."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundSettings:
-    """What the configuration says about rounds; replaced whole on reload."""
-
-    recipe: Recipe
-    gate: GatePolicy
-    probation: ProbationPolicy
-    builders: Mapping[str, str]
-    samples_max: int | None
-    serving_threads: int
-    versions_kept: int
-    round_time_max_s: float
-    paused_max_s: float
-    spec_max_age_s: float
-    stall_s: float
-    stop_grace_s: float
-    nice: int
-    oom_score_adj: int
-    cooldown_s: float
-    cooldown_factor: float
-    cooldown_max_s: float
 
 
 class Rounds:
@@ -138,9 +66,7 @@ class Rounds:
         self._spec_written_s = 0.0  # in service time
         self._memory_stops = 0
         self._sent_duty: float | None = None
-        self._candidate: Engine | None = None
-        self._decision: GateDecision | None = None
-        self._baseline = Observed()
+        self._promotion = Promotion(models=models, store=store, serving=serving)
         self._ending = Event(kind=EventKind.EXITED_OTHER)
         self._outcome = TrainerOutcome.FAILED
         self._arrived: asyncio.Queue[Event] = asyncio.Queue()
@@ -294,7 +220,8 @@ class Rounds:
         manifest = self._serving.manifest()
         if manifest is None:
             raise NoSamplesError("no model is served, so there is nothing to start from")
-        self.trained_s, self._memory_stops, self._decision = 0.0, 0, None
+        self.trained_s, self._memory_stops = 0.0, 0
+        self._promotion.forget()
         self._spec_written_s = self._time.now_s()
         limits = self.settings
         self.spec = await self._store(
@@ -350,52 +277,22 @@ class Rounds:
         self._spawn(self._verify(self.spec))
 
     async def _verify(self, spec: RoundSpec) -> None:
-        """Judge, then load and self-test off the request path; answers with an event."""
-        try:
-            manifest = await self._store(self._models.manifest, spec.candidate_version)
-            self._decision = await self._judge(spec, manifest)
-            if not self._decision.is_promoted:
-                await self._arrived.put(Event(kind=EventKind.REFUSED, reason="; ".join(self._decision.reasons)))
-                return
-            self._candidate = await self._serving.prepare(spec.candidate_version)
-        except _EXPECTED as error:
-            self._decision = GateDecision(is_promoted=False, reasons=(str(error),))
-            await self._arrived.put(Event(kind=EventKind.REFUSED, reason=str(error)))
-            return
-        await self._arrived.put(Event(kind=EventKind.VERIFIED, reason="; ".join(self._decision.reasons)))
-
-    async def _judge(self, spec: RoundSpec, manifest: Manifest) -> GateDecision:
-        if spec.generation != self._serving.generation or spec.base_version != self._serving.served.version:
-            reason = "the served version was changed while this candidate was in training"
-            return GateDecision(is_promoted=False, reasons=(reason,))
-        if manifest.comparison is None or manifest.round_id != spec.round_id:
-            raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
-        return gate.judge(manifest.comparison, self.settings.gate)
+        await self._arrived.put(await self._promotion.verify(spec, self.settings.gate))
 
     async def _promote(self) -> None:
         assert self.spec is not None
-        durable.faultpoint("round.promote")
-        await self._serving.promote(self.spec.candidate_version)
+        await self._promotion.promote(self.spec)
 
     async def _swap(self) -> None:
-        assert self._candidate is not None
-        self._baseline = await self._serving.swap(self._candidate)
-        self._candidate = None
+        await self._promotion.swap()
 
     async def _start_probation(self) -> None:
         assert self.spec is not None
-        await self._serving.start_probation(
-            self.spec.candidate_version, self.spec.base_version, self._baseline, self.settings.probation.duration_s
-        )
+        await self._promotion.start_probation(self.spec, self.settings.probation.duration_s)
 
     async def _quarantine(self) -> None:
         assert self.spec is not None
-        if self._candidate is not None:
-            self._candidate.close()
-            self._candidate = None
-        version, why = self.spec.candidate_version, self._ending.reason
-        if version in await self._store(self._models.versions):
-            await self._store(self._models.quarantine, version, why)
+        await self._promotion.quarantine(self.spec, self._ending.reason)
 
     async def _record_outcome(self) -> None:
         assert self.spec is not None
@@ -416,7 +313,7 @@ class Rounds:
             spec,
             outcome=outcome,
             message=ending.reason,
-            decision=self._decision,
+            decision=self._promotion.decision,
             trained_s=self.trained_s,
             ended_service_s=self._time.now_s(),
             is_consumed=is_promoted or is_refused,
@@ -473,7 +370,7 @@ class Rounds:
 
     async def _finish_promotion(self, spec: RoundSpec) -> None:
         """The commit point was passed and the record was not: add it."""
-        self._decision = GateDecision(is_promoted=True, reasons=("promoted before the restart",))
+        self._promotion.forget(GateDecision(is_promoted=True, reasons=("promoted before the restart",)))
         await self._start_probation()
         await self._finish(spec, Event(kind=EventKind.VERIFIED, reason="promoted before the restart"), is_promoted=True)
         self.machine = Round()

@@ -89,6 +89,7 @@ class Serving:
         self.total_requests = 0
         self.total_failed = 0
         self.generation = 0
+        self.changing = asyncio.Lock()  # held from the commit point to the change of the reference
         self.probation: dict[str, Any] | None = None  # {"version", "fallback", "ends_s", "baseline": Observed}
         self._unsaved: list[PredictionRow] = []
         # Predictions and loading are kept apart, so that a candidate that loads never holds up a request.
@@ -350,16 +351,17 @@ class Serving:
             NotFoundError: no such version.
             ModelError: it is damaged or fails its self-test; what was served still is.
         """
-        before = self.served.version
-        if version == before:
-            raise ConflictError(f"version {version} is served already")
-        engine = await self.prepare(version)
-        # A candidate in training was made for the world before this; a raised generation refuses it.
-        self.generation += 1
-        await self._store(self._history.set_state, "generation", self.generation)
-        await self.promote(version)
-        self._install(engine)
-        await self._end_probation()
+        async with self.changing:
+            before = self.served.version
+            if version == before:
+                raise ConflictError(f"version {version} is served already")
+            engine = await self.prepare(version)
+            # A candidate in training was made for the world before this; a raised generation refuses it.
+            self.generation += 1
+            await self._store(self._history.set_state, "generation", self.generation)
+            await self.promote(version)
+            self._install(engine)
+            await self._end_probation()
         kind = "model.changed" if is_by_hand else "model.rolled_back"
         await self._events.emit(kind, f"version {before} -> {version}: {why}", version=version, before=before)
 

@@ -7,7 +7,7 @@ from typing import Any
 from edgetune import config as configuration
 from edgetune.clock import Clock
 from edgetune.config import Config
-from edgetune.daemon.rounds import RoundSettings
+from edgetune.daemon.round_settings import RoundSettings
 from edgetune.decide.probation import ProbationPolicy
 from edgetune.decide.trigger import TriggerPolicy
 from edgetune.device.board import identify

@@ -31,7 +31,7 @@ async def live(root: Path) -> None:
             if site.daemon.serving.served.version == GOAL - 1 and site.state.value == "idle":
                 more = root / "more"
                 if more.exists():
-                    more.rename(root / "state" / "inbox" / "dog")
+                    more.rename(root / "state" / "inbox" / "dog" / "more")
         raise SystemExit(f"stuck: {site.daemon.rounds.machine} {site.daemon.want}")
 
 

@@ -28,7 +28,7 @@ def test_torch_and_the_runtime_are_debians_own(machine: Machine) -> None:
 def test_a_whole_round_promotes_a_model(service: Machine, kind: str) -> None:
     """Pictures in the inbox, a round on Debian's torch, and the service answers with the new version."""
     board_life.import_first_model(service)
-    board_life.fill_buffer(service, at_least=160)
+    board_life.fill_buffer(service, at_least=240)
     before = status(service)["served"]["version"]
     board_life.start_round(service, kind)
     service.wait_until(lambda: not board_life.trainers(service), "the end of the trainer", timeout_s=400)

@@ -1,0 +1,89 @@
+"""From a published candidate to the served version: verify and judge off the request path, promote, swap, or refuse."""
+
+from __future__ import annotations
+
+from edgetune.daemon.parts import StoreThread
+from edgetune.daemon.serving import Serving
+from edgetune.decide import gate
+from edgetune.decide.probation import Observed
+from edgetune.decide.rounds import Event, EventKind
+from edgetune.errors import ConflictError, EdgetuneError, ModelError
+from edgetune.serve.engine import Engine
+from edgetune.store import durable
+from edgetune.store.models import Models
+from edgetune.types import GateDecision, GatePolicy, Manifest, RoundSpec
+
+
+class Promotion:
+    """What stands between a round's candidate and its being served."""
+
+    def __init__(self, *, models: Models, store: StoreThread, serving: Serving) -> None:
+        self._models, self._store, self._serving = models, store, serving
+        self.decision: GateDecision | None = None
+        self._candidate: Engine | None = None
+        self._baseline = Observed()
+
+    def forget(self, decision: GateDecision | None = None) -> None:
+        """Begin with another round, or with what a round before a restart was known to have decided."""
+        self.decision, self._baseline = decision, Observed()
+
+    async def verify(self, spec: RoundSpec, policy: GatePolicy) -> Event:
+        """Judge, then load and self-test: Verified, or Refused with every reason."""
+        try:
+            manifest = await self._store(self._models.manifest, spec.candidate_version)
+            self.decision = self._judge(spec, manifest, policy)
+            if self.decision.is_promoted:
+                self._candidate = await self._serving.prepare(spec.candidate_version)
+        except (EdgetuneError, OSError) as error:
+            self.decision = GateDecision(is_promoted=False, reasons=(str(error),))
+        kind = EventKind.VERIFIED if self.decision.is_promoted else EventKind.REFUSED
+        return Event(kind=kind, reason="; ".join(self.decision.reasons))
+
+    def _judge(self, spec: RoundSpec, manifest: Manifest, policy: GatePolicy) -> GateDecision:
+        if not self._is_current(spec):
+            reason = "the served version was changed while this candidate was in training"
+            return GateDecision(is_promoted=False, reasons=(reason,))
+        if manifest.comparison is None or manifest.round_id != spec.round_id:
+            raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
+        return gate.judge(manifest.comparison, policy)
+
+    def _is_current(self, spec: RoundSpec) -> bool:
+        return spec.generation == self._serving.generation and spec.base_version == self._serving.served.version
+
+    async def promote(self, spec: RoundSpec) -> None:
+        """
+        The commit point. No change by hand gets in between this and `swap`.
+
+        Raises:
+            ConflictError: a person changed the served version after the candidate was judged.
+        """
+        await self._serving.changing.acquire()
+        try:
+            if not self._is_current(spec):
+                raise ConflictError("the served version was changed while this candidate was verified")
+            durable.faultpoint("round.promote")
+            await self._serving.promote(spec.candidate_version)
+        except BaseException:
+            self._serving.changing.release()
+            raise
+
+    async def swap(self) -> None:
+        """Serve the candidate from the next request on."""
+        assert self._candidate is not None
+        try:
+            self._baseline = await self._serving.swap(self._candidate)
+        finally:
+            self._candidate = None
+            self._serving.changing.release()
+
+    async def start_probation(self, spec: RoundSpec, duration_s: float) -> None:
+        """Watch the new version against the one it replaced."""
+        await self._serving.start_probation(spec.candidate_version, spec.base_version, self._baseline, duration_s)
+
+    async def quarantine(self, spec: RoundSpec, why: str) -> None:
+        """Take a refused candidate away, if it was published at all."""
+        if self._candidate is not None:
+            self._candidate.close()
+            self._candidate = None
+        if spec.candidate_version in await self._store(self._models.versions):
+            await self._store(self._models.quarantine, spec.candidate_version, why)

@@ -1,0 +1,69 @@
+"""What a round is told by the configuration, and what it needs of a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgetune.decide.probation import ProbationPolicy
+from edgetune.device.trainer_process import Progress, TrainerEnd
+from edgetune.types import GatePolicy, Recipe
+
+
+class Trainer(Protocol):
+    """The trainer process (device/trainer_process.py) or a fake."""
+
+    last_progress: Progress | None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+
+    async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
+        """Start it."""
+
+    async def wait(self) -> TrainerEnd:
+        """Exit code, outcome, message."""
+
+    def silent_s(self) -> float:
+        """Seconds since its last sign of work, pauses not counted."""
+
+    def set_duty(self, duty: float) -> None:
+        """Pace it."""
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+
+    def resume(self) -> None:
+        """SIGCONT."""
+
+    def stop(self) -> None:
+        """SIGCONT, then SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSettings:
+    """What the configuration says about rounds; replaced whole on reload."""
+
+    recipe: Recipe
+    gate: GatePolicy
+    probation: ProbationPolicy
+    builders: Mapping[str, str]
+    samples_max: int | None
+    serving_threads: int
+    versions_kept: int
+    round_time_max_s: float
+    paused_max_s: float
+    spec_max_age_s: float
+    stall_s: float
+    stop_grace_s: float
+    nice: int
+    oom_score_adj: int
+    cooldown_s: float
+    cooldown_factor: float
+    cooldown_max_s: float
