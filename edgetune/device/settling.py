@@ -62,8 +62,12 @@ class Settling:
         """
         self.listing = Listing(files)
         found = self.listing.files
-        self.waiting = {path: waiting for path, waiting in self.waiting.items() if path in found}
         self.done = {path: done for path, done in self.done.items() if path in found and done.key == found[path].key}
+        self.waiting = {
+            path: waiting
+            for path, waiting in self.waiting.items()
+            if path in found and path not in self.done and path not in handed
+        }
         for path, file in found.items():
             if path in handed or path in self.done:
                 continue
@@ -91,7 +95,7 @@ class Settling:
         if not file.is_sidecar:
             sidecar = self.listing.sidecar_of(file.path)
             beside = self.waiting.get(sidecar.path) if sidecar is not None else None
-            return beside is None or now_s >= beside.not_before_s
+            return beside is None or now_s >= min(beside.not_before_s, beside.since_s + self._settle_s)
         images = self.listing.images_of(file.path)  # while one of them is to be taken, it carries its sidecar
         return all(path in self.done for path in images) and (
             not images or self._taken.digest_of(file.path) is not None

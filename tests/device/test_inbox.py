@@ -182,7 +182,7 @@ def test_a_stalled_upload_gets_patience_before_it_is_called_damaged(site: Site) 
     path = site.put("cat/a.png", image()[:200])
     site.run(SETTLE_S + 3)
     path.write_bytes(image())
-    site.run(SETTLE_S + 1)
+    site.run(SETTLE_S + 3)
     assert "cat/a.png" in site.stored
     assert not site.reasons()
 
@@ -372,7 +372,7 @@ def test_an_image_waits_for_a_sidecar_that_is_being_written(site: Site) -> None:
     site.put("a.json", '{"label": ')
     site.run(1)
     site.put("a.json", {"label": "lynx"})
-    site.run(SETTLE_S + 1)
+    site.run(SETTLE_S + 3)
     assert site.stored["a.png"].label == "lynx"
     assert not site.reasons()
 
