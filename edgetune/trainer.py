@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -61,6 +62,7 @@ _OUTCOMES: tuple[tuple[type[EdgetuneError], TrainerOutcome], ...] = (
     (ModelError, TrainerOutcome.BAD_MODEL),
     (MissingLibraryError, TrainerOutcome.MISSING_LIBRARY),
 )
+_HEAVY = ("numpy", "onnxruntime", "torch", "onnx", "edgetune.learn.recipe")
 # How torch says that there is no memory: a RuntimeError, told from others by its text alone.
 _NO_MEMORY = ("not enough memory", "can't allocate", "out of memory", "cannot allocate memory", "bad_alloc")
 
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         with _locked(arguments.round_dir):
             return _run(arguments.round_dir, output)
     except (UsageError, ConflictError) as error:
-        print(f"{error.message}\n{error.hint}".strip(), file=sys.stderr)
+        print(f"{error.message}\n{error.hint}".strip(), file=sys.stderr)  # noqa: T201 - a command line that was misused
         return EXIT_USAGE
 
 
@@ -110,9 +112,12 @@ def _attempt(round_dir: Path, spec: RoundSpec, control: Control) -> tuple[Traine
     """Do the round; every way it can end has a name."""
     try:
         from edgetune.learn.control import StopAskedError
+
+        for library in _HEAVY:
+            control.say("heartbeat", phase="load")  # each of them takes seconds on a small board
+            importlib.import_module(library)
         from edgetune.learn.recipe import run_round
 
-        control.say("heartbeat", phase="load")  # importing torch took its time
         try:
             manifest = run_round(round_dir, spec, control)
         except StopAskedError:

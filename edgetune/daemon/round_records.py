@@ -150,6 +150,7 @@ class RoundRecords:
                 durable.remove_dir(path) if path.is_dir() else durable.remove_file(path)
         for number in numbers[:-_ROUND_DIRS_KEPT]:
             durable.remove_dir(self.directory(number))
+        self._models.sweep_quarantine(keep=keep)
         return self._models.sweep(keep=keep, protect=protect)
 
     def _begin(self, spec: RoundSpec) -> None:

@@ -58,7 +58,8 @@ class DaemonService:
         digest = images.digest(image)
         stored = images.encode(upright, daemon.preprocess()) if daemon.stores_model_size else image
         now_s = daemon.clock.wall_s()
-        block = int(now_s // daemon.config.buffer.group_block)
+        block_s = daemon.config.buffer.group_block
+        block = int(now_s // block_s) if block_s else digest
         return NewSample(
             digest=digest,
             image=stored,

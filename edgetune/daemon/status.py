@@ -15,6 +15,7 @@ from edgetune.wire import to_plain
 if TYPE_CHECKING:
     from edgetune.daemon.core import Daemon
 
+_QUARANTINE_FULL = 1000  # files; nothing removes them but the operator
 _ETA_FROM = 0.02  # below this share of a round its pace says little
 _UNITS = {"mib": "MiB", "c": "C", "w": "W", "share": "share"}
 
@@ -192,6 +193,9 @@ def _warnings(daemon: Daemon) -> list[str]:
         warnings.append(f"the inbox waits: {daemon.ingest.trouble}")
     if daemon.inbox is not None:
         warnings += daemon.inbox.problems
+        if daemon.inbox.quarantined > _QUARANTINE_FULL:
+            warnings.append(f"{daemon.inbox.quarantined} bad files lie in the quarantine: edgetune data quarantine")
+    warnings += [f"the sample buffer is damaged: {problem}" for problem in daemon.damage]
     if daemon.restart_keys:
         warnings.append(f"changed in the configuration, in force after a restart: {', '.join(daemon.restart_keys)}")
     return warnings

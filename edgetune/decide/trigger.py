@@ -127,7 +127,12 @@ def _lacking(classes: Iterable[ClassStats], policy: TriggerPolicy) -> list[str]:
         lacking.append("labelled training samples of at least two classes")
     holdout = sum(entry.holdout for entry in accepted)
     if holdout < policy.holdout_min:
-        lacking.append(f"{holdout} of {policy.holdout_min} hold-out samples (gate.holdout_min)")
+        hint = (
+            ""
+            if holdout
+            else "; images of one source within buffer.group_block share a split, a sidecar's group tells them apart"
+        )
+        lacking.append(f"{holdout} of {policy.holdout_min} hold-out samples (gate.holdout_min{hint})")
     return lacking
 
 

@@ -55,7 +55,12 @@ class CifarResNet(nn.Module):
     """ResNet for 32x32 images: three stages of 16, 32 and 64 channels (He et al. 2015, section 4.2)."""
 
     def __init__(
-        self, blocks: int, num_classes: int, shortcut: Callable[[int, int, int], nn.Module], shortcut_name: str, head: str
+        self,
+        blocks: int,
+        num_classes: int,
+        shortcut: Callable[[int, int, int], nn.Module],
+        shortcut_name: str,
+        head: str,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)

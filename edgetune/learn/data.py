@@ -78,6 +78,7 @@ def load_samples(
         buffer_path: edgetune.db.
         samples: of the round; those of a class not in `classes` are ignored.
         classes: the candidate's outputs, in order.
+        preprocess: of the model.
         beat: called after every image.
         memory_max_bytes: decoded images kept, over all splits, training first.
 
@@ -106,7 +107,9 @@ def load_samples(
         pixels = pixels[: len(good)]
         room -= len(pixels)
         ids = np.array(good, dtype=np.int64)
-        splits[split] = LabelledImages(ids, np.array([labels[i] for i in good], np.int64), pixels, buffer_path, preprocess)
+        splits[split] = LabelledImages(
+            ids, np.array([labels[i] for i in good], np.int64), pixels, buffer_path, preprocess
+        )
     return splits, tuple(bad)
 
 
@@ -132,9 +135,7 @@ class EpochPlan:
     edges: tuple[int, ...]  # where batches begin and end in it
 
 
-def plan_epoch(
-    data: LabelledImages, *, seed: int, round_id: int, phase: str, epoch: int, batch_size: int
-) -> EpochPlan:
+def plan_epoch(data: LabelledImages, *, seed: int, round_id: int, phase: str, epoch: int, batch_size: int) -> EpochPlan:
     """
     Shuffle and balance one epoch; a pure function of its arguments and of the sample ids.
 
@@ -148,7 +149,8 @@ def plan_epoch(
     positions = np.repeat(np.arange(len(data)), repeats)
     turn = np.concatenate([np.arange(r) for r in repeats])
     phase_number = sum(phase.encode())
-    draws = _mix(seed, round_id, phase_number, epoch, data.sample_ids[positions], turn)
+    ids, turns = data.sample_ids[positions].astype(_U64), turn.astype(_U64)
+    draws = _mix(seed, round_id, phase_number, epoch, ids, turns)
     order = np.argsort(draws, kind="stable")
     edges = list(range(0, len(order), batch_size))
     if len(edges) > 1 and len(order) - edges[-1] < max(2, batch_size // 4):
@@ -194,7 +196,8 @@ def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
 
     Args:
         images: uint8 [N, H, W, 3].
-        mean, std: float32 [1, 3, 1, 1] of RGB in 0..1.
+        mean: float32 [1, 3, 1, 1] of RGB in 0..1.
+        std: the same.
 
     Returns:
         float32 [N, 3, H, W].

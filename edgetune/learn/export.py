@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from edgetune.errors import ModelError
 from edgetune.learn.data import Images, normalise
-from edgetune.learn.network import NETWORK_FILE, WEIGHTS_FILE, Network, state_tensors
+from edgetune.learn.network import NETWORK_FILE, WEIGHTS_FILE, Network, in_memory_format, state_tensors
 from edgetune.serve.engine import MODEL_FILE, SELFTEST_FILE, SELFTEST_TOLERANCE, Engine
 from edgetune.types import Manifest, Preprocess
 from edgetune.wire import to_json
@@ -27,6 +28,9 @@ _SELFTEST_IMAGES = 4
 
 class Served(nn.Module):
     """A network as it is served: uint8 [N, H, W, 3] -> float32 logits [N, classes]."""
+
+    mean: torch.Tensor  # [1, 3, 1, 1]
+    std: torch.Tensor  # [1, 3, 1, 1]
 
     def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class Served(nn.Module):
 
 def served_module(network: Network, preprocess: Preprocess) -> Served:
     """A copy of the network on the CPU, in eval mode and in torch's usual memory format."""
-    module = copy.deepcopy(network.module).to("cpu", memory_format=torch.contiguous_format)
+    module = in_memory_format(copy.deepcopy(network.module), torch.device("cpu"), "contiguous")
     return Served(module, preprocess).eval()
 
 
@@ -62,7 +66,7 @@ def export_onnx(module: Served, preprocess: Preprocess) -> bytes:
             torch.onnx.export(
                 module,
                 (example,),
-                file,
+                cast(Any, file),  # its annotation leaves file objects out, its documentation does not
                 dynamo=False,  # the other exporter makes the same graph in ten times the time and needs onnxscript
                 input_names=["images"],
                 output_names=["logits"],
@@ -85,7 +89,7 @@ def selftest_images(preprocess: Preprocess) -> Images:
     images = np.empty((_SELFTEST_IMAGES, preprocess.height, preprocess.width, 3))
     for image in images:
         for channel in range(3):
-            fy, fx, phase = rng.uniform(-0.5, 0.5, 2).tolist() + [rng.uniform(0, 6)]
+            (fy, fx), phase = rng.uniform(-0.5, 0.5, 2), rng.uniform(0, 6)
             image[..., channel] = 128 + 90 * np.sin(fy * y + fx * x + phase) + rng.normal(0, 15, y.shape)
     return np.clip(images, 0, 255).astype(np.uint8)
 
@@ -98,6 +102,7 @@ def artefact_files(network: Network, preprocess: Preprocess, beat: Callable[[], 
         ModelError: the export failed, or the network answers NaN.
     """
     module = served_module(network, preprocess)
+    beat()
     graph = export_onnx(module, preprocess)
     beat()
     images = selftest_images(preprocess)
@@ -144,10 +149,10 @@ def check_export(engine: Engine, network: Network, preprocess: Preprocess) -> No
 
 def library_versions() -> dict[str, str]:
     """What made a version, for its manifest."""
-    import onnx  # noqa: PLC0415 - slow to import, and only its version is wanted
-    import onnxruntime  # noqa: PLC0415 - as above
+    import onnx
+    import onnxruntime
 
-    import edgetune  # noqa: PLC0415 - as above
+    import edgetune
 
     return {
         "edgetune": edgetune.__version__,

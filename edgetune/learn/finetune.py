@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from edgetune.errors import LossNotFiniteError
 from edgetune.learn.checkpoint import Checkpoint
-from edgetune.learn.control import Control
+from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.network import Network, load_strictly, state_tensors
 
@@ -43,7 +43,7 @@ def steps_per_epoch(data: LabelledImages, batch_size: int) -> int:
     return len(plan_epoch(data, seed=0, round_id=0, phase="", epoch=0, batch_size=batch_size).edges) - 1
 
 
-def fine_tune(  # noqa: PLR0913 - the loop's five partners, and nothing hidden
+def fine_tune(
     network: Network,
     phase: Phase,
     training: LabelledImages,
@@ -62,8 +62,13 @@ def fine_tune(  # noqa: PLR0913 - the loop's five partners, and nothing hidden
 
     Args:
         network: in place; on the device of `normaliser`.
+        phase: what to do.
+        training: what is learnt from.
+        validation: what chooses the best epoch; may be empty.
+        normaliser: uint8 images to the network's input.
         resume: the checkpoint of this phase that `network` was built from.
         save: writes a checkpoint.
+        control: hears of progress, sets the pace, asks for a stop.
 
     Raises:
         LossNotFiniteError: the loss is NaN or infinite.
@@ -97,9 +102,11 @@ def fine_tune(  # noqa: PLR0913 - the loop's five partners, and nothing hidden
             loss=round(loss, 4),
             samples_per_s=round(len(images) / max(worked_s, 1e-9), 1),
         )
-        if control.is_stop_asked or (run.step % phase.checkpoint_steps == 0 and run.step < phase.steps):
+        must_leave = control.is_stop_asked  # read once: a signal that comes later waits for the next step
+        if must_leave or (run.step % phase.checkpoint_steps == 0 and run.step < phase.steps):
             save(run.checkpoint())
-        control.beat()
+        if must_leave:
+            raise StopAskedError
         control.pace(worked_s)
     run.take_best()
 
@@ -139,7 +146,7 @@ class _Run:
         value = loss.item()
         if not math.isfinite(value):
             raise LossNotFiniteError(f"the loss became {value} at step {self.step} of {phase.name}")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._optimiser.step()
         self.step += 1
         return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,9 @@ class CoupledGroup:
     members: tuple[Member, ...]
 
 
-def find_groups(model: nn.Module, head: str, height: int, width: int) -> tuple[CoupledGroup, ...]:
+def find_groups(
+    model: nn.Module, head: str, height: int, width: int, beat: Callable[[], None] = lambda: None
+) -> tuple[CoupledGroup, ...]:
     """
     Trace the model and list the groups that may be pruned.
 
@@ -45,7 +47,9 @@ def find_groups(model: nn.Module, head: str, height: int, width: int) -> tuple[C
     Args:
         model: on one device; is put into eval mode.
         head: name of the output layer.
-        height, width: of the images it is served with.
+        height: of the images it is served with.
+        width: the same.
+        beat: called after every group.
 
     Raises:
         UnprunableError: the model cannot be traced, or nothing in it can be pruned.
@@ -55,6 +59,7 @@ def find_groups(model: nn.Module, head: str, height: int, width: int) -> tuple[C
     seen: set[tuple[str, bool, int]] = set()
     found: list[CoupledGroup] = []
     for traced in _trace(model, head, height, width):
+        beat()
         group = _as_plain(traced, names)
         if group is None:
             continue
@@ -69,7 +74,7 @@ def find_groups(model: nn.Module, head: str, height: int, width: int) -> tuple[C
 
 def _trace(model: nn.Module, head: str, height: int, width: int) -> Iterator[Any]:
     try:
-        import torch_pruning  # noqa: PLC0415 - heavy, and only a reshaping round needs it
+        import torch_pruning
     except ImportError as error:
         raise MissingLibraryError(
             f"torch-pruning cannot be imported: {error}", hint="install it: pip install 'edgetune[train]'"
@@ -111,7 +116,7 @@ def _as_plain(traced: Any, names: dict[nn.Module, str]) -> CoupledGroup | None:
             return None
         blocks = math.lcm(blocks, count)
         members.append(member)
-    if channels % blocks or channels // blocks < 2:  # noqa: PLR2004 - one channel a block cannot be cut
+    if channels % blocks or channels // blocks < 2:
         return None
     return CoupledGroup(members[0].layer, channels, blocks, tuple(members))
 
@@ -127,7 +132,11 @@ def _is_output(item: Any, module: nn.Module) -> bool:
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.out_channels == module.in_channels
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.groups > 1
+        and module.groups == module.out_channels == module.in_channels
+    )
 
 
 def _block_count(module: nn.Module, member: Member, channels: int) -> int:

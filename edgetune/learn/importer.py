@@ -24,7 +24,7 @@ from edgetune.wire import from_json
 _TORCH_SAFE_LOAD = (2, 6)  # CVE-2025-32434: before it, weights_only=True could run code from the file
 
 
-def import_model(  # noqa: PLR0913 - what an operator says, one keyword each
+def import_model(
     models_dir: Path,
     *,
     architecture: str,
@@ -104,7 +104,7 @@ def import_model(  # noqa: PLR0913 - what an operator says, one keyword each
 
 
 def _check_classes(classes: Sequence[str]) -> None:
-    if len(classes) < 2:  # noqa: PLR2004 - one class leaves nothing to tell apart
+    if len(classes) < 2:
         raise UsageError(f"a model needs at least two classes, not {len(classes)}")
     twice = sorted({label for label in classes if list(classes).count(label) > 1})
     if twice:
@@ -129,7 +129,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # noqa: BLE001 - unpickling and safetensors raise without a common base
+    except Exception as error:
         raise ModelError(
             f"{path} cannot be read as weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             hint="save the state dict alone (torch.save(model.state_dict(), ...)), or convert it to safetensors",
@@ -187,5 +187,3 @@ def _check_head(network: Network, tensors: Mapping[str, torch.Tensor], classes: 
             f"the weights have {weight.shape[0]} outputs but {len(classes)} class names were given",
             hint="give the classes they were trained with, or ask for a new head",
         )
-
-

@@ -39,6 +39,7 @@ def ask(
         predict: uint8 [N, H, W, 3] -> logits float32 [N, len(outputs)].
         outputs: the model's classes, in order.
         data: whose labels are indices into `classes`.
+        classes: of the round, in order.
         beat: called after every batch.
     """
     index = {label: number for number, label in enumerate(outputs)}

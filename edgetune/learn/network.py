@@ -94,7 +94,9 @@ class Network:
             if sizes != fresh_sizes:
                 changed[name] = sizes
             elif not sizes and _own_shapes(module) != _own_shapes(fresh[name]):
-                raise UnprunableError(f"layer {name} ({type(module).__name__}) has changed in a way that cannot be saved")
+                raise UnprunableError(
+                    f"layer {name} ({type(module).__name__}) has changed in a way that cannot be saved"
+                )
         return NetworkDescription(architecture=self.architecture, num_classes=self.num_classes, layers=changed)
 
 
@@ -124,7 +126,9 @@ def build(architecture: str, num_classes: int, builders: Mapping[str, str] | Non
         else:
             module = getattr(importlib.import_module(source), name)(num_classes)
     except KeyError as error:
-        raise ModelError(f"unknown architecture {architecture!r}; known: cifar:{', cifar:'.join(CIFAR_BUILDERS)}") from error
+        raise ModelError(
+            f"unknown architecture {architecture!r}; known: cifar:{', cifar:'.join(CIFAR_BUILDERS)}"
+        ) from error
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"architecture {architecture!r} cannot be built: {error}") from error
     if not isinstance(module, nn.Module):
@@ -156,7 +160,8 @@ def find_head(architecture: str, num_classes: int, builders: Mapping[str, str] |
         raise ModelError(f"exactly one layer of {architecture} must depend on num_classes; here it is: {which}")
     if not isinstance(one[heads[0]], (nn.Linear, nn.Conv2d)):
         raise ModelError(f"the output layer {heads[0]} of {architecture} is neither linear nor a convolution")
-    return heads[0]
+    head: str = heads[0]
+    return head
 
 
 def new_network(architecture: str, num_classes: int, builders: Mapping[str, str] | None = None) -> Network:
@@ -217,6 +222,14 @@ def state_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
         name: tensor.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
     }
+
+
+def in_memory_format(module: nn.Module, device: torch.device, memory_format: str) -> nn.Module:
+    """Move a module, in place, to a device and into "contiguous" or "channels_last"."""
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    # torch's annotation leaves the keyword out
+    module.to(device, memory_format=formats[memory_format])  # type: ignore[call-overload]
+    return module
 
 
 def layer_dimensions(module: nn.Module) -> dict[str, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -54,6 +55,7 @@ def choose_channels(
 
     Args:
         model: that the groups belong to.
+        groups: of this model.
         scores: for each group [channels]; larger = keep; infinite = never remove.
         parameters_max: what may be left of the model.
         round_to: kept channels are a multiple of this.
@@ -127,7 +129,7 @@ class _ParameterCounter:
 
     def _rows(self, layer: str) -> int:
         module = self._modules[layer]
-        return int(module.weight.shape[0]) if module.weight is not None else 0
+        return int(cast(torch.Tensor, module.weight).shape[0]) if module.weight is not None else 0
 
     def _columns(self, layer: str) -> int:
         module = self._modules[layer]
@@ -159,7 +161,8 @@ class _ParameterCounter:
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
             return 2 * rows if module.affine else 0
         kernel = math.prod(module.weight.shape[2:])
-        return rows * columns * kernel + (rows if module.bias is not None else 0)
+        count: int = rows * columns * kernel + (rows if module.bias is not None else 0)
+        return count
 
 
 def cut_channels(model: nn.Module, groups: Sequence[CoupledGroup], removed: Sequence[Sequence[int]]) -> None:
@@ -168,6 +171,7 @@ def cut_channels(model: nn.Module, groups: Sequence[CoupledGroup], removed: Sequ
 
     Args:
         model: that the groups belong to.
+        groups: of this model.
         removed: for each group, the channels to remove.
     """
     rows, columns = _gone_indices(groups, removed)
@@ -242,7 +246,9 @@ def _replace(module: nn.Module, tensors: Mapping[str, torch.Tensor], sizes: Mapp
             getattr(module, name).copy_(tensor)
 
 
-def check_prunable(network: Network, height: int, width: int) -> tuple[CoupledGroup, ...]:
+def check_prunable(
+    network: Network, height: int, width: int, beat: Callable[[], None] = lambda: None
+) -> tuple[CoupledGroup, ...]:
     """
     Prune a copy of the network and compare: the proof, before any work, that its groups are right.
 
@@ -256,7 +262,7 @@ def check_prunable(network: Network, height: int, width: int) -> tuple[CoupledGr
         UnprunableError: with the reason.
     """
     masked = copy.deepcopy(network.module).to("cpu", torch.float64).eval()
-    groups = find_groups(masked, network.head, height, width)
+    groups = find_groups(masked, network.head, height, width, beat)
     removed = [tuple(_every_second_low(group)) for group in groups]
     cut = copy.deepcopy(masked)
     _mask_inputs(masked, groups, removed)
@@ -265,6 +271,7 @@ def check_prunable(network: Network, height: int, width: int) -> tuple[CoupledGr
     hint = "set training.level to 0% to fine-tune without pruning, or use another architecture"
     try:
         cut_channels(cut, groups, removed)
+        beat()
         with torch.no_grad():
             expected, got = masked(images), cut(images)
     except (RuntimeError, ValueError, IndexError) as error:

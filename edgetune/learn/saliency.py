@@ -87,11 +87,11 @@ class Taylor:
             loss = functional.cross_entropy(model(images), labels)
             if not torch.isfinite(loss):
                 raise LossNotFiniteError("the loss is not finite while filters are scored")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             for total, group in zip(totals, groups, strict=True):
                 for member in group.members:
                     if member.is_output:
-                        total += _gate_gradient(modules[member.layer], member, group.channels).square()
+                        total.add_(_gate_gradient(modules[member.layer], member, group.channels).square())
             count += 1
             self._beat()
         model.zero_grad(set_to_none=True)
@@ -163,6 +163,8 @@ def _gate_gradient(module: nn.Module, member: Member, channels: int) -> torch.Te
         if not parameter.requires_grad:
             continue
         if parameter.grad is None:
-            raise NoGradientError(f"layer {member.layer} got no gradient for its {name}, so its filters cannot be ranked")
+            raise NoGradientError(
+                f"layer {member.layer} got no gradient for its {name}, so its filters cannot be ranked"
+            )
         gate += _spread(_rows(parameter.detach() * parameter.grad).sum(dim=1), member, channels)
     return gate

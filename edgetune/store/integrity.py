@@ -80,6 +80,12 @@ def problems(db: Database, *, full: bool) -> list[str]:
     return found
 
 
+def check_beside(path: Path) -> list[str]:
+    """The full check on a connection of its own, in any thread, while the owner works on; see `problems`."""
+    with contextlib.closing(connect_read_only(path)) as connection:
+        return problems(Database(connection, execute_plugins=False), full=True)
+
+
 def _damaged_images(db: Database) -> list[str]:
     rows = db.execute("SELECT id, image, image_crc32 FROM samples JOIN images ON sample_id = id")
     return [f"the image of sample {row[0]} is damaged" for row in rows if zlib.crc32(row[1]) != row[2]]

@@ -219,6 +219,13 @@ class Models:
             durable.remove_dir(self._root / version_name(version))
         return removed
 
+    def sweep_quarantine(self, *, keep: int) -> list[int]:
+        """Remove all but the newest `keep` quarantined versions; their reasons stay. Returns the removed numbers."""
+        removed = _numbers(self._quarantine, _VERSION)[: -keep or None]
+        for version in removed:
+            durable.remove_dir(self._quarantine / version_name(version))
+        return removed
+
     def recover(self) -> tuple[str, ...]:
         """
         Clear up after whatever interrupted the last process; to be called at every start.
@@ -241,7 +248,7 @@ class Models:
         for version in self.versions():
             try:
                 self.verify(version)
-            except ArtefactError as error:  # noqa: PERF203 - all of them are wanted
+            except ArtefactError as error:
                 problems.append(error.message)
         for name in ("current", "factory"):
             link = self._root / name

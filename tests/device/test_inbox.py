@@ -23,6 +23,8 @@ PATIENCE_S = 10.0
 
 
 class Hands:
+    """A clock whose hands the test moves."""
+
     def __init__(self) -> None:
         self.at_s = 0.0
 
@@ -37,15 +39,18 @@ class Hands:
 
 
 def remove(paths: list[Path]) -> None:
+    """What the store does, without its syncs."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def move(source: Path, target: Path) -> None:
+    """What the store does, without its syncs."""
     source.rename(target)
 
 
 def image(seed: int = 0, size: tuple[int, int] = (24, 16), kind: str = "PNG") -> bytes:
+    """Random pixels as a file."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind)
@@ -91,7 +96,9 @@ class Site:
                     break
 
     def left(self) -> list[str]:
-        return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file() or p.is_symlink())
+        return sorted(
+            p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file() or p.is_symlink()
+        )
 
     def reasons(self) -> dict[str, str]:
         """Quarantined name -> why."""
@@ -105,6 +112,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
+    """An empty inbox with the default settings."""
     return Site(tmp_path)
 
 
@@ -197,7 +205,18 @@ def test_files_present_before_the_start_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".hidden.png", ".dir/a.png", "a.png.part", "a.tmp", "a.jpg.crdownload", "a.PART", "b.png~", "Thumbs.db", "x.partial"]
+    "name",
+    [
+        ".hidden.png",
+        ".dir/a.png",
+        "a.png.part",
+        "a.tmp",
+        "a.jpg.crdownload",
+        "a.PART",
+        "b.png~",
+        "Thumbs.db",
+        "x.partial",
+    ],
 )
 def test_unfinished_and_hidden_files_are_left_alone(site: Site, name: str) -> None:
     """Neither taken nor quarantined, for however long."""
@@ -289,7 +308,9 @@ def test_a_very_long_name_fits_into_the_quarantine(site: Site) -> None:
     assert site.left() == []
 
 
-@pytest.mark.parametrize("folder", ["no", "on", "yes", "null", "1", "猫", "кошка", "قط", "chat noir", "🐈", "-rf", "a'b\"c"])
+@pytest.mark.parametrize(
+    "folder", ["no", "on", "yes", "null", "1", "猫", "кошка", "قط", "chat noir", "🐈", "-rf", "a'b\"c"]
+)
 def test_any_folder_name_is_a_class(site: Site, folder: str) -> None:
     """No script, no YAML word, no shell word is special."""
     site.put(f"{folder}/кадр 猫 #1.png", image())
@@ -309,8 +330,8 @@ def test_one_word_in_two_unicode_forms_is_one_class(site: Site) -> None:
 def test_names_that_are_not_text_are_taken_or_quarantined(site: Site) -> None:
     """A file's name may be any bytes; a class must be text."""
     folder = os.fsencode(site.root)
-    os.makedirs(folder + b"/cat")
-    os.makedirs(folder + b"/\xff\xfe")
+    for name in (b"/cat", b"/\xff\xfe"):
+        Path(os.fsdecode(folder + name)).mkdir()
     for name in (b"/cat/\xe4\xf6.png", b"/\xff\xfe/a.png"):
         with open(folder + name, "wb") as file:  # noqa: PTH123  a path of bytes
             file.write(image())
@@ -491,6 +512,8 @@ def test_kept_originals_stay_and_are_taken_once(tmp_path: Path) -> None:
 
 
 def refusing(error: Exception) -> Callable[..., None]:
+    """A removal or a move that fails."""
+
     def refuse(*_: object) -> None:
         raise error
 
@@ -505,7 +528,7 @@ def test_an_inbox_that_cannot_be_written_is_named_and_taken_once(tmp_path: Path,
     site.run(60)
     assert len(site.handed) == 1
     assert "writable" in site.inbox.problems[0]
-    site.inbox._remove = remove  # noqa: SLF001  the operator ran chmod
+    site.inbox._remove = remove
     site.run(60)
     assert site.left() == []
     assert site.inbox.problems == ()
@@ -526,12 +549,13 @@ def test_a_bad_file_that_cannot_be_moved_is_given_up_on_until_it_changes(tmp_pat
     assert site.inbox.problems == ()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_quarantined_and_an_unreadable_folder_named(site: Site) -> None:
     """Rights that were set wrongly are said in words."""
     site.put("cat/a.png", image()).chmod(0)
     site.put("dog/a.png", image())
     (site.root / "dog").chmod(0)
+    if os.access(site.root / "dog", os.R_OK):
+        pytest.skip("needs a user to whom file modes apply; this one (root) may read everything")
     site.run(PATIENCE_S + 5)
     (site.root / "dog").chmod(0o755)
     assert "readable" in site.reasons()["a.png"]

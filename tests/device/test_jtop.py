@@ -16,6 +16,8 @@ from edgetune.types import Quantity
 
 
 class Hands:
+    """A clock whose hands the test moves."""
+
     def __init__(self) -> None:
         self.at_s = 0.0
 
@@ -30,6 +32,7 @@ class Hands:
 
 
 def probe(clock: Hands, program: str) -> JtopProbe:
+    """A probe that runs a Python program of the test."""
     return JtopProbe(clock=clock, command=(sys.executable, "-c", program), silent_max_s=10, restart_s=5)
 
 
@@ -89,7 +92,7 @@ def test_a_silent_probe_is_killed_and_started_again() -> None:
 def test_a_probe_that_fails_says_why_and_is_restarted_ever_more_rarely() -> None:
     """Without jetson-stats it must not be started in every tick."""
     clock = Hands()
-    made = probe(clock, "print('{\"error\": \"No module named jtop\"}')")
+    made = probe(clock, 'print(\'{"error": "No module named jtop"}\')')
     try:
         for _ in range(2000):
             if "jtop" in (why := made.value("power_w")[1]) and "No module" in why:
@@ -108,7 +111,7 @@ def test_the_real_probe_without_jetson_stats_ends_with_a_reason() -> None:
     """The program itself, as the daemon starts it."""
     pytest.importorskip("sys")
     try:
-        import jtop  # noqa: F401, PLC0415
+        import jtop  # noqa: F401
     except ImportError:
         pass
     else:

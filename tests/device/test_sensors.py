@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,14 +46,17 @@ class Load:
 
 @pytest.fixture
 def clock() -> Hands:
+    """A clock that stands still."""
     return Hands()
 
 
 def board(root: Path, clock: Hands, **options: object) -> BoardSensors:
+    """The sensors of a recorded tree on an idle machine."""
     return BoardSensors(root, clock=clock, disk_path=root, cpu_times=Load(clock), **options)  # type: ignore[arg-type]
 
 
 def reading(root: Path, clock: Hands, quantity: Quantity) -> Measurement:
+    """One quantity of a recorded tree."""
     return board(root, clock).read(None).values[quantity]
 
 
@@ -256,8 +258,9 @@ def test_the_minute_of_the_day_is_local(tmp_path: Path, clock: Hands, monkeypatc
 
 
 @pytest.fixture
-def orin(tmp_path: Path) -> Iterator[Path]:
-    yield plant(tmp_path, ORIN_NANO)
+def orin(tmp_path: Path) -> Path:
+    """A Jetson Orin Nano."""
+    return plant(tmp_path, ORIN_NANO)
 
 
 def test_a_jetson_is_known_by_its_device_tree_and_release(orin: Path) -> None:

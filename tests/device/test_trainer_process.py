@@ -20,6 +20,8 @@ STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_trainer.py"))
 
 
 class Hands:
+    """A clock whose hands the test moves."""
+
     def __init__(self) -> None:
         self.at_s = 100.0
 
@@ -58,11 +60,8 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen")
 
 
-def beats(trainer: TrainerProcess) -> Callable[[], bool]:
-    return lambda: trainer.last_progress is not None and (trainer.pid is None or status(trainer.pid) != "new")
-
-
 def status(pid: int) -> str:
+    """What the kernel says a process is doing."""
     try:
         return psutil.Process(pid).status()
     except psutil.NoSuchProcess:
@@ -166,8 +165,8 @@ def test_a_paused_trainer_is_frozen_and_stops_on_request(tmp_path: Path) -> None
     """SIGSTOP freezes it, paused time is not silence, and stop wakes it first so that it can checkpoint."""
 
     async def act(trainer: TrainerProcess) -> None:
-        await until(beats(trainer))
-        clock: Hands = trainer._clock  # type: ignore[assignment]  # noqa: SLF001
+        await until(lambda: trainer.last_progress is not None and trainer.last_progress.step == 1)
+        clock: Hands = trainer._clock  # type: ignore[assignment]
         trainer.pause()
         assert trainer.pid is not None
         pid = trainer.pid
@@ -183,9 +182,7 @@ def test_a_paused_trainer_is_frozen_and_stops_on_request(tmp_path: Path) -> None
         trainer.pause()
         trainer.stop()
 
-    (tmp_path / "play").write_text("checkpoint")
     _, end = play(tmp_path, "checkpoint", act)
-    # SIGTERM may arrive before the handler stands; then it is a plain kill by SIGTERM
     assert end.outcome is TrainerOutcome.CHECKPOINTED
     assert end.message == "step 12"
 

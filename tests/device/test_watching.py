@@ -14,6 +14,7 @@ from edgetune.device.watching import Watcher, filesystem_of
 
 
 def make(home: Path, **options: object) -> Inbox:
+    """An inbox that waits an hour for everything unless an event says otherwise."""
     settings = {"remove": remove, "move": move, "settle_s": 3600.0, "scan_interval_s": 3600.0, **options}
     return Inbox(home / "inbox", home / "quarantine", **settings)  # type: ignore[arg-type]
 
@@ -36,7 +37,7 @@ def test_a_file_renamed_into_place_is_taken_at_once(tmp_path: Path) -> None:
                 batch = await asyncio.to_thread(inbox.collect)
                 if batch.items:
                     break
-                waiting = asyncio.wait_for(inbox.wake.wait(), max(0.05, min(1.0, inbox.due_s() - inbox._clock.now_s())))  # noqa: SLF001
+                waiting = asyncio.wait_for(inbox.wake.wait(), max(0.05, min(1.0, inbox.due_s() - inbox._clock.now_s())))
                 try:
                     await waiting
                 except asyncio.TimeoutError:
@@ -77,7 +78,7 @@ def test_polling_needs_no_events(tmp_path: Path) -> None:
     inbox.start()
     inbox.collect()
     assert inbox.watch == "poll"
-    assert inbox.due_s() - inbox._clock.now_s() <= 2.0  # noqa: SLF001
+    assert inbox.due_s() - inbox._clock.now_s() <= 2.0
     inbox.stop()
 
 

@@ -28,7 +28,12 @@ from edgetune.learn.prune import check_prunable, choose_channels, cut_channels
 from edgetune.learn.saliency import MeanMagnitude
 
 FAST = ["cifar:resnet20", "cifar:resnet20a", "cifar:mobilenet_v2", "tiny_nets:tiny", "torchvision:squeezenet1_1"]
-SLOW = ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "torchvision:efficientnet_b0"]
+SLOW = [
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v2",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:efficientnet_b0",
+]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     network = new_network("cifar:resnet20", 10)
     tensors = state_tensors(network.module)
     del tensors["conv1.weight"]
-    with pytest.raises(ModelError, match="conv1.weight"):
+    with pytest.raises(ModelError, match=r"conv1\.weight"):
         rebuild(NetworkDescription(architecture="cifar:resnet20", num_classes=10), tensors)
 
 

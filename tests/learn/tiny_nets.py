@@ -48,3 +48,18 @@ class Exploding(TinyNet):
 def exploding(num_classes: int) -> nn.Module:
     """The builder of a network whose training loss is NaN."""
     return Exploding(num_classes)
+
+
+class Hungry(TinyNet):
+    """There is never enough memory to train it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """torch's own words for it, in training."""
+        if self.training:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried")
+        return super().forward(x)
+
+
+def hungry(num_classes: int) -> nn.Module:
+    """The builder of a network that needs more memory than there is."""
+    return Hungry(num_classes)

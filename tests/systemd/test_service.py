@@ -31,7 +31,8 @@ def test_start_tells_systemd_in_words(service: Machine) -> None:
     assert is_answering(service)
     assert service.show("ActiveState") == "active"
     board_life.import_first_model(service)
-    service.wait_until(lambda: "serving version 1" in service.show("StatusText"), "the words")
+    words = f"serving version {status(service)['served']['version']}"
+    service.wait_until(lambda: words in service.show("StatusText"), "the words")
     assert "samples" in service.must("systemctl", "status", "--no-pager", "edgetune.service")
 
 
