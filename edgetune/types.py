@@ -221,11 +221,11 @@ class Recipe:
     criterion: str = "taylor"  # "l1" | "taylor" | "random"
     level: float = 0.5  # share of the factory model's parameters to remove; 0 only fine-tunes
     round_to: int = 8  # kept channels are a multiple of this
-    epochs_before: float = 2  # on the site's samples, before filters are ranked
-    epochs_after: float = 6
+    epochs_before: float = 4  # on the site's samples, before filters are ranked
+    epochs_after: float = 12
     batch_size: int = 64
-    learning_rate: float = 0.01
-    learning_rate_before: float = 0.002
+    learning_rate: float = 0.02
+    learning_rate_before: float = 0.005
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: str = "crop_flip"  # "none" | "crop" | "crop_flip"

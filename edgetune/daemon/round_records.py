@@ -20,6 +20,7 @@ from edgetune.decide.trigger import Want
 from edgetune.errors import NotFoundError
 from edgetune.store import durable
 from edgetune.store.buffer import Buffer
+from edgetune.store.database import transaction
 from edgetune.store.history import History
 from edgetune.store.models import Models, version_name
 from edgetune.types import FrozenSample, GateDecision, Manifest, Recipe, RoundKind, RoundSpec, RoundState, Split
@@ -105,7 +106,7 @@ class RoundRecords:
         return None if row["ended_at_s"] is not None else spec
 
     def release_orphans(self) -> None:
-        """Unpin what was frozen for a round whose spec was never written, or whose end was recorded just before."""
+        """Unpin what was frozen for a round whose spec was never written."""
         for round_id in self._buffer.frozen_rounds():
             self._buffer.release(round_id, consumed=False)
 
@@ -125,22 +126,23 @@ class RoundRecords:
         is_consumed: bool,
     ) -> None:
         """Write down how a round ended and let its samples go."""
-        durable.faultpoint("round.record")
-        self._history.update_round(
-            spec.round_id,
-            is_ended=True,
-            state="ended",
-            outcome=outcome,
-            message=message,
-            candidate_version=spec.candidate_version,
-            base_version=spec.base_version,
-            trained_s=round(trained_s, 3),
-            decision=decision,
-            summary=self._summary(spec.candidate_version),
-        )
-        self._history.set_state("last_round_ended_s", ended_service_s)
-        self._buffer.release(spec.round_id, consumed=is_consumed)
-        durable.faultpoint("round.released")
+        summary = self._summary(spec.candidate_version)
+        # One commit: an ended round whose samples still count as new would be followed by the same round again.
+        with transaction(self._buffer.database, "round.end"):
+            self._history.update_round(
+                spec.round_id,
+                is_ended=True,
+                state="ended",
+                outcome=outcome,
+                message=message,
+                candidate_version=spec.candidate_version,
+                base_version=spec.base_version,
+                trained_s=round(trained_s, 3),
+                decision=decision,
+                summary=summary,
+            )
+            self._history.set_state("last_round_ended_s", ended_service_s)
+            self._buffer.release(spec.round_id, consumed=is_consumed)
 
     def tidy(self, *, keep: int, protect: set[int]) -> list[int]:
         """Drop checkpoints of ended rounds, the directories of old rounds, and old versions; returns the versions."""
