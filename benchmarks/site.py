@@ -31,10 +31,10 @@ MEAN, STD = "0.4914,0.4822,0.4465", "0.2023,0.1994,0.2010"
 CONFIG = """
 inbox: {settle: 500ms, scan_interval: 2s}
 buffer: {validation: 10%, holdout: 20%}
-triggers: {new_samples: 280, cooldown: 10s}
+triggers: {new_samples: 320, cooldown: 10s}
 budgets: {interval: 1s, memory_available_min: 200MiB, disk_free_min: 200MiB}
 pruning: {level: LEVEL, round_to: 8, criterion: CRITERION}
-training: {epochs_before: 2, epochs_after: EPOCHS, batch_size: 64}
+training: {epochs_after: EPOCHS}
 """
 
 

@@ -444,3 +444,47 @@ def test_a_reload_swaps_whole_or_keeps_the_old_configuration(tmp_path: Path) -> 
             assert site.daemon.config.inbox.settle == 0
 
     run(play())
+
+
+def test_a_damaged_database_is_set_aside_and_the_service_still_serves(tmp_path: Path) -> None:
+    """What can be read comes back, the damaged file is kept under another name, and the events say so."""
+
+    async def play() -> None:
+        drop(tmp_path, 30)
+        async with Site(tmp_path, new_samples=1000) as site:
+            await site.take_all()
+        database = tmp_path / "state" / "edgetune.db"
+        data = bytearray(database.read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + 8192] = b"\xff" * 8192
+        database.write_bytes(data)
+        async with Site(tmp_path, new_samples=1000) as site:
+            service = DaemonService(site.daemon)
+            assert (await service.predict(picture((0, 0, 0), 1), top_k=1)).model_version == 1
+            assert list((tmp_path / "state").glob("edgetune.db.corrupt-*"))
+            assert any(event["kind"] == "recovered" for event in await service.events(0, 50))
+            assert await site.daemon.store(site.daemon.buffer.check) == []
+
+    run(play())
+
+
+def test_a_full_buffer_keeps_the_files_and_says_why(tmp_path: Path) -> None:
+    """Nothing that was not committed is removed; the status names the quota."""
+
+    async def play() -> None:
+        async with Site(tmp_path) as site:
+            settings = {"quota_bytes": 1, "validation_share": 0.2, "holdout_share": 0.3, "validation_min": 0}
+            await site.daemon.store(site.daemon.buffer.configure, **settings, holdout_min=0, new_classes="ask")
+            drop(tmp_path, 3)
+            assert site.daemon.ingest is not None
+            for _ in range(20):
+                await site.tick()
+                site.daemon.inbox.wake.set()  # type: ignore[union-attr]
+                await asyncio.sleep(0.02)
+                if site.daemon.ingest.trouble:
+                    break
+            assert "the sample buffer is full" in site.daemon.ingest.trouble
+            assert len(list((tmp_path / "state" / "inbox").rglob("*.png"))) == 6
+            assert any("the inbox waits" in warning for warning in (await site.daemon.status())["warnings"])
+
+    run(play())
