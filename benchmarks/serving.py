@@ -154,7 +154,9 @@ def ways(stage: Stage, engine: Engine, side: int) -> list[tuple[Way, Way]]:
     ]
 
 
-def compare(served: Way, bare: Way, callers: int, arguments: argparse.Namespace, processes: list[psutil.Process]) -> list[str]:
+def compare(
+    served: Way, bare: Way, callers: int, arguments: argparse.Namespace, processes: list[psutil.Process]
+) -> list[str]:
     """Blocks of both in turn; one row of the table."""
     for round_number in range(arguments.rounds):
         pair = (served, bare) if round_number % 2 else (bare, served)
@@ -180,12 +182,18 @@ def play(arguments: argparse.Namespace, root: Path) -> None:
     stage = Stage(root, CONFIG)
     classes = root / "classes.txt"
     classes.write_text("".join(f"class {i}\n" for i in range(10)))
-    stage.import_model(arguments.arch, "--random", "--classes", str(classes), "--size", f"{arguments.size}x{arguments.size}")
+    stage.import_model(
+        arguments.arch, "--random", "--classes", str(classes), "--size", f"{arguments.size}x{arguments.size}"
+    )
     engine = Engine.load(root / "state" / "models" / "v000001", threads=threads)
-    rows = [["", "callers", "socket/s", "bare/s", "ratio (worst..best)", "socket", "bare", "socket/CPU-s", "bare/CPU-s"]]
+    rows = [
+        ["", "callers", "socket/s", "bare/s", "ratio (worst..best)", "socket", "bare", "socket/CPU-s", "bare/CPU-s"]
+    ]
     with stage:
         processes = [psutil.Process(stage.pid), psutil.Process()]
-        say(f"{machine()}, {time.strftime('%Y-%m-%d')}: {arguments.arch} at {arguments.size} px, {threads} threads a prediction")
+        say(
+            f"{machine()}, {time.strftime('%Y-%m-%d')}: {arguments.arch} at {arguments.size} px, {threads} threads a prediction"
+        )
         for callers in arguments.callers:
             for served, bare in ways(stage, engine, arguments.size):
                 if arguments.only in served.name:

@@ -219,7 +219,7 @@ class Recipe:
     """Everything that decides what a round does to the weights, beside the samples. Defaults are config.yaml's."""
 
     criterion: str = "taylor"  # "l1" | "taylor" | "random"
-    level: float = 0.5  # share of the factory model's parameters to remove; 0 only fine-tunes
+    level: float = 0.3  # share of the factory model's parameters to remove; 0 only fine-tunes
     round_to: int = 8  # kept channels are a multiple of this
     epochs_before: float = 4  # on the site's samples, before filters are ranked
     epochs_after: float = 12

@@ -20,7 +20,7 @@ class Pruning(Section):
         _RECIPE.criterion,
         "Which filters go: taylor (least loss on this site's samples), l1 (smallest weights), random.",
     )
-    level: Share = key("50%", "Share of the factory model's parameters to remove; 0% only fine-tunes.")
+    level: Share = key("30%", "Share of the factory model's parameters to remove; 0% only fine-tunes.")
     round_to: PositiveCount = key(
         _RECIPE.round_to, "Channels kept are a multiple of this, which runtimes like.", le=256
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -10,17 +11,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from edgetune.clock import SystemClock
 from edgetune.images import digest
+from edgetune.learn.control import Control
 from edgetune.learn.importer import import_model
 from edgetune.store.buffer import Buffer
+from edgetune.trainer import _attempt
 from edgetune.types import (
+    Cost,
     FrozenSample,
     LabelSource,
     Manifest,
@@ -29,6 +35,7 @@ from edgetune.types import (
     Recipe,
     RoundKind,
     RoundSpec,
+    TrainerOutcome,
 )
 from edgetune.wire import from_json, to_json
 
@@ -122,3 +129,48 @@ def run_trainer(directory: Path, **environment: str) -> tuple[int, list[dict[str
 def read_manifest(directory: Path) -> Manifest:
     """manifest.json of a version."""
     return from_json(Manifest, (directory / "manifest.json").read_bytes())
+
+
+class RecordingControl(Control):
+    """A control that keeps every word, and asks for a stop once the given numbers of steps were done."""
+
+    def __init__(self, *, stop_after: Sequence[int] = ()) -> None:
+        self._lines = io.StringIO()
+        self._ticks = itertools.count(step=10)
+        super().__init__(self._lines, now_s=lambda: next(self._ticks), sleep=lambda _: None)
+        self._stop_after = set(stop_after)
+        self._steps = 0
+
+    def pace(self, worked_s: float) -> None:
+        """Between two steps: no sleep; the stop takes effect after the next step."""
+        self._steps += 1
+        if self._steps in self._stop_after:
+            self.stop()
+
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        """Every line so far."""
+        return [json.loads(line) for line in self._lines.getvalue().splitlines()]
+
+
+def run_here(directory: Path, control: RecordingControl | None = None) -> tuple[TrainerOutcome, str, str]:
+    """Run a round in this process: outcome, message, hint. Much faster than the real trainer, which imports torch."""
+    spec = from_json(RoundSpec, (directory / "spec.json").read_bytes())
+    return _attempt(directory, spec, control or RecordingControl())
+
+
+def draft_manifest(architecture: str, count: int, preprocess: Preprocess) -> Manifest:
+    """What the engine needs to know of a model that no round made."""
+    return Manifest(
+        version=1, kind="factory", architecture=architecture, classes=tuple(f"class{i}" for i in range(count)),
+        preprocess=preprocess, parent=None, generation=0, round_id=None, created_at="", files={},
+        cost=Cost(parameters=0, macs=0, onnx_bytes=0),
+    )  # fmt: skip
+
+
+def generated_images(count: int, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """Noise of different brightness and colour, uint8 [count, H, W, 3]."""
+    rng = np.random.default_rng(7)
+    noise = rng.integers(0, 256, (count, preprocess.height, preprocess.width, 3))
+    tint = rng.uniform(0.2, 1.0, (count, 1, 1, 3))
+    return np.asarray(noise * tint, dtype=np.uint8)

@@ -11,7 +11,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from edgetune.errors import ModelError, UnprunableError
-from edgetune.learn.groups import overlaps
 from edgetune.learn.importer import _refuse_unsafe_torch, load_weights, read_weights
 from edgetune.learn.network import (
     Network,
@@ -24,17 +23,7 @@ from edgetune.learn.network import (
     state_tensors,
     widen_head,
 )
-from edgetune.learn.prune import check_prunable, choose_channels, cut_channels
-from edgetune.learn.saliency import MeanMagnitude
-
-FAST = ["cifar:resnet20", "cifar:resnet20a", "cifar:mobilenet_v2", "tiny_nets:tiny", "torchvision:squeezenet1_1"]
-SLOW = [
-    "torchvision:resnet18",
-    "torchvision:mobilenet_v2",
-    "torchvision:mobilenet_v3_small",
-    "torchvision:efficientnet_b0",
-]
-
+from edgetune.learn.prune import check_prunable
 
 @pytest.mark.parametrize(
     ("architecture", "parameters", "macs"),
@@ -44,27 +33,6 @@ def test_the_papers_networks_have_the_papers_sizes(architecture: str, parameters
     """Parameter and operation counts are those of arXiv 2006.08554's nets."""
     module = build(architecture, 100)
     assert (count_parameters(module), count_macs(module, 32, 32)) == (parameters, macs)
-
-
-@pytest.mark.parametrize("architecture", [*FAST, *(pytest.param(a, marks=pytest.mark.slow) for a in SLOW)])
-def test_a_pruned_network_is_rebuilt_from_json_and_still_learns(architecture: str) -> None:
-    """Prune, save, load strictly: the same outputs, the planned size, gradients everywhere."""
-    torch.manual_seed(0)
-    size = 32 if architecture.startswith(("cifar", "tiny")) else 64
-    network = new_network(architecture, 7)
-    groups = check_prunable(network, size, size)
-    assert not overlaps(groups)
-    scores = MeanMagnitude().score(network.module, groups, [])
-    whole = count_parameters(network.module)
-    cut = choose_channels(network.module, groups, scores, parameters_max=whole // 2, round_to=8, level=0.5)
-    cut_channels(network.module, groups, cut.removed)
-    assert count_parameters(network.module) == cut.parameters <= whole // 2
-    description = NetworkDescription.from_json(network.describe().to_json())
-    again = rebuild(description, state_tensors(network.module))
-    images = torch.randn(2, 3, size, size)
-    assert torch.equal(again.module.eval()(images), network.module.eval()(images))
-    again.module.train()(images).square().sum().backward()
-    assert all(p.grad is not None for p in again.module.parameters() if p.requires_grad)
 
 
 def test_shufflenet_is_refused_with_a_clear_sentence() -> None:
