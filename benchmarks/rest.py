@@ -72,7 +72,9 @@ def play(arguments: argparse.Namespace, root: Path) -> int:
     """The benchmark; returns the exit code."""
     stage = Stage(root, CONFIG)
     (root / "classes.txt").write_text("cat\ndog\n")
-    stage.import_model("torchvision:mobilenet_v2", "--random", "--classes", str(root / "classes.txt"), "--size", str(SIDE))
+    stage.import_model(
+        "torchvision:mobilenet_v2", "--random", "--classes", str(root / "classes.txt"), "--size", str(SIDE)
+    )
     with stage:
         daemon = psutil.Process(stage.pid)
         time.sleep(5)

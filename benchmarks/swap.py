@@ -5,7 +5,8 @@ Swaps under load: 100 of them while four clients ask without pause.
 
 Two versions of the same network are published and promoted in turn over the socket (each promotion verifies, loads, warms
 and self-tests the version off the request path). Reported: requests failed, the median and 99th percentile of requests that
-began during a swap and outside one, and the daemon's resident memory after the first ten swaps and after the last.
+began during a swap and outside one, and the daemon's resident memory
+at rest after ten swaps under load and again after all of them.
 """
 
 from __future__ import annotations
@@ -58,22 +59,10 @@ def play(arguments: argparse.Namespace, root: Path) -> int:
     spans: list[tuple[float, float]] = []
     with stage:
         daemon = psutil.Process(stage.pid)
-        askers = [Asker(stage.client(), file.getvalue()) for _ in range(arguments.clients)]
-        for asker in askers:
-            asker.start()
-        admin, rss_mib = stage.client(), []
-        time.sleep(3)
-        for swap in range(arguments.swaps):
-            began_s = time.monotonic()
-            admin.post(f"/v1/models/{2 - swap % 2}/promote")
-            spans.append((began_s, time.monotonic()))
-            rss_mib.append(daemon.memory_info().rss / 2**20)
-            time.sleep(arguments.pause)
-        for asker in askers:
-            asker.stop()
+        _, rss_before_mib = load(stage, daemon, file.getvalue(), arguments, _WARM_UP_SWAPS)
+        askers, rss_after_mib = load(stage, daemon, file.getvalue(), arguments, arguments.swaps, spans)
     during, outside = split([pair for asker in askers for pair in asker.latencies], spans)
     failures = [failure for asker in askers for failure in asker.failures]
-    early, late = statistics.median(rss_mib[:_WARM_UP_SWAPS]), statistics.median(rss_mib[-_WARM_UP_SWAPS:])
     p99 = quantile(during, 0.99), quantile(outside, 0.99)
     rows = [
         ("", "during a swap", "outside", "ratio"),
@@ -81,13 +70,45 @@ def play(arguments: argparse.Namespace, root: Path) -> int:
         ("median", f"{quantile(during, 0.5):.1f} ms", f"{quantile(outside, 0.5):.1f} ms", f"{quantile(during, 0.5) / quantile(outside, 0.5):.2f}x"),
         ("p99", f"{p99[0]:.1f} ms", f"{p99[1]:.1f} ms", f"{p99[0] / p99[1]:.2f}x"),
     ]  # fmt: skip
-    say(f"{machine()}, {time.strftime('%Y-%m-%d')}: {arguments.arch} at {arguments.size} px, {arguments.clients} clients")
+    say(
+        f"{machine()}, {time.strftime('%Y-%m-%d')}: {arguments.arch} at {arguments.size} px, {arguments.clients} clients"
+    )
     say(table(rows))
-    say(f"  {arguments.swaps} swaps, {len(failures)} requests failed, {statistics.median(b - a for a, b in spans) * 1000:.0f} ms a swap")
-    say(f"  resident memory {early:.0f} MiB in the first ten swaps, {late:.0f} MiB in the last ten ({late / early - 1:+.1%})")
+    say(
+        f"  {arguments.swaps} swaps, {len(failures)} requests failed, {statistics.median(b - a for a, b in spans) * 1000:.0f} ms a swap"
+    )
+    growth = rss_after_mib / rss_before_mib - 1
+    say(f"  resident memory at rest {rss_before_mib:.0f} MiB before, {rss_after_mib:.0f} MiB after ({growth:+.1%})")
     for failure in failures[:5]:
         say(f"  failed: {failure}")
     return 1 if failures else 0
+
+
+def load(
+    stage: Stage,
+    daemon: psutil.Process,
+    body: bytes,
+    arguments: argparse.Namespace,
+    swaps: int,
+    spans: list[tuple[float, float]] | None = None,
+) -> tuple[list[Asker], float]:
+    """Swap under load, then let the daemon rest; the clients, and its resident memory at rest in MiB."""
+    askers = [Asker(stage.client(), body) for _ in range(arguments.clients)]
+    for asker in askers:
+        asker.start()
+    admin = stage.client()
+    time.sleep(2)
+    for _ in range(swaps):
+        target = 2 if stage.status()["served"]["version"] == 1 else 1
+        began_s = time.monotonic()
+        admin.post(f"/v1/models/{target}/promote")
+        if spans is not None:
+            spans.append((began_s, time.monotonic()))
+        time.sleep(arguments.pause)
+    for asker in askers:
+        asker.stop()
+    time.sleep(3)
+    return askers, daemon.memory_info().rss / 2**20
 
 
 def split(latencies: list[tuple[float, float]], spans: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""The real trainer process on real round directories."""
+"""The real trainer process on real round directories; in this process where no signal or exit code is the point."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "learn"))
 
-from conftest_site import CLASSES, RECIPE, Site, make_site, read_manifest, run_trainer, start_trainer
+from conftest_site import (
+    CLASSES,
+    RECIPE,
+    RecordingControl,
+    Site,
+    make_site,
+    read_manifest,
+    run_here,
+    run_trainer,
+    start_trainer,
+)
 
 from edgetune.errors import EXIT_TRAINER_CHECKPOINTED, EXIT_TRAINER_OUTCOME, EXIT_USAGE
 from edgetune.serve.engine import Engine
@@ -73,8 +83,7 @@ def test_a_round_killed_at_its_checkpoints_ends_with_the_same_weights(
     for fault in ("write_atomic.renamed:2", "write_atomic.renamed:4"):
         code, _, err = run_trainer(directory, EDGETUNE_FAULT=fault)
         assert code == -signal.SIGKILL, err
-    code, _, err = run_trainer(directory)
-    assert code == 0, err
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
     assert weights(models) == weights(whole[0])
 
 
@@ -94,7 +103,7 @@ def test_a_round_asked_to_stop_checkpoints_and_ends_with_the_same_weights(
     assert process.returncode == EXIT_TRAINER_CHECKPOINTED
     assert json.loads((directory / "outcome.json").read_text())["outcome"] == "checkpointed"
     assert not (models / "v000002").exists()
-    assert run_trainer(directory)[0] == 0
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
     assert weights(models) == weights(whole[0])
 
 
@@ -103,10 +112,9 @@ def test_a_published_round_is_recognised_when_it_is_started_again(
 ) -> None:
     """A crash between publication and exit must not train twice or fail."""
     before = weights(whole[0])
-    code, said, _ = run_trainer(site.round_dir("again", models_dir=whole[0]))
-    assert code == 0
-    assert said[-1]["outcome"] == "published"
-    assert not any(line.get("phase") == "tune" for line in said)
+    control = RecordingControl()
+    assert run_here(site.round_dir("again", models_dir=whole[0]), control)[0] is TrainerOutcome.PUBLISHED
+    assert not any(line.get("phase") == "tune" for line in control.said)
     assert weights(whole[0]) == before
 
 
@@ -114,8 +122,7 @@ def test_an_adapting_round_widens_the_head_for_a_new_class(tmp_path: Path) -> No
     """The base answers wrong for the class it does not know; the candidate has an output for it."""
     site = make_site(tmp_path, classes=(*CLASSES, "striped"))
     directory = site.round_dir("1", kind=RoundKind.ADAPT, classes=(*CLASSES, "striped"))
-    code, _, err = run_trainer(directory)
-    assert code == 0, err
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
     manifest = read_manifest(tmp_path / "models" / "v000002")
     assert manifest.classes == (*CLASSES, "striped")
     assert manifest.comparison is not None
@@ -166,7 +173,7 @@ def test_a_round_without_samples_of_one_class_or_memory_ends_in_a_named_outcome(
         "bad_model": site.round_dir("bad_model", base_version=9),
     }
     for outcome, directory in rounds.items():
-        code, said, err = run_trainer(directory)
-        assert (code, said[-1]["outcome"]) == (EXIT_TRAINER_OUTCOME, outcome), err
-        assert json.loads((directory / "outcome.json").read_text())["message"]
+        got, message, _ = run_here(directory)
+        assert got is TrainerOutcome(outcome), message
+        assert message
     assert not (tmp_path / "models" / "v000002").exists()

@@ -48,17 +48,25 @@ async def _main(config: Config, config_path: Path) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     await daemon.open()
-    server = _server(daemon, config)
-    await server.start()
+    server: SocketServer | None = None
     try:
+        server = _server(daemon, config)
+        await server.start()
         await daemon.tick()
         daemon.notifier.ready(in_words(await daemon.status()))
         log.info("ready on %s", config.paths.socket)
         await _forever(daemon, stop, reload)
-    finally:
-        await server.stop()
-        await daemon.close()
+    except BaseException:
+        await _end(server, daemon, is_clean=False)
+        raise
+    await _end(server, daemon, is_clean=True)
     return EXIT_OK
+
+
+async def _end(server: SocketServer | None, daemon: Daemon, *, is_clean: bool) -> None:
+    if server is not None:
+        await server.stop()
+    await daemon.close(is_clean=is_clean)
 
 
 async def _forever(daemon: Daemon, stop: asyncio.Event, reload: asyncio.Event) -> None:

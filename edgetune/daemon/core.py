@@ -9,8 +9,10 @@ process, because start is recovery.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +34,7 @@ from edgetune.device.inbox import Inbox
 from edgetune.device.sensors import Sensors
 from edgetune.device.systemd import Notifier
 from edgetune.device.trainer_process import TrainerProcess
-from edgetune.errors import ConfigError, ConflictError, SensorError
+from edgetune.errors import ConfigError, ConflictError, SensorError, StoreError
 from edgetune.images import ImageLimits
 from edgetune.store import durable
 from edgetune.store.buffer import Buffer
@@ -50,6 +52,8 @@ from edgetune.types import (
     Verdict,
     VerdictKind,
 )
+
+log = logging.getLogger("edgetune")
 
 _LEVEL_TOLERANCE = 0.1  # rounding to channel multiples misses the asked level by this much at most
 _RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
@@ -113,12 +117,12 @@ class Daemon:
         self._manual: ManualRequest | None = None
         self.loaded_at = iso(clock.wall_s())
         self.restart_keys: list[str] = []
-        self.served_since = ""
         self._lock: IO[bytes] | None = None
         self.started_s = clock.now_s()
         self._ingest_task: asyncio.Task[None] | None = None
         self._check_task: asyncio.Task[None] | None = None
         self.damage: list[str] = []
+        self.trouble = ""  # why the database cannot be written just now
         self.board: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------------- start and end
@@ -135,7 +139,7 @@ class Daemon:
         try:
             await self._open()
         except BaseException:
-            self._let_go()
+            await self.close()
             raise
 
     async def _open(self) -> None:
@@ -187,7 +191,6 @@ class Daemon:
 
     async def _note_served(self) -> None:
         manifest = self.serving.manifest()
-        self.served_since = iso(self.clock.wall_s())
         if manifest is None:
             await self.events.emit("model.none", "no model is served: edgetune models import", level=logging.WARNING)
             return
@@ -229,7 +232,7 @@ class Daemon:
         )
         self._ingest_task = asyncio.create_task(self.ingest.forever())
 
-    async def close(self) -> None:
+    async def close(self, *, is_clean: bool = True) -> None:
         """Stop the trainer with a checkpoint, write what is unsaved, let the state directory go."""
         self.notifier.stopping("stopping")
         if self.inbox is not None:
@@ -239,11 +242,17 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.notifier.extend_timeout(self.config.budgets.stop_grace + 10)
-        await self.rounds.close()
-        await self.serving.close()
-        await self.store(self.service_time.save)
-        await self.serving.note_clean_stop()
-        await self.store(self.buffer.close)
+        for step in (
+            self.rounds.close,
+            self.serving.close,
+            lambda: self.store(self.service_time.save),
+            *((self.serving.note_clean_stop,) if is_clean else ()),
+            lambda: self.store(self.buffer.close),
+        ):
+            try:
+                await step()
+            except StoreError as error:
+                log.warning("while stopping: %s", error)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -269,18 +278,32 @@ class Daemon:
             withheld="paused by the operator: edgetune resume" if self.is_paused else "",
         )
         self.want = await self.consider(self._manual)
+        before = self.rounds.machine.state
         await self.rounds.tick(self.verdict, self.want)
-        if self.rounds.machine.state not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN):
-            self._manual = None
-        await self.serving.flush()
+        now = self.rounds.machine.state
+        if now is not before and now not in (RoundState.IDLE, RoundState.HELD):
+            self._manual = None  # it was begun, well or badly
         await self.serving.check_probation(self.rounds.settings.probation)
-        await self.store(self.history.record_reading, reading)
-        if self.service_time.is_due():
-            await self.store(self.service_time.save)
-            await self.rounds.save()
+        await self._keep_books(reading)
         if self.notifier.is_active:
             self.notifier.status(words.in_words(await self.status()))
             self.notifier.watchdog()
+
+    async def _keep_books(self, reading: Reading) -> None:
+        """Write what may wait: a full disk or a locked database delays it and stops nothing."""
+        try:
+            await self.serving.flush()
+            await self.store(self.history.record_reading, reading)
+            await self.serving.settle(self.clock.now_s() - self.started_s)
+            if self.service_time.is_due():
+                await self.store(self.service_time.save)
+                await self.rounds.save()
+        except StoreError as error:
+            if str(error) != self.trouble:
+                log.exception("the database cannot be written just now")
+            self.trouble = str(error)
+        else:
+            self.trouble = ""
 
     async def consider(self, manual: ManualRequest | None) -> Want:
         """Ask the trigger."""
@@ -364,6 +387,21 @@ class Daemon:
     async def _apply_classes(self) -> None:
         classes = self.config.classes
         await self.store(self.buffer.settle_classes, accepted=classes.accepted, refused=classes.refused)
+
+    @contextlib.asynccontextmanager
+    async def long_store_work(self) -> AsyncIterator[None]:
+        """Keep systemd's watchdog quiet while the store's one thread compacts the database and ticks must wait."""
+
+        async def ping() -> None:
+            while True:
+                self.notifier.watchdog()
+                await asyncio.sleep(self.tick_interval_s())
+
+        pings = asyncio.create_task(ping())
+        try:
+            yield
+        finally:
+            pings.cancel()
 
     def tick_interval_s(self) -> float:
         """Time between two ticks: the configured one, but often enough for systemd's watchdog."""

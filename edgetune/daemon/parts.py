@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from edgetune.clock import Clock
+from edgetune.errors import StoreError
 from edgetune.store.history import History
 
 log = logging.getLogger("edgetune")
@@ -82,7 +84,9 @@ class Events:
         """Say that something happened; `kind` is a stable word, `text` a sentence."""
         tail = " ".join(f"{name}={value}" for name, value in data.items() if not isinstance(value, (dict, list, tuple)))
         log.log(level, "%s: %s%s", kind, text, f" {tail}" if tail else "")
-        await self._store(self._history.add_event, kind, text, data)
+        # A full disk must not keep the daemon from saying that the disk is full: the log has it in any case.
+        with contextlib.suppress(StoreError):
+            await self._store(self._history.add_event, kind, text, data)
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -23,6 +23,12 @@ class Promotion:
         self._candidate: Engine | None = None
         self._baseline = Observed()
 
+    def discard(self) -> None:
+        """Let a candidate go that was verified too late to count."""
+        if self._candidate is not None:
+            self._candidate.close()
+            self._candidate = None
+
     def forget(self, decision: GateDecision | None = None) -> None:
         """Begin with another round, or with what a round before a restart was known to have decided."""
         self.decision, self._baseline = decision, Observed()
@@ -78,12 +84,10 @@ class Promotion:
 
     async def start_probation(self, spec: RoundSpec, duration_s: float) -> None:
         """Watch the new version against the one it replaced."""
-        await self._serving.start_probation(spec.candidate_version, spec.base_version, self._baseline, duration_s)
+        await self._serving.trial.start(spec.candidate_version, spec.base_version, self._baseline, duration_s)
 
     async def quarantine(self, spec: RoundSpec, why: str) -> None:
         """Take a refused candidate away, if it was published at all."""
-        if self._candidate is not None:
-            self._candidate.close()
-            self._candidate = None
+        self.discard()
         if spec.candidate_version in await self._store(self._models.versions):
             await self._store(self._models.quarantine, spec.candidate_version, why)

@@ -7,6 +7,7 @@ end, end the row, release the samples, clear up.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import re
@@ -82,8 +83,14 @@ class RoundRecords:
             builders=dict(builders),
         )
         durable.faultpoint("round.frozen")
-        durable.make_dir(self.directory(round_id))
-        durable.write_atomic(self.directory(round_id) / "spec.json", to_json(spec, indent=1))
+        directory = self.directory(round_id)
+        try:
+            durable.make_dir(directory)
+            durable.write_atomic(directory / "spec.json", to_json(spec, indent=1))
+        except OSError:
+            self._buffer.release(round_id, consumed=False)
+            durable.remove_dir(directory)
+            raise
         durable.faultpoint("round.spec_written")
         self._begin(spec)
         return spec
@@ -97,7 +104,12 @@ class RoundRecords:
         if not path.exists():
             durable.remove_dir(path.parent)
             return None
-        spec = from_json(RoundSpec, path.read_bytes())
+        try:
+            spec = from_json(RoundSpec, path.read_bytes())
+        except (OSError, ValueError):
+            # Without its spec a round cannot go on, and no round may keep the service from starting.
+            durable.remove_dir(path.parent)
+            return None
         try:
             row = self._history.round(spec.round_id)
         except NotFoundError:
@@ -177,7 +189,8 @@ class RoundRecords:
         for root in (self._state_dir / "models", self._state_dir / "quarantine" / "models"):
             path = root / version_name(version) / "manifest.json"
             if path.exists():
-                return comparison_summary(from_json(Manifest, path.read_bytes()))
+                with contextlib.suppress(OSError, ValueError):
+                    return comparison_summary(from_json(Manifest, path.read_bytes()))
         return {}
 
 

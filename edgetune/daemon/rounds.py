@@ -30,6 +30,7 @@ _VERIFY_TIMEOUT_S = 600.0
 _MEMORY_STOPS_MAX = 3  # a round that was stopped for memory this often will not fit the next time either
 _RESUME_DELAY_S = 30.0
 _EXPECTED = (EdgetuneError, OSError)
+_WITH_TRAINER = (RoundState.TRAINING, RoundState.PAUSED, RoundState.STOPPING)
 
 
 class Rounds:
@@ -67,9 +68,11 @@ class Rounds:
         self._memory_stops = 0
         self._sent_duty: float | None = None
         self._promotion = Promotion(models=models, store=store, serving=serving)
-        self._ending = Event(kind=EventKind.EXITED_OTHER)
+        self._event = Event(kind=EventKind.UNWANTED)  # the one whose actions are performed
         self._outcome = TrainerOutcome.FAILED
-        self._arrived: asyncio.Queue[Event] = asyncio.Queue()
+        self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()  # (round, what happened to it)
+        self._lock = asyncio.Lock()  # one event at a time, whoever brings it: the tick or an operator's request
+        self._fault: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._perform: dict[Action, Callable[[], Awaitable[None]]] = {
             Action.WRITE_SPEC: self._write_spec,
@@ -96,28 +99,43 @@ class Rounds:
 
     async def tick(self, verdict: Verdict, want: Want) -> None:
         """Turn what has happened since the last tick into events and take them."""
+        if self._fault is not None:
+            raise self._fault
+        async with self._lock:
+            await self._look(verdict, want)
+
+    async def _look(self, verdict: Verdict, want: Want) -> None:
         now_s = self._clock.now_s()
         if self.machine.state is RoundState.TRAINING:
             self.trained_s += now_s - self._last_tick_s
         self._last_tick_s = now_s
         before = self.machine.state
         while not self._arrived.empty():
-            await self.take(self._arrived.get_nowait())
+            await self._take_arrived(*self._arrived.get_nowait())
         overdue = self._overdue(now_s)
         if overdue is not None:
-            await self.take(overdue)
+            await self._take(overdue)
         if self.machine.state is not before and self.machine.state is RoundState.IDLE:
             return  # `want` was asked for the world before this round ended
         if self.machine.state is RoundState.IDLE and want.is_wanted:
             self.want = want
-            await self.take(Event(kind=EventKind.WANTED, reason=want.reason))
+            await self._take(Event(kind=EventKind.WANTED, reason=want.reason))
         elif self.machine.state is RoundState.HELD and not want.is_wanted:
-            await self.take(Event(kind=EventKind.UNWANTED, reason=want.reason))
+            await self._take(Event(kind=EventKind.UNWANTED, reason=want.reason))
         if self.machine.state is RoundState.SUSPENDED and self._resumes_in_s(now_s) > 0:
             return
         if verdict.breach is BreachKind.TOO_BIG and self.machine.state in (RoundState.TRAINING, RoundState.PAUSED):
             self._memory_stops += 1
-        await self.take(rounds.budget_event(verdict))
+        await self._take(rounds.budget_event(verdict))
+
+    async def _take_arrived(self, round_id: int, event: Event) -> None:
+        """Take the word of a trainer or of a verification, unless the round has gone on without it."""
+        is_verdict = event.kind in (EventKind.VERIFIED, EventKind.REFUSED)
+        waiting = (RoundState.VERIFYING,) if is_verdict else _WITH_TRAINER
+        if self.spec is not None and self.spec.round_id == round_id and self.machine.state in waiting:
+            await self._take(event)
+        elif is_verdict:
+            self._promotion.discard()
 
     def _overdue(self, now_s: float) -> Event | None:
         state, for_s, limits = self.machine.state, now_s - self._entered_s, self.settings
@@ -160,10 +178,11 @@ class Rounds:
 
     async def cancel(self) -> None:
         """An operator's wish to end the round; it will not be promoted."""
-        await self.take(Event(kind=EventKind.CANCEL_ASKED, reason="cancelled by the operator"))
+        async with self._lock:
+            await self._take(Event(kind=EventKind.CANCEL_ASKED, reason="cancelled by the operator"))
 
-    async def take(self, event: Event) -> None:
-        """Step the machine and perform what it asks for, in order."""
+    async def _take(self, event: Event) -> None:
+        """Step the machine and perform what it asks for, in order; only under the lock, one event at a time."""
         before = self.machine
         after, actions = rounds.step(before, event)
         for action in actions:
@@ -176,7 +195,7 @@ class Rounds:
                     await self._events.emit("round.unrecorded", str(error), level=logging.ERROR)
                     continue
                 self.machine = after if failed.kind is EventKind.START_FAILED else before
-                await self.take(failed)
+                await self._take(failed)
                 return
         self.machine = after
         if after.state is not before.state:
@@ -186,8 +205,7 @@ class Rounds:
             await self.save()
 
     async def _do(self, action: Action, event: Event) -> None:
-        if action in (Action.RECORD_OUTCOME, Action.QUARANTINE):
-            self._ending = event
+        self._event = event
         await self._perform[action]()
 
     async def _say(self, before: Round, after: Round) -> None:
@@ -203,6 +221,7 @@ class Rounds:
             self._history.set_state,
             _STATE_KEY,
             {
+                "round_id": None if self.spec is None else self.spec.round_id,
                 "state": self.machine.state.value,
                 "is_cancelled": self.machine.is_cancelled,
                 "trained_s": self.trained_s,
@@ -220,6 +239,7 @@ class Rounds:
         manifest = self._serving.manifest()
         if manifest is None:
             raise NoSamplesError("no model is served, so there is nothing to start from")
+        self.spec = None  # should writing it fail, no former round is blamed
         self.trained_s, self._memory_stops = 0.0, 0
         self._promotion.forget()
         self._spec_written_s = self._time.now_s()
@@ -242,19 +262,19 @@ class Rounds:
         directory = self.records.directory(self.spec.round_id)
         await trainer.start(directory, nice=self.settings.nice, oom_score_adj=self.settings.oom_score_adj)
         self.trainer, self._sent_duty = trainer, None
-        self._spawn(self._await_exit(trainer))
+        self._spawn(self._await_exit(trainer, self.spec.round_id))
 
-    async def _await_exit(self, trainer: Trainer) -> None:
+    async def _await_exit(self, trainer: Trainer, round_id: int) -> None:
         end = await trainer.wait()
         self.trainer = None
         self._outcome = end.outcome
         message = f"{end.message} ({end.hint})" if end.hint else end.message
-        await self._arrived.put(rounds.exit_event(end.outcome, message))
+        await self._arrived.put((round_id, rounds.exit_event(end.outcome, message)))
 
     async def _pace_trainer(self) -> None:
-        if self.trainer is not None and self.machine.duty != self._sent_duty:
-            self._sent_duty = self.machine.duty
-            self.trainer.set_duty(self.machine.duty)
+        if self.trainer is not None and self._event.duty != self._sent_duty:
+            self._sent_duty = self._event.duty
+            self.trainer.set_duty(self._event.duty)
 
     async def _pause_trainer(self) -> None:
         if self.trainer is not None:
@@ -277,7 +297,7 @@ class Rounds:
         self._spawn(self._verify(self.spec))
 
     async def _verify(self, spec: RoundSpec) -> None:
-        await self._arrived.put(await self._promotion.verify(spec, self.settings.gate))
+        await self._arrived.put((spec.round_id, await self._promotion.verify(spec, self.settings.gate)))
 
     async def _promote(self) -> None:
         assert self.spec is not None
@@ -291,23 +311,31 @@ class Rounds:
         await self._promotion.start_probation(self.spec, self.settings.probation.duration_s)
 
     async def _quarantine(self) -> None:
-        assert self.spec is not None
-        await self._promotion.quarantine(self.spec, self._ending.reason)
+        if self.spec is not None:
+            await self._promotion.quarantine(self.spec, self._event.reason or "its round was given up")
 
     async def _record_outcome(self) -> None:
-        assert self.spec is not None
-        if rounds.step(self.machine, self._ending)[0].state is RoundState.SUSPENDED:
-            await self._store(self.records.suspend, self.spec, self._ending.reason)
+        target = rounds.step(self.machine, self._event)[0].state
+        if self.spec is None:
+            self._cool_down()
+        elif target is RoundState.SUSPENDED:
+            await self._store(self.records.suspend, self.spec, self._event.reason)
         else:
-            await self._finish(self.spec, self._ending, is_promoted=self._ending.kind is EventKind.VERIFIED)
+            await self._finish(self.spec, self._event, is_promoted=target is RoundState.IDLE)
+
+    def _cool_down(self) -> None:
+        self.failures += 1
+        limits = self.settings
+        wait_s = min(limits.cooldown_max_s, limits.cooldown_s * limits.cooldown_factor ** (self.failures - 1))
+        self.cooldown_ends_s = self._time.now_s() + wait_s
 
     async def _finish(self, spec: RoundSpec, ending: Event, *, is_promoted: bool) -> None:
         is_refused = ending.kind in (EventKind.REFUSED, EventKind.TIMED_OUT, EventKind.ACTION_FAILED)
-        outcome = "promoted" if is_promoted else "refused" if is_refused else self._name_of(ending)
-        self.failures = 0 if is_promoted else self.failures + 1
-        limits = self.settings
-        wait_s = min(limits.cooldown_max_s, limits.cooldown_s * limits.cooldown_factor ** max(0, self.failures - 1))
-        self.cooldown_ends_s = self._time.now_s() + wait_s
+        outcome = "promoted" if is_promoted else self._name_of(ending)
+        if is_promoted:
+            self.failures = 0
+        else:
+            self._cool_down()
         await self._store(
             self.records.end,
             spec,
@@ -321,14 +349,15 @@ class Rounds:
         await self._events.emit(
             "round.ended", f"round {spec.round_id} {outcome}: {ending.reason}", round=spec.round_id, outcome=outcome
         )
-        probation = self._serving.probation
-        candidates = (self._serving.served.version, None if probation is None else int(probation["fallback"]))
+        candidates = (self._serving.served.version, self._serving.trial.fallback)
         protect = {version for version in candidates if version is not None}
-        await self._store(self.records.tidy, keep=limits.versions_kept, protect=protect)
+        await self._store(self.records.tidy, keep=self.settings.versions_kept, protect=protect)
 
     def _name_of(self, ending: Event) -> str:
         if self.machine.is_cancelled or ending.kind is EventKind.CANCEL_ASKED:
             return "cancelled"
+        if ending.kind in (EventKind.REFUSED, EventKind.TIMED_OUT, EventKind.ACTION_FAILED):
+            return "refused"
         if ending.kind is EventKind.SPEC_EXPIRED:
             return "expired"
         return "not_started" if ending.kind is EventKind.START_FAILED else self._outcome.value
@@ -340,11 +369,15 @@ class Rounds:
         saved = await self._store(self._history.get_state, _STATE_KEY) or {}
         self.failures = int(saved.get("failures", 0))
         self.cooldown_ends_s = float(saved.get("cooldown_ends_s", 0.0))
-        self.trained_s = float(saved.get("trained_s", 0.0))
-        self._memory_stops = int(saved.get("memory_stops", 0))
-        self._spec_written_s = float(saved.get("spec_written_s", self._time.now_s()))
         self._entered_s = self._last_tick_s = self._clock.now_s()
         self.spec = await self._store(self.records.open_round)
+        self._spec_written_s = self._time.now_s()
+        if self.spec is not None and saved.get("round_id") == self.spec.round_id:
+            self.trained_s = float(saved["trained_s"])
+            self._memory_stops = int(saved["memory_stops"])
+            self._spec_written_s = float(saved["spec_written_s"])
+        else:
+            saved = {**saved, "is_cancelled": False}
         if self.spec is None:
             await self._store(self.records.release_orphans)
             is_cooling = saved.get("state") == RoundState.COOLDOWN.value or self.failures > 0
@@ -363,7 +396,7 @@ class Rounds:
         elif published:
             self.machine = Round(state=RoundState.TRAINING)
             self._outcome = TrainerOutcome.PUBLISHED
-            await self.take(rounds.exit_event(self._outcome, "before the restart"))
+            await self._take(rounds.exit_event(self._outcome, "before the restart"))
         else:
             self.machine = Round(state=RoundState.SUSPENDED, reason="interrupted by a restart")
             await self._say(Round(), self.machine)
@@ -391,7 +424,12 @@ class Rounds:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._fault = task.exception()  # unexpected: the next tick ends the process, and start is recovery
 
 
 def _failed(action: Action, error: Exception) -> Event | None:

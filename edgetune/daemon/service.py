@@ -230,16 +230,17 @@ class DaemonService:
 
     async def data_purge(self, **which: Any) -> dict[str, Any]:
         """Remove samples for good, out of the free pages and the write-ahead log too."""
-        removed = await self._daemon.store(self._daemon.buffer.purge, **which)
+        async with self._daemon.long_store_work():
+            removed = await self._daemon.store(self._daemon.buffer.purge, **which)
         await self._daemon.events.emit("data.purged", f"{removed} samples were purged", removed=removed)
         return {"removed": removed}
 
     async def data_export(self, directory: str) -> dict[str, Any]:
         """Write the samples as files below a directory on this board."""
-        count = await self._daemon.store(self._daemon.buffer.export, Path(directory))
+        count = await asyncio.to_thread(self._daemon.buffer.export, Path(directory))
         return {"samples": count, "directory": directory}
 
     async def data_backup(self, path: str) -> dict[str, Any]:
         """Copy the database, consistent while the service runs."""
-        await self._daemon.store(self._daemon.buffer.backup, Path(path))
+        await asyncio.to_thread(self._daemon.buffer.backup, Path(path))
         return {"path": path}

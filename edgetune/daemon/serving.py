@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, TypeVar
 
@@ -19,9 +19,9 @@ import numpy as np
 from edgetune import images
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
-from edgetune.decide import probation
+from edgetune.daemon.trial import Trial
 from edgetune.decide.probation import Observed, ProbationKind, ProbationPolicy
-from edgetune.errors import ConflictError, ModelError, NoModelError, NotFoundError
+from edgetune.errors import ConflictError, EdgetuneError, ModelError, NoModelError, NotFoundError, StoreError
 from edgetune.images import ImageLimits
 from edgetune.serve.engine import Engine, Served, rank
 from edgetune.store.buffer import Buffer, PredictionRow
@@ -35,6 +35,7 @@ _DEATHS_MAX = 3
 _DEATHS_WITHIN_S = 600.0
 _LATENCIES_KEPT = 1024
 _LINEAGE_KEPT = 50
+_UNSAVED_MAX = 10_000  # predictions kept for a database that cannot be written just now
 
 
 @dataclass(slots=True)
@@ -91,7 +92,9 @@ class Serving:
         self.total_failed = 0
         self.generation = 0
         self.changing = asyncio.Lock()  # held from the commit point to the change of the reference
-        self.probation: dict[str, Any] | None = None  # {"version", "fallback", "ends_s", "baseline": Observed}
+        self.trial = Trial(history, store, service_time)
+        self.since_s = clock.wall_s()  # when the present engine came
+        self._is_settled = False  # up long enough that a death would not be the served version's
         self._unsaved: list[PredictionRow] = []
         # Predictions and loading are kept apart, so that a candidate that loads never holds up a request.
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="predict")
@@ -107,7 +110,7 @@ class Serving:
         the factory model never is.
         """
         self.generation = int(await self._store(self._history.get_state, "generation") or 0)
-        self.probation = await self._store(self._history.get_state, "probation")
+        await self.trial.load()
         version = await self._store(self._models.current) or await self._store(self._models.factory)
         suspect = await self._store(self._note_start, version)
         while version is not None:
@@ -132,16 +135,19 @@ class Serving:
         """
 
         def work() -> Engine:
-            self._models.verify(version)
-            engine = Engine.load(self._models.path(version), threads=self._threads, spinning=self._spinning)
-            engine.selftest()
+            try:
+                self._models.verify(version)
+                engine = Engine.load(self._models.path(version), threads=self._threads, spinning=self._spinning)
+                engine.selftest()
+            except (OSError, ValueError) as error:
+                raise ModelError(f"version {version} cannot be read: {error}") from error
             return engine
 
         return await self._on(self._loader, work)
 
     def _note_start(self, version: int | None) -> str:
-        """Write down that this version is about to serve; a clean stop strikes it out again."""
-        now_s = self._clock.wall_s()
+        """Write down that this version is about to serve; a clean stop, or ten minutes up, strike it out again."""
+        now_s = self._time.now_s()
         starts = [tuple(entry) for entry in self._history.get_state("unclean_starts") or []]
         recent = [(v, at_s) for v, at_s in starts if v == version and abs(now_s - at_s) < _DEATHS_WITHIN_S]
         self._history.set_state("unclean_starts", [*recent, (version, now_s)])
@@ -152,6 +158,12 @@ class Serving:
     async def note_clean_stop(self) -> None:
         """The next start owes nothing to this run."""
         await self._store(self._history.set_state, "unclean_starts", [])
+
+    async def settle(self, up_s: float) -> None:
+        """Once the daemon has been up for long, its death will not be laid to the version it serves."""
+        if not self._is_settled and up_s >= _DEATHS_WITHIN_S:
+            self._is_settled = True
+            await self.note_clean_stop()
 
     async def _fall_back(self, version: int, why: str) -> int | None:
         older = await self._store(self._predecessors, version)
@@ -168,7 +180,7 @@ class Serving:
         await self._events.emit(
             "model.quarantined", f"version {version}: {why}", level=logging.ERROR, version=version, fallback=target
         )
-        await self._end_probation()
+        await self.trial.end()
         return target
 
     def _predecessors(self, version: int) -> list[int]:
@@ -186,6 +198,7 @@ class Serving:
     def _install(self, engine: Engine) -> None:
         self.served.swap(engine)
         self.counters = Counters()
+        self.since_s = self._clock.wall_s()
 
     # ---------------------------------------------------------------------------------------------- predicting
 
@@ -266,8 +279,8 @@ class Serving:
     def _count(self, version: int, latency_ms: float, confidence: float | None) -> None:
         if version != self.served.version:
             return  # it finished on the version before a swap
-        self.counters.latencies_ms.append(latency_ms)
-        if confidence is not None:
+        if confidence is not None:  # tensors come in batches of any size, so their times compare with nothing
+            self.counters.latencies_ms.append(latency_ms)
             self.counters.requests += 1
             self.counters.confidence_sum += confidence
 
@@ -275,7 +288,11 @@ class Serving:
         """Write the predictions answered since the last call."""
         if self._unsaved:
             rows, self._unsaved = self._unsaved, []
-            await self._store(self._buffer.record_predictions, rows)
+            try:
+                await self._store(self._buffer.record_predictions, rows)
+            except StoreError:
+                self._unsaved = [*rows, *self._unsaved][-_UNSAVED_MAX:]
+                raise
 
     # ------------------------------------------------------------------------------------- promoting, going back
 
@@ -286,31 +303,22 @@ class Serving:
 
     def _promote(self, version: int, before: int | None) -> None:
         lineage = [int(v) for v in self._history.get_state("lineage") or []]
-        if before is not None and (not lineage or lineage[-1] != before):
+        if version in lineage:
+            lineage = lineage[: lineage.index(version)]  # going back: what came after it is no predecessor
+        elif before is not None and (not lineage or lineage[-1] != before):
             lineage.append(before)
+        # Before the commit point: a name too many does no harm, a failed write after it would leave it half done.
+        self._history.set_state("lineage", [*lineage[-_LINEAGE_KEPT:], version])
         self._models.promote(version)
-        self._history.set_state("lineage", [*[v for v in lineage if v != version][-_LINEAGE_KEPT:], version])
 
     async def swap(self, engine: Engine) -> Observed:
         """Serve this engine from the next request on; returns how the former one did."""
-        baseline = await self.observed()
+        try:
+            baseline = await self.observed()
+        except StoreError:
+            baseline = Observed()
         self._install(engine)
         return baseline
-
-    async def start_probation(self, version: int, fallback: int, baseline: Observed, duration_s: float) -> None:
-        """Watch a version until it has been served for `duration_s` of service time."""
-        if duration_s <= 0:
-            await self._end_probation()
-            return
-        self.probation = {
-            "version": version,
-            "fallback": fallback,
-            "started_s": self._time.now_s(),
-            "since_wall_s": self._clock.wall_s(),
-            "ends_s": self._time.now_s() + duration_s,
-            "baseline": asdict(baseline),
-        }
-        await self._store(self._history.set_state, "probation", self.probation)
 
     async def observed(self) -> Observed:
         """How the served version does."""
@@ -322,47 +330,56 @@ class Serving:
 
     async def check_probation(self, policy: ProbationPolicy) -> None:
         """End a probation that is over, or roll back on a named degradation."""
-        if self.probation is None:
+        if self.trial.version is not None and self.trial.version != self.served.version:
+            await self.trial.end()
+        if not self.trial.is_due():
             return
-        if self.probation["version"] != self.served.version:
-            await self._end_probation()
-            return
-        baseline = Observed(**self.probation["baseline"])
-        for_s = self._time.now_s() - self.probation["started_s"]
-        verdict = probation.judge(await self.observed(), baseline, policy, for_s=for_s)
+        verdict = self.trial.judge(await self.observed(), policy)
         if verdict.kind is ProbationKind.PASSED:
-            await self._events.emit(
-                "probation.passed", f"version {self.served.version} stays", version=self.served.version
-            )
-            await self._end_probation()
+            await self._events.emit("probation.passed", f"version {self.trial.version} stays")
+            await self.trial.end()
         elif verdict.kind is ProbationKind.ROLL_BACK:
-            await self.change_to(
-                self.probation["fallback"], f"rolled back by itself: {verdict.reason}", is_by_hand=False
+            await self._roll_back(verdict.reason)
+
+    async def _roll_back(self, reason: str) -> None:
+        version, fallback = self.trial.version, self.trial.fallback
+        if version is None or fallback is None:
+            return
+        try:
+            await self.change_to(fallback, f"rolled back by itself: {reason}", is_by_hand=False, from_version=version)
+        except (EdgetuneError, OSError) as error:
+            text = (
+                f"version {version} should be rolled back ({reason}), but version {fallback} cannot be served: {error}"
             )
+            await self._events.emit("probation.stuck", text, level=logging.ERROR)
+            await self.trial.end()
 
-    async def _end_probation(self) -> None:
-        self.probation = None
-        await self._store(self._history.set_state, "probation", None)
-
-    async def change_to(self, version: int, why: str, *, is_by_hand: bool) -> None:
+    async def change_to(self, version: int, why: str, *, is_by_hand: bool, from_version: int | None = None) -> None:
         """
         Serve another published version, after the same checks as a candidate.
 
+        Args:
+            version: which.
+            why: for the event.
+            is_by_hand: an operator wished it.
+            from_version: do it only while this one is served; None: whatever is.
+
         Raises:
             NotFoundError: no such version.
+            ConflictError: it is served already, or `from_version` is not served any more.
             ModelError: it is damaged or fails its self-test; what was served still is.
         """
         async with self.changing:
             before = self.served.version
-            if version == before:
-                raise ConflictError(f"version {version} is served already")
+            if version == before or (from_version is not None and before != from_version):
+                raise ConflictError(f"version {before} is served already")
             engine = await self.prepare(version)
             # A candidate in training was made for the world before this; a raised generation refuses it.
             self.generation += 1
             await self._store(self._history.set_state, "generation", self.generation)
             await self.promote(version)
             self._install(engine)
-            await self._end_probation()
+            await self.trial.end()
         kind = "model.changed" if is_by_hand else "model.rolled_back"
         await self._events.emit(kind, f"version {before} -> {version}: {why}", version=version, before=before)
 

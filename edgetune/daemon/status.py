@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune import __version__
 from edgetune.config import limits as limits_of
+from edgetune.daemon.round_records import iso
 from edgetune.decide.budget import budgeted, rules
 from edgetune.decide.trigger import Want
 from edgetune.types import BufferStats, Limits, Manifest, Reading, RoundState, Verdict
@@ -111,7 +112,7 @@ def whole(daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None) -> di
         "pid": os.getpid(),
         "uptime_s": round(daemon.clock.now_s() - daemon.started_s, 1),
         "board": daemon.board,
-        "served": served(daemon.serving.manifest(), daemon.served_since),
+        "served": served(daemon.serving.manifest(), iso(daemon.serving.since_s)),
         "probation": _probation(daemon),
         "serving": daemon.serving.summary(),
         "buffer": buffer(stats),
@@ -132,11 +133,11 @@ def whole(daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None) -> di
 
 
 def _probation(daemon: Daemon) -> dict[str, Any] | None:
-    now = daemon.serving.probation
-    if now is None:
+    trial = daemon.serving.trial
+    left_s = trial.ends_in_s()
+    if left_s is None:
         return None
-    left_s = max(0.0, now["ends_s"] - daemon.service_time.now_s())
-    return {"version": now["version"], "fallback": now["fallback"], "ends_in_s": round(left_s, 1)}
+    return {"version": trial.version, "fallback": trial.fallback, "ends_in_s": round(left_s, 1)}
 
 
 def _inbox(daemon: Daemon) -> dict[str, Any]:
@@ -195,6 +196,8 @@ def _warnings(daemon: Daemon) -> list[str]:
         warnings += daemon.inbox.problems
         if daemon.inbox.quarantined > _QUARANTINE_FULL:
             warnings.append(f"{daemon.inbox.quarantined} bad files lie in the quarantine: edgetune data quarantine")
+    if daemon.trouble:
+        warnings.append(f"the database cannot be written: {daemon.trouble}")
     warnings += [f"the sample buffer is damaged: {problem}" for problem in daemon.damage]
     if daemon.restart_keys:
         warnings.append(f"changed in the configuration, in force after a restart: {', '.join(daemon.restart_keys)}")

@@ -69,7 +69,9 @@ def judge(reading: Reading, limits: Limits, last: Verdict, *, is_training: bool,
     for rule in rules(limits):
         if rule.quantity is Quantity.TRAINER_RSS_MIB and not is_training:
             continue
-        found, rule_duty, reason = _apply(rule, reading, limits.hysteresis, last.duty, was_blocked=was_blocked)
+        # Hysteresis belongs to the limit that was broken: heat must not turn memory that is merely scarce into a stop.
+        was_this = was_blocked and last.breach is rule.breach
+        found, rule_duty, reason = _apply(rule, reading, limits.hysteresis, last.duty, was_blocked=was_this)
         if reason:
             reasons.append(reason)
         duty = min(duty, rule_duty)

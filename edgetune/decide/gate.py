@@ -56,6 +56,24 @@ def largest_plausible_drop(only_base: int, only_candidate: int, count: int, conf
     return (b - c) / n + NormalDist().inv_cdf(confidence) * spread
 
 
+def chance_of_drop(before: int, after: int, count: int) -> float:
+    """
+    How likely it is to see a fall at least as large when nothing has changed.
+
+    Args:
+        before: right answers of the base.
+        after: right answers of the candidate.
+        count: samples of the class, the same for both.
+
+    Returns:
+        The one-sided p-value of Fisher's exact test on the two counts. The answers are paired, which this does not
+        use; that makes it the more cautious in calling a fall real.
+    """
+    right = before + after
+    ways = [math.comb(count, k) * math.comb(count, right - k) for k in range(max(0, right - count), after + 1)]
+    return sum(ways) / math.comb(2 * count, right)
+
+
 def _old_classes(metrics: Metrics, new_classes: tuple[str, ...]) -> tuple[int, int]:
     scores = [score for label, score in metrics.per_class.items() if label not in new_classes]
     return sum(score.correct for score in scores), sum(score.count for score in scores)
@@ -103,13 +121,15 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
         if base.count < policy.class_min:
             warnings.append(f"class {label!r} has {base.count} hold-out samples, too few to judge it")
             continue
-        lost = base.correct - candidate.correct
-        # One sample of a small class is more than the allowed share; one sample is no evidence.
-        if lost >= 2 and lost / base.count > policy.class_drop_max:
-            against.append(
-                f"class {label!r} falls from {base.correct} to {candidate.correct} of {base.count}, "
-                f"allowed is a drop of {policy.class_drop_max * 100:.0f} pp"
-            )
+        if (base.correct - candidate.correct) / base.count <= policy.class_drop_max:
+            continue
+        words = f"class {label!r} falls from {base.correct} to {candidate.correct} of {base.count}"
+        chance = chance_of_drop(base.correct, candidate.correct, base.count)
+        if chance <= 1 - policy.confidence:
+            against.append(f"{words}, allowed is a drop of {policy.class_drop_max * 100:.0f} pp")
+        else:
+            # Of ten classes with fifteen samples each, one falls by three in most rounds, good or bad.
+            warnings.append(f"{words}, which may be chance ({chance:.0%})")
     return against, warnings
 
 

@@ -97,11 +97,12 @@ class IllegalEventError(AssertionError):
 
 
 _VERIFY = (S.VERIFYING, (A.VERIFY_CANDIDATE,))
-_OVER = (S.COOLDOWN, (A.RECORD_OUTCOME,))
+# A trainer that was killed or cancelled may have published just before: an ungated version must not stay.
+_OVER = (S.COOLDOWN, (A.QUARANTINE, A.RECORD_OUTCOME))
 _PAUSE = (S.PAUSED, (A.PAUSE_TRAINER,))
 _STOP = (S.STOPPING, (A.STOP_TRAINER,))
 _WAKE_AND_STOP = (S.STOPPING, (A.RESUME_TRAINER, A.STOP_TRAINER))  # a stopped process does not act on SIGTERM
-_REFUSE = (S.COOLDOWN, (A.QUARANTINE, A.RECORD_OUTCOME))
+_REFUSE = _OVER
 
 TABLE: dict[tuple[RoundState, EventKind], tuple[RoundState, tuple[Action, ...]]] = {
     (S.IDLE, E.WANTED): (S.HELD, ()),

@@ -13,6 +13,7 @@ from site_on_disk import COLOURS, Site, drop
 
 from edgetune.daemon.service import DaemonService
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
+from edgetune.serve.engine import Engine
 from edgetune.types import Quantity, RoundState, TrainerOutcome
 
 S = RoundState
@@ -376,14 +377,14 @@ def test_a_clock_that_jumps_ten_years_ends_no_cool_down_and_no_probation(tmp_pat
             await site.until_served(2)
             site.clock.set_wall(site.clock.wall_s() + 10 * 365 * 86400)
             await site.tick(5)
-            assert site.daemon.serving.probation is not None
+            assert site.daemon.serving.trial.version == 2
         site = Site(tmp_path)
         site.clock.set_wall(0.0)
         async with site:
             await site.tick(5)
-            assert site.daemon.serving.probation is not None
+            assert site.daemon.serving.trial.version == 2
             await site.tick(40, seconds=100)
-            assert site.daemon.serving.probation is None
+            assert site.daemon.serving.trial.version is None
 
     run(play())
 
@@ -486,5 +487,124 @@ def test_a_full_buffer_keeps_the_files_and_says_why(tmp_path: Path) -> None:
             assert "the sample buffer is full" in site.daemon.ingest.trouble
             assert len(list((tmp_path / "state" / "inbox").rglob("*.png"))) == 6
             assert any("the inbox waits" in warning for warning in (await site.daemon.status())["warnings"])
+
+    run(play())
+
+
+def test_a_spec_that_cannot_be_read_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
+    """Its round is gone; the samples are free for the next one."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+        (tmp_path / "state" / "rounds" / "0001" / "spec.json").write_bytes(b"")
+        async with Site(tmp_path) as site:
+            await site.until_served(2)
+
+    run(play())
+
+
+def test_cancelling_while_a_candidate_is_verified_is_recorded_as_cancelled(tmp_path: Path) -> None:
+    """The candidate was good, and is in quarantine all the same."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            prepare, may_load = site.daemon.serving.prepare, asyncio.Event()
+
+            async def prepare_slowly(version: int) -> Engine:
+                await may_load.wait()
+                return await prepare(version)
+
+            site.daemon.serving.prepare = prepare_slowly  # type: ignore[method-assign]
+            await site.take_all()
+            await site.until(S.VERIFYING)
+            await DaemonService(site.daemon).cancel()
+            may_load.set()
+            await site.until(S.COOLDOWN)
+            status = await site.daemon.status()
+            assert (status["served"]["version"], status["last_round"]["outcome"]) == (1, "cancelled")
+            assert 2 in site.daemon.models.quarantined()
+
+    run(play())
+
+
+def test_cancels_and_ticks_at_once_end_a_suspended_round_once(tmp_path: Path) -> None:
+    """Requests arrive between the steps of a tick; the machine takes one event at a time."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+        async with Site(tmp_path, make_trainer=held) as site:
+            assert site.state is S.SUSPENDED
+            service = DaemonService(site.daemon)
+            await asyncio.gather(service.cancel(), service.cancel(), site.daemon.tick(), return_exceptions=True)
+            await site.tick(3)
+            assert site.state is S.COOLDOWN
+            assert site.daemon.rounds.failures == 1
+            assert site.trainers == []
+
+    run(play())
+
+
+def test_a_roll_back_that_cannot_be_done_is_told_and_kills_nothing(tmp_path: Path) -> None:
+    """The fallback was damaged meanwhile; the service goes on with what it has."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            service = DaemonService(site.daemon)
+            for is_right in (True, False):
+                for _ in range(20):
+                    answer = await service.predict(picture(COLOURS["cat"], 3), top_k=2)
+                    await service.label_prediction(answer.prediction_id, answer.top[0 if is_right else 1][0])
+                if is_right:
+                    await site.take_all()
+                    await site.until_served(2)
+                    (tmp_path / "state" / "models" / "v000001" / "model.onnx").write_bytes(b"broken")
+            await site.tick(30)
+            assert site.daemon.serving.served.version == 2
+            assert any(event["kind"] == "probation.stuck" for event in await service.events(0, 100))
+
+    run(play())
+
+
+def test_rolling_back_twice_goes_back_twice(tmp_path: Path) -> None:
+    """3, 2, 1; never forward to what was just rejected."""
+
+    async def play() -> None:
+        async with Site(tmp_path) as site:
+            service = DaemonService(site.daemon)
+            for version in (2, 3):
+                drop(tmp_path, 40, start=100 * version)
+                await site.take_all()
+                await site.until_served(version)
+            assert (await service.rollback())["version"] == 2
+            assert (await service.rollback())["version"] == 1
+
+    run(play())
+
+
+def test_a_disk_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    """Books are kept later; the trigger, the budget and predictions go on, and the status says what is wrong."""
+    from edgetune.errors import StoreError
+
+    async def play() -> None:
+        async with Site(tmp_path) as site:
+            service, history = DaemonService(site.daemon), site.daemon.history
+
+            def refuse(*_: object, **__: object) -> None:
+                raise StoreError("the disk is full")
+
+            history.record_reading = refuse  # type: ignore[assignment,method-assign]
+            history.add_event = refuse  # type: ignore[assignment,method-assign]
+            await site.tick(3)
+            await service.pause()
+            assert (await service.predict(picture((0, 0, 0), 1), top_k=1)).model_version == 1
+            assert any("the disk is full" in warning for warning in (await site.daemon.status())["warnings"])
 
     run(play())

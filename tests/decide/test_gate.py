@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgetune.decide.gate import judge, largest_plausible_drop
+from edgetune.decide.gate import chance_of_drop, judge, largest_plausible_drop
 from edgetune.types import ClassScore, Comparison, Cost, GatePolicy, Latency, Metrics
 
 POLICY = GatePolicy()
@@ -110,6 +110,29 @@ def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
     assert "nothing is gained" in judge(compare(BASE, BASE, **same), POLICY).reasons[0]
     better = metrics(cat=(85, 100), dog=(82, 100))
     assert judge(compare(BASE, better, **same), POLICY).is_promoted
+
+
+def test_a_small_class_may_fall_by_chance_and_is_only_reported() -> None:
+    """8 to 5 of 15 happens in one round in four when nothing has changed; 14 to 5 does not."""
+    base = metrics(cat=(60, 100), ray=(8, 15), eel=(14, 15))
+    by_chance = judge(compare(base, metrics(cat=(66, 100), ray=(5, 15), eel=(14, 15))), POLICY)
+    assert by_chance.is_promoted
+    assert any("'ray' falls from 8 to 5 of 15" in warning for warning in by_chance.warnings)
+    real = judge(compare(base, metrics(cat=(75, 100), ray=(8, 15), eel=(5, 15))), POLICY)
+    assert any("'eel' falls from 14 to 5 of 15" in reason for reason in real.reasons)
+
+
+@pytest.mark.parametrize(("before", "after", "count"), [(8, 5, 15), (14, 5, 15), (80, 68, 100), (5, 5, 9), (0, 0, 4)])
+def test_the_chance_of_a_drop_is_fishers(before: int, after: int, count: int) -> None:
+    """Against counting every way to deal the right answers to the two models."""
+    import random
+
+    draw, hits, runs = random.Random(3), 0, 20_000  # noqa: S311 - a simulation
+    answers = [1] * (before + after) + [0] * (2 * count - before - after)
+    for _ in range(runs):
+        draw.shuffle(answers)
+        hits += sum(answers[:count]) <= after
+    assert abs(hits / runs - chance_of_drop(before, after, count)) < 0.015
 
 
 def test_a_loss_that_is_not_a_number_is_refused() -> None:

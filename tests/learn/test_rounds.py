@@ -1,0 +1,188 @@
+"""Whole rounds on the tiny net, in this process: what they publish, and what the gate makes of it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conftest_site import CLASSES, RECIPE, RecordingControl, Site, make_site, read_manifest, run_here
+
+from edgetune.decide.gate import judge
+from edgetune.learn.network import count_parameters, load_network
+from edgetune.serve.engine import Engine
+from edgetune.store.models import Models
+from edgetune.types import FrozenSample, GatePolicy, Manifest, Pruning, RoundKind, Split, TrainerOutcome
+
+# Time on a busy test machine is not what is judged here.
+POLICY = GatePolicy(latency_ratio_max=1000.0)
+THOROUGH = replace(RECIPE, epochs_before=2, epochs_after=6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    """A round pins torch's threads and algorithms for its process."""
+    threads, is_strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(is_strict)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """130 samples a class, a fifth of them held out; version 1 is untrained, version 2 was trained on them."""
+    site = make_site(tmp_path_factory.mktemp("site"), each=130)
+    directory = site.round_dir("first", kind=RoundKind.ADAPT, recipe=THOROUGH)
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+    return site
+
+
+def do_round(site: Site, name: str, **changes: object) -> tuple[Manifest, Path, list[dict[str, object]]]:
+    """A round against version 2 that publishes version 3 in its own copy of the models."""
+    models = Path(shutil.copytree(site.root / "models", site.root / f"models-{name}"))
+    changes = {"base_version": 2, "candidate_version": 3, "models_dir": models, **changes}
+    control = RecordingControl()
+    outcome, message, _ = run_here(site.round_dir(name, **changes), control)
+    assert outcome is TrainerOutcome.PUBLISHED, message
+    store = Models(models, quarantine=models.parent / "quarantine")
+    store.verify(3)
+    engine = Engine.load(models / "v000003", threads=1)
+    engine.selftest()
+    manifest = read_manifest(models / "v000003")
+    network = load_network(models / "v000003")
+    assert count_parameters(network.module) == manifest.cost.parameters
+    return manifest, models / "v000003", control.said
+
+
+def poisoned(samples: tuple[FrozenSample, ...], how: str) -> tuple[FrozenSample, ...]:
+    """The labels of the training samples shuffled, or each class called by another's name; the rest is left clean."""
+    training = [sample for sample in samples if sample.split is Split.TRAINING]
+    if how == "shuffled":
+        labels = [sample.label for sample in training]
+        random.Random(1).shuffle(labels)
+    else:
+        labels = [CLASSES[(CLASSES.index(sample.label) + 1) % len(CLASSES)] for sample in training]
+    renamed = {s.sample_id: label for s, label in zip(training, labels, strict=True)}
+    return tuple(replace(sample, label=renamed.get(sample.sample_id, sample.label)) for sample in samples)
+
+
+@pytest.mark.parametrize("kind", [RoundKind.RESHAPE, RoundKind.ADAPT])
+@pytest.mark.parametrize("how", ["shuffled", "rotated"])
+def test_a_candidate_learnt_from_poisoned_labels_is_refused(site: Site, kind: RoundKind, how: str) -> None:
+    """The trainer publishes it in good faith; on the clean hold-out the gate sees that accuracy falls."""
+    samples = poisoned(site.samples, how)
+    manifest, _, _ = do_round(site, f"poisoned-{how}-{kind.value}", kind=kind, samples=samples, recipe=THOROUGH)
+    assert manifest.comparison is not None
+    decision = judge(manifest.comparison, POLICY)
+    assert not decision.is_promoted
+    assert any("accuracy falls" in reason for reason in decision.reasons), decision.reasons
+
+
+def test_the_same_round_on_clean_labels_is_promoted(site: Site) -> None:
+    """What the gate refuses above is the poison and nothing else: as accurate and smaller is promoted."""
+    manifest, _, _ = do_round(site, "clean", recipe=THOROUGH)
+    assert manifest.comparison is not None
+    assert manifest.comparison.candidate.count >= POLICY.holdout_min
+    decision = judge(manifest.comparison, POLICY)
+    assert decision.is_promoted, decision.reasons
+    assert any("parameters" in reason for reason in decision.reasons)
+
+
+def test_rounds_with_each_criterion_publish_networks_of_their_own(site: Site) -> None:
+    """l1, random and taylor all reach the level, say so in the manifest, and do not cut the same filters."""
+    published = {}
+    for criterion in ("l1", "random", "taylor"):
+        manifest, directory, said = do_round(site, criterion, recipe=replace(RECIPE, criterion=criterion))
+        phases = [line["phase"] for line in said if line["event"] == "phase"]
+        assert phases == ["load", "tune", "score", "prune", "retrain", "export", "measure", "time", "publish"]
+        pruning = manifest.pruning
+        assert pruning is not None
+        assert (pruning.criterion, pruning.level_asked, pruning.round_to) == (criterion, 0.4, 8)
+        assert pruning.level_achieved >= 0.4
+        network = load_network(directory)
+        assert all(m.out_channels % 8 == 0 for m in network.module.modules() if isinstance(m, torch.nn.Conv2d))
+        published[criterion] = (directory / "weights.safetensors").read_bytes()
+    assert len(set(published.values())) == 3
+
+
+def test_a_round_at_level_zero_only_fine_tunes_the_factory_model(site: Site) -> None:
+    """No tune, score or prune phase; the factory's size, the accuracy of a trained model, no pruning recorded."""
+    manifest, directory, said = do_round(site, "level-zero", recipe=replace(THOROUGH, level=0.0))
+    assert [line["phase"] for line in said if line["event"] == "phase"] == [
+        "load", "retrain", "export", "measure", "time", "publish",
+    ]  # fmt: skip
+    factory = read_manifest(site.root / "models" / "v000001")
+    assert manifest.pruning is None
+    assert manifest.cost.parameters == factory.cost.parameters
+    assert load_network(directory).describe().layers == {}
+    assert manifest.comparison is not None
+    top1 = manifest.comparison.candidate.top1
+    assert top1 is not None
+    assert top1 > 0.8
+    first = directory.parent / "v000002"  # the factory model adapted by the same recipe in a round of the same number
+    assert (directory / "weights.safetensors").read_bytes() == (first / "weights.safetensors").read_bytes()
+
+
+def test_an_adapting_round_keeps_the_shape_and_history_of_a_pruned_base(site: Site) -> None:
+    """Fine-tuning a pruned version leaves its widths, and the manifest still says how it was pruned."""
+    pruned, directory, _ = do_round(site, "pruned-base")
+    models = directory.parent
+    follow_up = site.round_dir(
+        "follow-up", kind=RoundKind.ADAPT, base_version=3, candidate_version=4, round_id=2, models_dir=models
+    )
+    assert run_here(follow_up)[0] is TrainerOutcome.PUBLISHED
+    adapted = read_manifest(models / "v000004")
+    assert isinstance(pruned.pruning, Pruning)
+    assert adapted.pruning == pruned.pruning
+    assert adapted.cost.parameters == pruned.cost.parameters
+    assert load_network(models / "v000004").describe() == load_network(directory).describe()
+    assert (adapted.kind, adapted.parent) == ("adapt", 3)
+
+
+@pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("kind", [RoundKind.RESHAPE, RoundKind.ADAPT])
+def test_a_round_stopped_at_many_steps_ends_with_the_same_bits(
+    site: Site, memory_format: str, kind: RoundKind
+) -> None:
+    """Stops before the first checkpoint, between two, across the cut and near the end change no bit."""
+    recipe = replace(RECIPE, memory_format=memory_format, max_steps=24)
+    _, whole, _ = do_round(site, f"whole-{memory_format}-{kind.value}", kind=kind, recipe=recipe)
+    models = Path(shutil.copytree(site.root / "models", site.root / f"models-stopped-{memory_format}-{kind.value}"))
+    directory = site.round_dir(
+        f"stopped-{memory_format}-{kind.value}", kind=kind, recipe=recipe, base_version=2, candidate_version=3,
+        models_dir=models,
+    )  # fmt: skip
+    outcomes = []
+    for steps in (1, 2, 4, 3, 5, 1, 1):
+        outcomes.append(run_here(directory, RecordingControl(stop_after=[steps]))[0])
+    assert outcomes == [TrainerOutcome.CHECKPOINTED] * len(outcomes)
+    assert not (models / "v000003").exists()
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+    for name in ("weights.safetensors", "network.json", "model.onnx"):
+        assert (models / "v000003" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_damaged_checkpoint_or_one_of_another_round_starts_anew(site: Site) -> None:
+    """Half a file, and a file whose spec is another, are not gone on from; the result is the whole round's."""
+    _, whole, _ = do_round(site, "whole")
+    models = Path(shutil.copytree(site.root / "models", site.root / "models-damaged"))
+    directory = site.round_dir("damaged", base_version=2, candidate_version=3, models_dir=models)
+    assert run_here(directory, RecordingControl(stop_after=[5]))[0] is TrainerOutcome.CHECKPOINTED
+    path = directory / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert run_here(directory, RecordingControl(stop_after=[3]))[0] is TrainerOutcome.CHECKPOINTED
+    other = site.round_dir("other", base_version=2, candidate_version=3, models_dir=models, round_id=9)
+    shutil.copy(path, other / path.name)
+    control = RecordingControl(stop_after=[1])
+    assert run_here(other, control)[0] is TrainerOutcome.CHECKPOINTED
+    assert [line["step"] for line in control.said if line["event"] == "progress" and "step" in line] == [1, 2]
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+    assert (models / "v000003" / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
