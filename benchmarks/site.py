@@ -131,7 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--level", default="50%")
+    parser.add_argument("--level", default="30%")
     parser.add_argument("--criterion", default="taylor")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--csv", type=Path)

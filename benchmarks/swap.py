@@ -84,7 +84,7 @@ def play(arguments: argparse.Namespace, root: Path) -> int:
     return 1 if failures else 0
 
 
-def load(
+def load(  # noqa: PLR0917 - one scene, two callers
     stage: Stage,
     daemon: psutil.Process,
     body: bytes,

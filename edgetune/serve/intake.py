@@ -93,10 +93,14 @@ class Intake:
 
 
 def _too_large(limits: ApiLimits) -> TooLargeError:
-    return TooLargeError(f"a request may hold {limits.body_max_bytes} bytes", hint="raise serving.body_max, or send less")
+    return TooLargeError(
+        f"a request may hold {limits.body_max_bytes} bytes", hint="raise serving.body_max, or send less"
+    )
 
 
-def json_fields(body: bytes, kinds: Mapping[str, type | tuple[type, ...]], required: tuple[str, ...] = ()) -> dict[str, Any]:
+def json_fields(
+    body: bytes, kinds: Mapping[str, type | tuple[type, ...]], required: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """
     Read a small JSON object strictly.
 

@@ -84,7 +84,9 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     return InferRequest(images=images, request_id=request_id, wants_binary=_wants_binary(request))
 
 
-def write_response(request: InferRequest, version: int, logits: npt.NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:
+def write_response(
+    request: InferRequest, version: int, logits: npt.NDArray[np.float32]
+) -> tuple[bytes, dict[str, str]]:
     """
     Write the answer in the form that was asked for.
 

@@ -40,7 +40,9 @@ def _labels(labels: Mapping[str, str]) -> str:
     for label in labels:
         if not _LABEL.fullmatch(label):
             raise ValueError(f"not a label: {label!r}")
-    pairs = ",".join('{}="{}"'.format(label, _escape(str(value)).replace('"', '\\"')) for label, value in labels.items())
+    pairs = ",".join(
+        '{}="{}"'.format(label, _escape(str(value)).replace('"', '\\"')) for label, value in labels.items()
+    )
     return f"{{{pairs}}}" if pairs else ""
 
 

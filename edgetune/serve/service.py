@@ -35,7 +35,9 @@ class Service(Protocol):
     async def predict(self, image: bytes, *, top_k: int, record: bool = True) -> Answer:
         """Answer for one encoded image."""
 
-    async def infer(self, model_version: int | None, images: npt.NDArray[np.uint8]) -> tuple[int, npt.NDArray[np.float32]]:
+    async def infer(
+        self, model_version: int | None, images: npt.NDArray[np.uint8]
+    ) -> tuple[int, npt.NDArray[np.float32]]:
         """Run images uint8 [N, H, W, 3]; the version that answered and its logits float32 [N, classes]."""
 
     def manifest(self) -> Manifest | None:

@@ -83,7 +83,9 @@ class WorkApi:
         """GET /v2/models/edgetune[/versions/V]/ready."""
         manifest = self._served(request)
         is_ready, _why = self._service.readiness()
-        return JSONResponse({"name": f"{kserve.MODEL_NAME}:{manifest.version}", "ready": is_ready}, 200 if is_ready else 503)
+        return JSONResponse(
+            {"name": f"{kserve.MODEL_NAME}:{manifest.version}", "ready": is_ready}, 200 if is_ready else 503
+        )
 
     def _served(self, request: Request) -> Manifest:
         version, manifest = self._version(request), self._service.manifest()

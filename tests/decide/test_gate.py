@@ -127,7 +127,7 @@ def test_the_chance_of_a_drop_is_fishers(before: int, after: int, count: int) ->
     """Against counting every way to deal the right answers to the two models."""
     import random
 
-    draw, hits, runs = random.Random(3), 0, 20_000  # noqa: S311 - a simulation
+    draw, hits, runs = random.Random(3), 0, 20_000
     answers = [1] * (before + after) + [0] * (2 * count - before - after)
     for _ in range(runs):
         draw.shuffle(answers)

@@ -25,6 +25,7 @@ from edgetune.learn.network import (
 )
 from edgetune.learn.prune import check_prunable
 
+
 @pytest.mark.parametrize(
     ("architecture", "parameters", "macs"),
     [("cifar:resnet20", 278_324, 40_818_944), ("cifar:mobilenet_v2", 2_412_212, 91_270_144)],

@@ -149,9 +149,7 @@ def test_an_adapting_round_keeps_the_shape_and_history_of_a_pruned_base(site: Si
 
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
 @pytest.mark.parametrize("kind", [RoundKind.RESHAPE, RoundKind.ADAPT])
-def test_a_round_stopped_at_many_steps_ends_with_the_same_bits(
-    site: Site, memory_format: str, kind: RoundKind
-) -> None:
+def test_a_round_stopped_at_many_steps_ends_with_the_same_bits(site: Site, memory_format: str, kind: RoundKind) -> None:
     """Stops before the first checkpoint, between two, across the cut and near the end change no bit."""
     recipe = replace(RECIPE, memory_format=memory_format, max_steps=24)
     _, whole, _ = do_round(site, f"whole-{memory_format}-{kind.value}", kind=kind, recipe=recipe)

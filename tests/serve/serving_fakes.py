@@ -25,7 +25,9 @@ SIZE = 8
 CLASSES = ("cat", "dog", "fish")
 
 
-def model_bytes(*, seed: int = 0, classes: int = len(CLASSES), size: int = SIZE, kind: int = TensorProto.UINT8) -> bytes:
+def model_bytes(
+    *, seed: int = 0, classes: int = len(CLASSES), size: int = SIZE, kind: int = TensorProto.UINT8
+) -> bytes:
     """uint8 [N, size, size, 3] -> float -> mean over the image -> linear -> logits [N, classes]."""
     weights = np.random.default_rng(seed).normal(size=(3, classes)).astype(np.float32)
     nodes = [
@@ -113,10 +115,10 @@ class FakeService:
         return [event for event in self.log if event["seq"] > after][:limit]
 
     async def wait_event(self, after: int) -> None:
-        while not await self.events(after, 1):
+        while not await self.events(after, 1):  # noqa: ASYNC110 - a fake, polled from another thread
             await asyncio.sleep(0.005)
 
-    async def round(self, id: int) -> dict[str, Any]:
+    async def round(self, id: int) -> dict[str, Any]:  # noqa: A002 - the protocol's name
         raise NotFoundError(f"there is no round {id}")
 
     async def rollback(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -42,6 +43,7 @@ def talk(path: Path, request: bytes, *, end: bool = False) -> tuple[int, dict[st
 
 
 def ask(path: Path, method: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """One request on a connection of its own."""
     fields = {"host": "localhost", "connection": "close", "content-length": str(len(body))}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
@@ -49,6 +51,7 @@ def ask(path: Path, method: str, target: str, body: bytes = b"", **headers: str)
 
 
 def error_of(body: bytes) -> dict[str, str]:
+    """The error of an answer, which has all three fields."""
     error = json.loads(body)["error"]
     assert set(error) == {"code", "message", "hint"}
     assert error["message"]
@@ -98,7 +101,7 @@ def test_a_prediction_names_its_version_and_classes(running: Running) -> None:
         ("GET", "/v2/models/edgetune/versions/9", b"", 404, "not_found"),
     ],
 )
-def test_every_error_has_the_same_shape(
+def test_every_error_has_the_same_shape(  # noqa: PLR0917 - one column of the table each
     running: Running, method: str, target: str, body: bytes, status: int, code: str
 ) -> None:
     """Whatever goes wrong, a client reads a code, a sentence and a hint, and never a traceback."""
@@ -128,10 +131,8 @@ def test_what_is_not_http_is_told_so(running: Running, request_bytes: bytes) -> 
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(10)
         connection.connect(str(running.path))
-        try:
+        with contextlib.suppress(BrokenPipeError):  # answered before all of it was taken
             connection.sendall(request_bytes)
-        except BrokenPipeError:
-            pass  # answered before all of it was taken
         content = b""
         try:
             while chunk := connection.recv(65536):
@@ -205,7 +206,9 @@ def test_an_answer_that_takes_too_long_is_given_up(tmp_path: Path, version_dir: 
         assert running.server._app.state.intake.in_hand == 0
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nab"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /healthz HT", b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nab"]
+)
 def test_a_slow_client_is_cut_off(tmp_path: Path, version_dir: Path, sent: bytes) -> None:
     """A request must arrive within its time, head and body."""
     limits = ApiLimits(header_timeout_s=0.05, body_timeout_s=0.05)
@@ -330,7 +333,9 @@ def test_swaps_fail_no_request(tmp_path: Path) -> None:
     """Clients that ask without pause while models change get an answer each time, from a version that exists."""
     directories = [write_version(tmp_path / str(v), v) for v in (1, 2)]
     batch = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
-    request = {"inputs": [{"name": "images", "datatype": "UINT8", "shape": list(batch.shape), "data": batch.ravel().tolist()}]}
+    request = {
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": list(batch.shape), "data": batch.ravel().tolist()}]
+    }
     stop, failures, answers = threading.Event(), [], [[] for _ in range(4)]
     with serving(tmp_path / "s", Engine.load(directories[0], threads=1)) as running:
         wanted = {v: Engine.load(directories[v - 1], threads=1).predict(batch)[0] for v in (1, 2)}
@@ -365,6 +370,7 @@ def test_tcp_is_a_members_right_and_not_for_web_pages(tmp_path: Path, version_di
     import http.client
 
     with serving(tmp_path / "s", Engine.load(version_dir, threads=1), tcp=("127.0.0.1", 0)) as running:
+
         def status(method: str, path: str, **headers: str) -> int:
             connection = http.client.HTTPConnection("127.0.0.1", running.server.tcp_port, timeout=10)
             connection.request(method, path, headers=headers)

@@ -16,6 +16,7 @@ from edgetune.serve.engine import Engine, Served, rank, time_interleaved
 
 
 def images(count: int = 2) -> np.ndarray:
+    """The same random images every time."""
     return np.random.default_rng(3).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
@@ -53,6 +54,7 @@ def test_a_batch_of_another_kind_is_refused(version_dir: Path, batch: np.ndarray
 
 
 def nan_model() -> bytes:
+    """A model whose weights are not numbers."""
     model = onnx.load_from_string(model_bytes())
     weights = np.full((3, len(CLASSES)), np.nan, np.float32)
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "weights"))
@@ -70,7 +72,9 @@ def nan_model() -> bytes:
         (nan_model, "NaN"),
     ],
 )
-def test_a_model_that_does_not_fit_its_manifest_is_refused(tmp_path: Path, model: Callable[[], bytes], why: str) -> None:
+def test_a_model_that_does_not_fit_its_manifest_is_refused(
+    tmp_path: Path, model: Callable[[], bytes], why: str
+) -> None:
     """Nothing that cannot answer is ever loaded."""
     directory = write_version(tmp_path / "v", model=model(), images=images(), logits=expected(images()))
     with pytest.raises(ModelError, match=why):
@@ -160,7 +164,7 @@ def test_a_hundred_swaps_under_threads_fail_no_prediction(tmp_path: Path) -> Non
                 with served.use() as engine:
                     np.testing.assert_allclose(engine.predict(batch), wanted[engine.version], rtol=1e-4, atol=1e-3)
                 answered[client] += 1
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the main thread shows it
                 failures.append(error)
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]

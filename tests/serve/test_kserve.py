@@ -21,11 +21,13 @@ PIXELS = np.random.default_rng(5).integers(0, 256, SHAPE, dtype=np.uint8)
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
+    """An input tensor as JSON, changed in the named fields."""
     fields = {"name": "images", "datatype": "UINT8", "shape": SHAPE, "data": PIXELS.ravel().tolist()} | changes
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def binary(tail: bytes = PIXELS.tobytes(), size: object = PIXELS.size, **request: Any) -> tuple[bytes, str]:
+    """A request with the pixels behind the JSON, and the length of its head."""
     header = json.dumps({"inputs": [tensor(data=None, parameters={"binary_data_size": size})]} | request).encode()
     return header + tail, str(len(header))
 
@@ -136,7 +138,9 @@ def test_metrics_escape_and_leave_out_the_unknown(running: Running) -> None:
 
 def test_numbers_are_written_as_prometheus_reads_them() -> None:
     """Whole numbers, infinities and NaN; a metric without a known sample is left out; a bad name is our mistake."""
-    values = [({"i": str(i)}, value) for i, value in enumerate([1, 2.5, float("inf"), float("-inf"), float("nan"), 1e300])]
+    values = [
+        ({"i": str(i)}, value) for i, value in enumerate([1, 2.5, float("inf"), float("-inf"), float("nan"), 1e300])
+    ]
     lines = prometheus.render([("a_total", "counter", "h", values), ("b", "gauge", "h", [({}, None)])]).splitlines()
     assert [line.split()[-1] for line in lines[2:]] == ["1", "2.5", "+Inf", "-Inf", "NaN", "1e+300"]
     for bad in [("1a", "gauge", "h", []), ("a", "odd", "h", []), ("a", "gauge", "h", [({"x-y": "1"}, 1.0)])]:

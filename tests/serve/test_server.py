@@ -86,7 +86,7 @@ def test_an_unknown_group_names_its_key() -> None:
 
 def test_only_a_loopback_address_is_served(tmp_path: Path) -> None:
     """The service is never on a network by mistake, and a failed start leaves nothing behind."""
-    with pytest.raises(ConfigError, match="not a loopback"), serving(tmp_path / "s", None, tcp=("0.0.0.0", 0)):
+    with pytest.raises(ConfigError, match="not a loopback"), serving(tmp_path / "s", None, tcp=("0.0.0.0", 0)):  # noqa: S104 - refused
         pass
     assert not (tmp_path / "s").exists()
 
