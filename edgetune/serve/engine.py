@@ -134,6 +134,7 @@ class Engine:
                     f"version {self.version} differs from its recorded outputs by {difference:.3g}; "
                     f"{allowed:.3g} is allowed",
                 )
+        _return_free_memory()  # what loading and this test took, before the daemon comes to rest
 
     def close(self) -> None:
         """Give the session's memory back. A prediction that runs in another thread still finishes."""

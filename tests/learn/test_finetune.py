@@ -34,7 +34,10 @@ PHASE = Phase(
 )  # fmt: skip
 # Losses of PHASE on torch 2.13, x86-64, one thread. A change of the loop that is not meant to change training leaves
 # them; one that is meant to replaces them.
-PINNED: list[float] = []
+PINNED = [
+    1.3377, 1.1923, 1.1598, 1.1534, 1.1488, 1.2830, 0.8912, 0.9450, 1.0111,
+    0.9766, 0.8886, 1.0956, 0.8274, 0.7513, 0.8348, 0.8839, 0.7048, 0.7261,
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,7 @@ def tiny_network(classes: int = 3) -> Network:
             if parameter.dim() > 1:
                 bound = math.sqrt(3.0 / parameter[0].numel())
                 parameter.copy_(torch.from_numpy(rng.uniform(-bound, bound, tuple(parameter.shape))))
+        nn.init.zeros_(module.head.bias)
     return Network(module, "tiny_nets:tiny", classes, "head")
 
 
@@ -108,27 +112,28 @@ def test_training_is_sgd_with_momentum_decay_and_a_cosine() -> None:
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 velocity[name] = 0.9 * velocity[name] + parameter.grad + 5e-4 * parameter
-                parameter -= rate * velocity[name]
+                parameter.sub_(rate * velocity[name])
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(network.module.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_the_weights_of_the_best_epoch_are_kept() -> None:
-    """With a learning rate that ruins the network, what validated best during the phase is what is left."""
+    """Validation that gets worse with every epoch: what is left is the network after the first."""
     training, validation = noisy_data(46, 1), noisy_data(30, 2)
-    network, seen = tiny_network(), []
+    against = replace(validation, labels=(validation.labels + 1) % 3)  # what is learnt is wrong here
+    network, scores = tiny_network(), []
     steps = steps_per_epoch(training, 8)
-    phase = replace(PHASE, steps=5 * steps, learning_rate=0.3, decays=False, checkpoint_steps=steps)
 
     def save(state: Checkpoint) -> None:
         other = tiny_network()
         other.module.load_state_dict(dict(state.network))
-        seen.append(validation_score(other.module, validation, normaliser(), 8, RecordingControl()))
+        scores.append(validation_score(other.module, against, normaliser(), 8, RecordingControl()))
 
-    fine_tune(network, phase, training, validation, normaliser(), resume=None, save=save, control=RecordingControl())
-    got = validation_score(network.module, validation, normaliser(), 8, RecordingControl())
-    assert len(set(seen)) > 1
-    assert got >= max(seen)
+    phase = replace(PHASE, steps=6 * steps, learning_rate=0.1, checkpoint_steps=steps)
+    fine_tune(network, phase, training, against, normaliser(), resume=None, save=save, control=RecordingControl())
+    got = validation_score(network.module, against, normaliser(), 8, RecordingControl())
+    assert got == scores[0] == max(scores)
+    assert scores[-1] < scores[0]
 
 
 class PooledNorm(nn.Module):

@@ -158,9 +158,8 @@ def test_a_round_stopped_at_many_steps_ends_with_the_same_bits(site: Site, memor
         f"stopped-{memory_format}-{kind.value}", kind=kind, recipe=recipe, base_version=2, candidate_version=3,
         models_dir=models,
     )  # fmt: skip
-    outcomes = []
-    for steps in (1, 2, 4, 3, 5, 1, 1):
-        outcomes.append(run_here(directory, RecordingControl(stop_after=[steps]))[0])
+    stops = (1, 2, 4, 3, 5, 1, 1)
+    outcomes = [run_here(directory, RecordingControl(stop_after=[steps]))[0] for steps in stops]
     assert outcomes == [TrainerOutcome.CHECKPOINTED] * len(outcomes)
     assert not (models / "v000003").exists()
     assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
