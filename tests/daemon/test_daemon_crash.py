@@ -65,13 +65,13 @@ def inspect(root: Path) -> dict[str, int]:
     return asyncio.run(look())
 
 
-def points(root: Path) -> int:
-    """How many durable steps a life without a crash has."""
+def steps(root: Path) -> list[str]:
+    """The names of the durable steps of a life without a crash, in order."""
     prepare(root)
     trace = root / "trace"
     assert live(root, EDGETUNE_FAULT_TRACE=str(trace)) == 0
     assert_whole(inspect(root))
-    return len(trace.read_text().splitlines())
+    return trace.read_text().splitlines()
 
 
 def assert_whole(found: dict[str, int]) -> None:
@@ -91,9 +91,15 @@ def crash_at(root: Path, n: int) -> bool:
     return died
 
 
+def edges(names: list[str]) -> list[int]:
+    """All steps but those inside a run of the same one: removing the 30th file of a batch is like the 29th."""
+    last = len(names) - 1
+    return [n for n, name in enumerate(names) if n in (0, last) or names[n - 1] != name or names[n + 1] != name]
+
+
 def test_a_death_at_some_steps_loses_nothing(tmp_path: Path) -> None:
     """A sample of the steps; the slow test takes every one."""
-    total = points(tmp_path / "whole")
+    total = len(steps(tmp_path / "whole"))
     assert total > 20
     for n in (0, total // 4, total // 2, 3 * total // 4):
         assert crash_at(tmp_path / str(n), n)
@@ -102,6 +108,6 @@ def test_a_death_at_some_steps_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_death_at_any_step_loses_nothing(tmp_path: Path) -> None:
     """Every durable step of ingest, round, publication, promotion and sweep, one life each."""
-    total = points(tmp_path / "whole")
-    deaths = [crash_at(tmp_path / str(n), n) for n in range(total)]
-    assert sum(deaths) > 0.9 * total
+    chosen = edges(steps(tmp_path / "whole"))
+    deaths = [crash_at(tmp_path / str(n), n) for n in chosen]
+    assert sum(deaths) > 0.9 * len(chosen)
