@@ -86,7 +86,9 @@ class Probation(Section):
     """When a promoted version is taken back by itself."""
 
     duration: Duration = key("24h", "How long after promotion; 0s: no probation.")
-    feedback_min: PositiveCount = key(20, "Observations on both versions before one is judged.")
+    feedback_min: PositiveCount = key(
+        20, "Labelled predictions of both versions before one is judged; five times as many where labels play no part."
+    )
     accuracy_drop_max: Points = key("5pp", "Fall of accuracy on labelled feedback that rolls back.")
     confidence_drop_max: float = key(0.15, "Fall of the mean confidence, from 0 to 1, that rolls back.", gt=0, le=1)
     latency_ratio_max: float = key(2.0, "Median latency over the former version's that rolls back.", gt=1, le=100)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+_UNLABELLED_PER_LABELLED = 5  # a figure without labels moves with the scene, so it needs more of them
+
 
 class ProbationKind(str, enum.Enum):
     """What probation says now."""
@@ -55,7 +57,8 @@ def judge(served: Observed, fallback: Observed, policy: ProbationPolicy, *, for_
         for_s: how long the version has been served, in seconds of up time.
 
     Returns:
-        ROLL_BACK names one degradation. Every bound needs `feedback_min` observations on both sides.
+        ROLL_BACK names one degradation. Feedback is judged from `feedback_min` labels on both sides, confidence
+        and latency from five times as many predictions.
     """
     enough = policy.feedback_min
     if served.feedback >= enough and fallback.feedback >= enough:
@@ -65,7 +68,7 @@ def judge(served: Observed, fallback: Observed, policy: ProbationPolicy, *, for_
             return _back(
                 f"labelled feedback fell from {before:.1%} ({fallback.feedback}) to {after:.1%} ({served.feedback})"
             )
-    if served.predictions >= enough and fallback.predictions >= enough:
+    if min(served.predictions, fallback.predictions) >= enough * _UNLABELLED_PER_LABELLED:
         if served.mean_confidence is not None and fallback.mean_confidence is not None:
             fall = fallback.mean_confidence - served.mean_confidence
             if fall > policy.confidence_drop_max:
