@@ -18,7 +18,7 @@ from torch import nn
 from edgetune.errors import ModelError
 from edgetune.learn.data import Images, normalise
 from edgetune.learn.network import NETWORK_FILE, WEIGHTS_FILE, Network, in_memory_format, state_tensors
-from edgetune.serve.engine import MODEL_FILE, SELFTEST_FILE, SELFTEST_TOLERANCE, Engine
+from edgetune.serve.engine import MODEL_FILE, SELFTEST_FILE, SELFTEST_TOLERANCE, Engine, runtime_version
 from edgetune.types import Manifest, Preprocess
 from edgetune.wire import to_json
 
@@ -150,7 +150,6 @@ def check_export(engine: Engine, network: Network, preprocess: Preprocess) -> No
 def library_versions() -> dict[str, str]:
     """What made a version, for its manifest."""
     import onnx
-    import onnxruntime
 
     import edgetune
 
@@ -158,5 +157,5 @@ def library_versions() -> dict[str, str]:
         "edgetune": edgetune.__version__,
         "torch": torch.__version__,
         "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": runtime_version(),
     }

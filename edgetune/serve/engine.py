@@ -237,6 +237,11 @@ class Served:
         return old.engine
 
 
+def runtime_version() -> str:
+    """ONNX Runtime's version, for a version's manifest."""
+    return str(onnxruntime.__version__)
+
+
 def rank(logits: Logits, classes: Sequence[str], top_k: int) -> tuple[tuple[str, float], ...]:
     """
     Turn the logits of one image into the most likely classes.
