@@ -13,6 +13,7 @@ from edgetune.client import Client
 from edgetune.config import Config
 from edgetune.errors import ConflictError, DaemonNotRunningError, MissingLibraryError, NotFoundError, UsageError
 from edgetune.store import durable
+from edgetune.store.history import read_state
 from edgetune.store.models import Models
 from edgetune.types import Preprocess
 
@@ -144,17 +145,13 @@ def export_model(state_dir: Path, version: int, directory: Path) -> list[str]:
 
 
 def sweep(state_dir: Path, *, keep: int, dry_run: bool) -> list[int]:
-    """Remove all versions but the newest `keep`, the served one and the factory model; return their numbers."""
+    """Remove all versions but the newest `keep`, the served one, a probation's fallback and the factory model."""
     with locked(state_dir):
         models = open_models(state_dir)
-        if not dry_run:
-            return models.sweep(keep=keep, protect=())
-        versions = models.versions()
-        return [
-            version
-            for version in versions[: max(0, len(versions) - keep)]
-            if version not in (models.current(), models.factory())
-        ]
+        trial = read_state(state_dir / "edgetune.db", "probation")
+        protect = () if trial is None else (int(trial["fallback"]),)
+        work = models.sweepable if dry_run else models.sweep
+        return work(keep=keep, protect=protect)
 
 
 def read_classes(path: Path) -> list[str]:

@@ -6,8 +6,10 @@ Old events and readings are dropped by number, not by age: a board without a clo
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from sqlite_utils import Database
@@ -15,7 +17,7 @@ from sqlite_utils import Database
 from edgetune import wire
 from edgetune.clock import Clock
 from edgetune.errors import NotFoundError
-from edgetune.store.database import explained, scalar, transaction
+from edgetune.store.database import connect_read_only, explained, scalar, transaction
 from edgetune.types import Reading
 
 _ROUND_COLUMNS = ("kind", "reason", "state", "started_at_s", "ended_at_s", "outcome", "message")
@@ -213,3 +215,12 @@ def _to_text(details: Mapping[str, Any]) -> str:
 
 def _round(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "details": json.loads(row["details"])}
+
+
+def read_state(path: Path, key: str) -> Any:
+    """What a daemon that does not run left under this key; None when there is no database or no such key."""
+    if not path.exists():
+        return None
+    with explained(), contextlib.closing(connect_read_only(path)) as connection:
+        row = connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+    return None if row is None else json.loads(row[0])

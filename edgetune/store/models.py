@@ -210,14 +210,18 @@ class Models:
         Returns:
             The numbers that were removed.
         """
-        versions = self.versions()
-        kept = {*versions[max(0, len(versions) - keep) :], self.current(), self.factory(), *protect}
-        removed = [version for version in versions if version not in kept]
+        removed = self.sweepable(keep=keep, protect=protect)
         if removed:
             self._record_highest()
         for version in removed:
             durable.remove_dir(self._root / version_name(version))
         return removed
+
+    def sweepable(self, *, keep: int, protect: Iterable[int]) -> list[int]:
+        """What `sweep` would remove."""
+        versions = self.versions()
+        kept = {*versions[max(0, len(versions) - keep) :], self.current(), self.factory(), *protect}
+        return [version for version in versions if version not in kept]
 
     def sweep_quarantine(self, *, keep: int) -> list[int]:
         """Remove all but the newest `keep` quarantined versions; their reasons stay. Returns the removed numbers."""

@@ -11,6 +11,7 @@ import pytest
 from fakes import FakeClock, FakeTrainer, picture
 from site_on_disk import COLOURS, Site, drop
 
+from edgetune.cli.installing import sweep
 from edgetune.daemon.service import DaemonService
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.serve.engine import Engine
@@ -608,3 +609,20 @@ def test_a_disk_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
             assert any("the disk is full" in warning for warning in (await site.daemon.status())["warnings"])
 
     run(play())
+
+
+def test_clearing_up_a_stopped_service_keeps_what_a_probation_goes_back_to(tmp_path: Path) -> None:
+    """`edgetune models gc` between two runs of the daemon, also when it is only asked what it would do."""
+
+    async def play() -> None:
+        async with Site(tmp_path) as site:
+            for version in (2, 3):
+                drop(tmp_path, 40, start=100 * version)
+                await site.take_all()
+                await site.until_served(version)
+            assert site.daemon.serving.trial.fallback == 2
+
+    run(play())
+    assert sweep(tmp_path / "state", keep=1, dry_run=True) == []
+    assert sweep(tmp_path / "state", keep=1, dry_run=False) == []
+    assert (tmp_path / "state" / "models" / "v000002").is_dir()
