@@ -42,25 +42,13 @@ _UNSAVED_MAX = 10_000  # predictions kept for a database that cannot be written 
 class Counters:
     """What one version has answered since it was loaded."""
 
-    requests: int = 0
     failed: int = 0
-    confidence_sum: float = 0.0
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES_KEPT))
 
     def quantile_ms(self, share: float) -> float | None:
         """A quantile of the last latencies."""
         values = sorted(self.latencies_ms)
         return values[min(len(values) - 1, int(share * len(values)))] if values else None
-
-    def observed(self, feedback: tuple[int, int]) -> Observed:
-        """As probation compares it; feedback is (labelled, right)."""
-        return Observed(
-            feedback=feedback[0],
-            feedback_correct=feedback[1],
-            predictions=self.requests,
-            mean_confidence=self.confidence_sum / self.requests if self.requests else None,
-            p50_ms=median(self.latencies_ms) if self.latencies_ms else None,
-        )
 
 
 class Serving:
@@ -226,7 +214,7 @@ class Serving:
             top=top,
             latency_ms=(time.perf_counter_ns() - started_ns) / 1e6,
         )
-        self._count(engine.version, answer.latency_ms, top[0][1])
+        self._count(engine.version, answer.latency_ms)
         if record:
             self._unsaved.append(
                 PredictionRow(
@@ -261,10 +249,7 @@ class Serving:
                     raise NotFoundError(f"version {version} is not served; {engine.version} is")
                 return engine.version, engine.predict(batch)
 
-        started_ns = time.perf_counter_ns()
-        answered, logits = await self._counted(work)
-        self._count(answered, (time.perf_counter_ns() - started_ns) / 1e6, None)
-        return answered, logits
+        return await self._counted(work)
 
     async def _counted(self, work: Callable[[], T]) -> T:
         self.total_requests += 1
@@ -276,13 +261,10 @@ class Serving:
                 self.counters.failed += 1
             raise
 
-    def _count(self, version: int, latency_ms: float, confidence: float | None) -> None:
-        if version != self.served.version:
-            return  # it finished on the version before a swap
-        if confidence is not None:  # tensors come in batches of any size, so their times compare with nothing
+    def _count(self, version: int, latency_ms: float) -> None:
+        """Pictures only: tensors come in batches of any size, so their times compare with nothing."""
+        if version == self.served.version:  # else it finished on the version before a swap
             self.counters.latencies_ms.append(latency_ms)
-            self.counters.requests += 1
-            self.counters.confidence_sum += confidence
 
     async def flush(self) -> None:
         """Write the predictions answered since the last call."""
@@ -321,12 +303,20 @@ class Serving:
         return baseline
 
     async def observed(self) -> Observed:
-        """How the served version does."""
+        """How the served version does: what was kept outlives a restart, latencies are this process's own."""
         version = self.served.version
         if version is None:
             return Observed()
         summary = await self._store(self._buffer.prediction_summary, version)
-        return self.counters.observed((summary.labelled, summary.correct))
+        latencies_ms = self.counters.latencies_ms
+        return Observed(
+            feedback=summary.labelled,
+            feedback_correct=summary.correct,
+            predictions=summary.count,
+            mean_confidence=summary.confidence_mean,
+            timed=len(latencies_ms),
+            p50_ms=median(latencies_ms) if latencies_ms else None,
+        )
 
     async def check_probation(self, policy: ProbationPolicy) -> None:
         """End a probation that is over, or roll back on a named degradation."""

@@ -33,9 +33,10 @@ class Observed:
 
     feedback: int = 0  # labelled predictions
     feedback_correct: int = 0
-    predictions: int = 0
-    mean_confidence: float | None = None  # probability of the top class
-    p50_ms: float | None = None
+    predictions: int = 0  # kept ones, over all starts of the daemon
+    mean_confidence: float | None = None  # probability of the top class, of these
+    timed: int = 0  # predictions of one image since the version was loaded
+    p50_ms: float | None = None  # of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,33 +58,47 @@ def judge(served: Observed, fallback: Observed, policy: ProbationPolicy, *, for_
         for_s: how long the version has been served, in seconds of up time.
 
     Returns:
-        ROLL_BACK names one degradation. Feedback is judged from `feedback_min` labels on both sides, confidence
-        and latency from five times as many predictions.
+        ROLL_BACK names the first degradation. Feedback is judged from `feedback_min` labels on both sides, confidence
+        and latency each from five times as many predictions on both sides.
     """
-    enough = policy.feedback_min
-    if served.feedback >= enough and fallback.feedback >= enough:
-        before = fallback.feedback_correct / fallback.feedback
-        after = served.feedback_correct / served.feedback
-        if before - after > policy.accuracy_drop_max and _is_significant(served, fallback):
-            return _back(
-                f"labelled feedback fell from {before:.1%} ({fallback.feedback}) to {after:.1%} ({served.feedback})"
-            )
-    if min(served.predictions, fallback.predictions) >= enough * _UNLABELLED_PER_LABELLED:
-        if served.mean_confidence is not None and fallback.mean_confidence is not None:
-            fall = fallback.mean_confidence - served.mean_confidence
-            if fall > policy.confidence_drop_max:
-                return _back(
-                    f"mean confidence fell from {fallback.mean_confidence:.2f} to {served.mean_confidence:.2f}"
-                )
-        if served.p50_ms and fallback.p50_ms and served.p50_ms > fallback.p50_ms * policy.latency_ratio_max:
-            return _back(f"median latency rose from {fallback.p50_ms:.1f} ms to {served.p50_ms:.1f} ms")
+    for reason in (
+        _feedback(served, fallback, policy),
+        _confidence(served, fallback, policy),
+        _latency(served, fallback, policy),
+    ):
+        if reason:
+            return ProbationVerdict(kind=ProbationKind.ROLL_BACK, reason=reason)
     if for_s >= policy.duration_s:
         return ProbationVerdict(kind=ProbationKind.PASSED, reason="probation over")
     return ProbationVerdict(kind=ProbationKind.WAIT)
 
 
-def _back(reason: str) -> ProbationVerdict:
-    return ProbationVerdict(kind=ProbationKind.ROLL_BACK, reason=reason)
+def _feedback(served: Observed, fallback: Observed, policy: ProbationPolicy) -> str:
+    if min(served.feedback, fallback.feedback) < policy.feedback_min:
+        return ""
+    before = fallback.feedback_correct / fallback.feedback
+    after = served.feedback_correct / served.feedback
+    if before - after <= policy.accuracy_drop_max or not _is_significant(served, fallback):
+        return ""
+    return f"labelled feedback fell from {before:.1%} ({fallback.feedback}) to {after:.1%} ({served.feedback})"
+
+
+def _confidence(served: Observed, fallback: Observed, policy: ProbationPolicy) -> str:
+    before, after = fallback.mean_confidence, served.mean_confidence
+    if before is None or after is None:
+        return ""
+    is_enough = min(served.predictions, fallback.predictions) >= policy.feedback_min * _UNLABELLED_PER_LABELLED
+    is_worse = is_enough and before - after > policy.confidence_drop_max
+    return f"mean confidence fell from {before:.2f} to {after:.2f}" if is_worse else ""
+
+
+def _latency(served: Observed, fallback: Observed, policy: ProbationPolicy) -> str:
+    before, after = fallback.p50_ms, served.p50_ms
+    if before is None or after is None:
+        return ""
+    is_enough = min(served.timed, fallback.timed) >= policy.feedback_min * _UNLABELLED_PER_LABELLED
+    is_worse = is_enough and after > before * policy.latency_ratio_max
+    return f"median latency rose from {before:.1f} ms to {after:.1f} ms" if is_worse else ""
 
 
 def _is_significant(served: Observed, fallback: Observed) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgetune.cli.installing import sweep
 from edgetune.daemon.service import DaemonService
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.serve.engine import Engine
+from edgetune.store.buffer import PredictionRow
 from edgetune.types import Quantity, RoundState, TrainerOutcome
 
 S = RoundState
@@ -273,6 +275,37 @@ def test_worse_feedback_rolls_back_by_itself_and_says_why(tmp_path: Path) -> Non
             await site.until_served(1)
             events = [event["kind"] for event in await service.events(0, 100)]
             assert "model.rolled_back" in events
+
+    run(play())
+
+
+def test_confidence_seen_before_a_restart_counts_after_it(tmp_path: Path) -> None:
+    """12 unsure answers before a restart and 13 after it are the 25 that a roll-back asks for."""
+
+    async def answer(site: Site, version: int, count: int, confidence: float) -> None:
+        rows = [
+            PredictionRow(
+                prediction_id=uuid.uuid4().hex, model_version=version, label="cat", confidence=confidence, wall_s=1.0
+            )
+            for _ in range(count)
+        ]
+        await site.daemon.store(site.daemon.buffer.record_predictions, rows)
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await answer(site, 1, 25, 0.9)
+            await site.take_all()
+            await site.until_served(2)
+            await answer(site, 2, 12, 0.4)
+            await site.tick(20)
+            assert site.daemon.serving.served.version == 2
+        async with Site(tmp_path) as site:
+            await answer(site, 2, 13, 0.4)
+            await site.tick(20)
+            assert site.daemon.serving.served.version == 1
+            events = await DaemonService(site.daemon).events(0, 100)
+            assert any("mean confidence fell from 0.90 to 0.40" in event["text"] for event in events)
 
     run(play())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgetune.decide.probation import Observed, ProbationKind, ProbationPolicy, judge
 
 POLICY = ProbationPolicy(duration_s=3600, feedback_min=20)
-GOOD = Observed(feedback=100, feedback_correct=90, predictions=1000, mean_confidence=0.9, p50_ms=5.0)
+GOOD = Observed(feedback=100, feedback_correct=90, predictions=1000, mean_confidence=0.9, timed=1000, p50_ms=5.0)
 
 
 def test_a_version_as_good_as_its_fallback_passes_after_its_time() -> None:
@@ -19,7 +19,7 @@ def test_each_degradation_is_named() -> None:
     worse = {
         "labelled feedback": Observed(feedback=100, feedback_correct=60),
         "mean confidence": Observed(predictions=1000, mean_confidence=0.6),
-        "median latency": Observed(predictions=1000, p50_ms=11.0),
+        "median latency": Observed(timed=1000, p50_ms=11.0),
     }
     for word, observed in worse.items():
         verdict = judge(observed, GOOD, POLICY, for_s=10)
