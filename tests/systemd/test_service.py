@@ -7,7 +7,7 @@ import re
 import board_life
 import pytest
 from board_life import answer, call, is_answering, status
-from conftest import CONFIG
+from conftest import CONFIG, SOURCE
 from debian_root import Machine
 
 pytestmark = pytest.mark.systemd
@@ -175,3 +175,17 @@ def test_the_sandbox_is_tight(service: Machine) -> None:
     assert found is not None, report
     print(f"systemd-analyze security: {found[1]}")
     assert float(found[1]) <= EXPOSURE_MAX, report
+
+
+def test_uninstall_stops_the_service_and_keeps_what_is_the_operators(service: Machine) -> None:
+    """`make uninstall` on a running board: no unit, no program, no process; samples, models, configuration stay."""
+    # The last test of this file: what it removes is not installed again.
+    for name in ("Makefile", "systemd/before-uninstall"):
+        service.write(f"/root/source/{name}", (SOURCE / name).read_text())
+    service.must("make", "-C", "/root/source", "uninstall")
+    assert service.show("LoadState") == "not-found"
+    assert service.run("pgrep", "--full", "edgetune").out == ""
+    assert service.run("edgetune", "version").code != 0
+    assert service.run("ls", "/opt/edgetune").code != 0
+    for kept in ("/etc/edgetune/config.yaml", "/var/lib/edgetune/edgetune.db", "/var/lib/edgetune/models"):
+        service.must("test", "-e", kept)
