@@ -218,9 +218,10 @@ class RoundState(str, enum.Enum):
 class Recipe:
     """Everything that decides what a round does to the weights, beside the samples. Defaults are config.yaml's."""
 
-    criterion: str = "taylor"  # "l1" | "taylor" | "random"
-    level: float = 0.3  # share of the factory model's parameters to remove; 0 only fine-tunes
-    round_to: int = 8  # kept channels are a multiple of this
+    criterion: str = "taylor"  # one of learn.criteria.CRITERIA, or "package.module:Class"
+    level: float = 0.3  # share of the factory model's cost to remove; 0 only fine-tunes
+    level_of: str = "parameters"  # "parameters" | "macs" | "latency", measured in the serving runtime
+    round_to: int | None = None  # kept channels are a multiple of this; None: measured, see learn.tuner
     epochs_before: float = 4  # on the site's samples, before filters are ranked
     epochs_after: float = 12
     batch_size: int = 64
@@ -237,6 +238,8 @@ class Recipe:
     threads: int = 2  # of the trainer; part of the result, because sums depend on it
     memory_format: str = "contiguous"  # "contiguous" | "channels_last"
     dtype: str = "float32"
+    distillation: float = 0.0  # 0..1, share of the loss that the factory model has a say in
+    temperature: float = 2.0  # of the distillation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,7 @@ def recipe(config: Config) -> Recipe:
     return Recipe(
         criterion=pruning.criterion,
         level=pruning.level,
+        level_of=pruning.level_of,
         round_to=pruning.round_to,
         epochs_before=training.epochs_before,
         epochs_after=training.epochs_after,
@@ -98,6 +99,8 @@ def recipe(config: Config) -> Recipe:
         seed=training.seed,
         threads=training.threads or _cores(),
         memory_format=training.memory_format,
+        distillation=training.distillation,
+        temperature=training.temperature,
     )
 
 

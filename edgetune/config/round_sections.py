@@ -16,13 +16,17 @@ _RECIPE, _GATE = Recipe(), GatePolicy()
 class Pruning(Section):
     """What is cut from the factory model."""
 
-    criterion: Literal["l1", "taylor", "random"] = key(
+    criterion: str = key(
         _RECIPE.criterion,
-        "Which filters go: taylor (least loss on this site's samples), l1 (smallest weights), random.",
+        "Which filters go: taylor or fisher (least loss on this site's samples), l1 (smallest weights), activation, "
+        "nonzeros, class_activation or class_activation_count (weakest answers), random, or package.module:Class.",
     )
-    level: Share = key("30%", "Share of the factory model's parameters to remove; 0% only fine-tunes.")
-    round_to: PositiveCount = key(
-        _RECIPE.round_to, "Channels kept are a multiple of this, which runtimes like.", le=256
+    level: Share = key("30%", "Share of the factory model's cost to remove; 0% only fine-tunes.")
+    level_of: Literal["parameters", "macs", "latency"] = key(
+        _RECIPE.level_of, "What `level` is a share of: parameters, macs (operations), or latency as measured here."
+    )
+    round_to: PositiveCount | None = key(
+        None, "Channels kept are a multiple of this; null: 1, 4, 8, 16 and 32 are timed on this board.", le=256
     )
     scoring_batches: PositiveCount = key(_RECIPE.scoring_batches, "Batches of samples that filters are scored on.")
 
@@ -58,6 +62,10 @@ class Training(Section):
     )
     seed: int = key(_RECIPE.seed, "Where the trainer's random numbers start.", ge=0, lt=2**31)
     threads: PositiveCount | None = key(None, "Threads of the trainer; null: as many as the board has cores.", le=256)
+    distillation: float = key(
+        _RECIPE.distillation, "Share of the loss, from 0 to 1, in which the factory model is asked.", ge=0, le=1
+    )
+    temperature: float = key(_RECIPE.temperature, "Temperature of the distillation.", gt=0, le=100)
     memory_format: Literal["contiguous", "channels_last"] = key(
         _RECIPE.memory_format, "Layout of tensors while training; the faster one depends on the model and the board."
     )

@@ -6,7 +6,8 @@ import contextlib
 import copy
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +18,17 @@ from torch import nn
 
 from edgetune.errors import ModelError
 from edgetune.learn.data import Images, normalise
-from edgetune.learn.network import NETWORK_FILE, WEIGHTS_FILE, Network, in_memory_format, state_tensors
+from edgetune.learn.network import (
+    NETWORK_FILE,
+    WEIGHTS_FILE,
+    Network,
+    count_macs,
+    count_parameters,
+    in_memory_format,
+    state_tensors,
+)
 from edgetune.serve.engine import MODEL_FILE, SELFTEST_FILE, SELFTEST_TOLERANCE, Engine, runtime_version
-from edgetune.types import Manifest, Preprocess
+from edgetune.types import Cost, Manifest, Preprocess
 from edgetune.wire import to_json
 
 OPSET = 17  # read by ONNX Runtime 1.12 and later
@@ -119,6 +128,28 @@ def artefact_files(network: Network, preprocess: Preprocess, beat: Callable[[], 
         MODEL_FILE: graph,
         SELFTEST_FILE: record.getvalue(),
     }
+
+
+def draft_manifest(network: Network, preprocess: Preprocess, classes: Sequence[str], onnx_bytes: int) -> Manifest:
+    """What a network says about itself before anyone numbers, measures or publishes it."""
+    return Manifest(
+        version=0,
+        kind="draft",
+        architecture=network.architecture,
+        classes=tuple(classes),
+        preprocess=preprocess,
+        parent=None,
+        generation=0,
+        round_id=None,
+        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        files={},
+        cost=Cost(
+            parameters=count_parameters(network.module),
+            macs=count_macs(network.module, preprocess.height, preprocess.width),
+            onnx_bytes=onnx_bytes,
+        ),
+        libraries=library_versions(),
+    )
 
 
 def stage(directory: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,8 @@ class Phase:
     steps: int
     batch_size: int
     learning_rate: float
-    decays: bool  # cosine towards zero; otherwise constant
+    schedule: str  # "constant", "cosine" towards zero after a short rise, or "steps"
+    milestones: tuple[float, ...] = ()  # of "steps": shares of the phase after which the rate falls to a tenth
     momentum: float
     weight_decay: float
     augment: str
@@ -36,6 +37,13 @@ class Phase:
     seed: int
     round_id: int
     memory_format: str
+    distillation: float = 0.0  # 0..1, the teacher's share of the loss
+    temperature: float = 2.0  # of the distillation
+
+
+def never(_accuracies: Sequence[float]) -> bool:
+    """No phase is over before its last step."""
+    return False
 
 
 def steps_per_epoch(data: LabelledImages, batch_size: int) -> int:
@@ -53,7 +61,9 @@ def fine_tune(
     resume: Checkpoint | None,
     save: Callable[[Checkpoint], None],
     control: Control,
-) -> None:
+    teacher: nn.Module | None = None,
+    is_enough: Callable[[Sequence[float]], bool] = never,
+) -> tuple[float, float] | None:
     """
     Train for `phase.steps` steps of SGD with momentum; afterwards the network has the weights of its best epoch.
 
@@ -69,12 +79,18 @@ def fine_tune(
         resume: the checkpoint of this phase that `network` was built from.
         save: writes a checkpoint.
         control: hears of progress, sets the pace, asks for a stop.
+        teacher: in eval mode, with as many outputs; asked when `phase.distillation` is above 0.
+        is_enough: takes the validation top-1 of every epoch so far; True ends the phase. Not remembered over a resume.
+
+    Returns:
+        Validation top-1 and -loss of the best epoch; None without validation samples.
 
     Raises:
         LossNotFiniteError: the loss is NaN or infinite.
         StopAskedError: a stop was asked for; the checkpoint is written.
     """
-    run = _Run(network, phase, resume)
+    run = _Run(network, phase, resume, teacher)
+    accuracies: list[float] = []
     epoch_steps = steps_per_epoch(training, phase.batch_size)
     plan: EpochPlan | None = None
     while run.step < phase.steps:
@@ -93,7 +109,7 @@ def fine_tune(
         images = augment(training.images(plan.positions[part]), plan.draws[part], phase.augment)
         loss = run.train_step(normaliser(images), normaliser.labels(training.labels[plan.positions[part]]))
         if run.step % epoch_steps == 0 or run.step == phase.steps:
-            run.judge(validation, normaliser, control)
+            accuracies += run.judge(validation, normaliser, control)
         worked_s = time.monotonic() - began_s
         control.progress(
             step=run.step,
@@ -107,18 +123,24 @@ def fine_tune(
             save(run.checkpoint())
         if must_leave:
             raise StopAskedError
+        if is_enough(accuracies):
+            break
         control.pace(worked_s)
     run.take_best()
+    return run.best_score
 
 
 class _Run:
     """The state of one phase between two steps: all of it goes into the checkpoint."""
 
-    def __init__(self, network: Network, phase: Phase, resume: Checkpoint | None) -> None:
+    def __init__(
+        self, network: Network, phase: Phase, resume: Checkpoint | None, teacher: nn.Module | None = None
+    ) -> None:
         self._network = network
         self._phase = phase
+        self._teacher = teacher if phase.distillation > 0 else None
         self._best: dict[str, torch.Tensor] = {}
-        self._best_score: tuple[float, float] | None = None
+        self.best_score: tuple[float, float] | None = None
         self.step = 0
         self._parameters = {n: p for n, p in network.module.named_parameters() if p.requires_grad}
         self._optimiser = torch.optim.SGD(
@@ -129,7 +151,7 @@ class _Run:
             foreach=False,
         )
         if resume is not None:
-            self._best, self._best_score, self.step = dict(resume.best), resume.best_score, resume.step
+            self._best, self.best_score, self.step = dict(resume.best), resume.best_score, resume.step
             for name, buffer in resume.momentum.items():
                 parameter = self._parameters[name]
                 self._optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
@@ -142,7 +164,7 @@ class _Run:
             group["lr"] = learning_rate(phase, self.step)
         self._network.module.train()
         self._optimiser.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(self._network.module(images), labels)
+        loss = self._loss(images, labels)
         value = loss.item()
         if not math.isfinite(value):
             raise LossNotFiniteError(f"the loss became {value} at step {self.step} of {phase.name}")
@@ -151,13 +173,26 @@ class _Run:
         self.step += 1
         return value
 
-    def judge(self, validation: LabelledImages, normaliser: Normaliser, control: Control) -> None:
-        """Keep the weights if they are the best so far."""
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy, and beside it the teacher's word (Hinton et al. 2015, arXiv 1503.02531)."""
+        logits = self._network.module(images)
+        loss = functional.cross_entropy(logits, labels)
+        if self._teacher is None:
+            return loss
+        with torch.no_grad():
+            soft = functional.softmax(self._teacher(images) / self._phase.temperature, dim=1)
+        said = functional.log_softmax(logits / self._phase.temperature, dim=1)
+        divergence = functional.kl_div(said, soft, reduction="batchmean") * self._phase.temperature**2
+        return (1 - self._phase.distillation) * loss + self._phase.distillation * divergence
+
+    def judge(self, validation: LabelledImages, normaliser: Normaliser, control: Control) -> list[float]:
+        """Keep the weights if they are the best so far; the top-1, if there is anything to judge on."""
         if len(validation) == 0:
-            return
+            return []
         score = validation_score(self._network.module, validation, normaliser, self._phase.batch_size, control)
-        if self._best_score is None or score > self._best_score:
-            self._best, self._best_score = state_tensors(self._network.module), score
+        if self.best_score is None or score > self.best_score:
+            self._best, self.best_score = state_tensors(self._network.module), score
+        return [score[0]]
 
     def take_best(self) -> None:
         """Go back to the weights of the best epoch."""
@@ -173,15 +208,17 @@ class _Run:
             network=state_tensors(self._network.module),
             momentum={n: state[p]["momentum_buffer"] for n, p in self._parameters.items() if state.get(p)},
             best=self._best,
-            best_score=self._best_score,
+            best_score=self.best_score,
             step=self.step,
         )
 
 
 def learning_rate(phase: Phase, step: int) -> float:
-    """Constant, or a short linear rise and a cosine to a hundredth."""
-    if not phase.decays:
+    """Constant, in steps, or a short linear rise and a cosine to a hundredth."""
+    if phase.schedule == "constant":
         return phase.learning_rate
+    if phase.schedule == "steps":
+        return phase.learning_rate * 0.1 ** sum(step >= share * phase.steps for share in phase.milestones)
     warmup = int(phase.steps * _WARMUP_SHARE)
     if step < warmup:
         return phase.learning_rate * (step + 1) / (warmup + 1)

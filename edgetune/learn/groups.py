@@ -111,6 +111,8 @@ def _as_plain(traced: Any, names: dict[nn.Module, str]) -> CoupledGroup | None:
         if not isinstance(module, _PRUNABLE):
             continue  # an operation without weights: add, concat, flatten
         member = Member(names[module], _is_output(item, module), tuple(item.idxs), tuple(item.root_idxs))
+        if max(member.indices, default=0) >= _size(module, is_output=member.is_output):
+            return None  # torch-pruning does not follow a padding of channels
         count = _block_count(module, member, channels)
         if count == 0:
             return None
@@ -129,6 +131,14 @@ def _is_output(item: Any, module: nn.Module) -> bool:
     if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)) or _is_depthwise(module):
         return True
     return "out_channels" in item.dep.handler.__name__
+
+
+def _size(module: Any, *, is_output: bool) -> int:
+    if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+        return int(module.num_features)
+    if isinstance(module, nn.Conv2d):
+        return int(module.out_channels if is_output else module.in_channels)
+    return int(module.weight.shape[0 if is_output else 1])
 
 
 def _is_depthwise(module: nn.Module) -> bool:

@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from edgetune.errors import ModelError, UsageError
-from edgetune.learn.export import artefact_files, check_export, library_versions, selftest_images, stage
-from edgetune.learn.network import Network, count_macs, count_parameters, load_strictly, new_network
+from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
+from edgetune.learn.network import Network, load_strictly, new_network
 from edgetune.serve.engine import Engine, time_interleaved
 from edgetune.store.models import publish
-from edgetune.types import Cost, Manifest, Preprocess
+from edgetune.types import Manifest, Preprocess
 from edgetune.wire import from_json
 
 _TORCH_SAFE_LOAD = (2, 6)  # CVE-2025-32434: before it, weights_only=True could run code from the file
@@ -75,23 +74,11 @@ def import_model(
         raise UsageError("a factory model needs weights", hint="give --weights FILE")
     beat()
     files = artefact_files(network, preprocess, beat)
-    manifest = Manifest(
+    manifest = replace(
+        draft_manifest(network, preprocess, classes, len(files["model.onnx"])),
         version=version,
         kind="factory",
-        architecture=architecture,
-        classes=tuple(classes),
-        preprocess=preprocess,
-        parent=None,
         generation=generation,
-        round_id=None,
-        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        files={},
-        cost=Cost(
-            parameters=count_parameters(network.module),
-            macs=count_macs(network.module, preprocess.height, preprocess.width),
-            onnx_bytes=len(files["model.onnx"]),
-        ),
-        libraries=library_versions(),
         source=weights.name if weights is not None else "random weights",
     )
     with tempfile.TemporaryDirectory(prefix="edgetune-import-") as scratch:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -311,21 +311,34 @@ def count_parameters(module: nn.Module) -> int:
 
 def count_macs(module: nn.Module, height: int, width: int) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image [1, 3, height, width]."""
-    total = 0
+    positions = output_positions(module, height, width)
+    layers = dict(module.named_modules())
+    return sum(count * cast(torch.Tensor, layers[name].weight).numel() for name, count in positions.items())
 
-    def add(layer: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal total
-        if isinstance(layer, nn.Conv2d):
-            total += output.shape[2] * output.shape[3] * layer.weight.numel()
-        elif isinstance(layer, nn.Linear):
-            total += (output.numel() // layer.out_features) * layer.weight.numel()
 
-    hooks = [m.register_forward_hook(add) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+def output_positions(module: nn.Module, height: int, width: int) -> dict[str, int]:
+    """How often each convolution and linear layer applies its weights to one image [1, 3, height, width]."""
+    positions: dict[str, int] = {}
+
+    def look(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        def count(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            filters = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+            positions[name] = positions.get(name, 0) + output.numel() // cast(int, filters)
+
+        return count
+
+    hooks = [
+        layer.register_forward_hook(look(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
     was_training = module.training
     example = next(module.parameters())
-    with torch.no_grad():
-        module.eval()(torch.zeros(1, 3, height, width, dtype=example.dtype, device=example.device))
-    module.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    return total
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, 3, height, width, dtype=example.dtype, device=example.device))
+    finally:
+        module.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return positions

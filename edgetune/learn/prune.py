@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import copy
+import heapq
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
 
 from edgetune.errors import UnprunableError
+from edgetune.learn.cost import CostCounter, Size
 from edgetune.learn.groups import CoupledGroup, find_groups
-from edgetune.learn.network import Network, count_parameters, resize_layer
+from edgetune.learn.network import Network, resize_layer
 
 _FEWEST = 2  # channels left in any layer, as in arXiv 2006.08554's code
 _TRIAL_TOLERANCE = 1e-6  # of the outputs' spread, in float64; rounding alone stays below 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What may be left of a network."""
+
+    unit: str  # "parameters" or "macs"
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +34,51 @@ class Cut:
     """What is removed: for each group its channels, ascending."""
 
     removed: tuple[tuple[int, ...], ...]
-    parameters: int  # that are left
+    size: Size  # of what is left
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Channels of one group that go together, so that what is left stays a multiple."""
 
-    score: float
     group: int
     order: int
     channels: tuple[int, ...]
+
+
+class _Queue:
+    """
+    The blocks of all groups, cheapest first: by their mean score, or by the sum of their scores per unit saved.
+
+    Blocks of one group go in order. Savings shrink as neighbours are cut, so a price can only rise: the cheapest is
+    looked at again before it is taken, and put back if another has become cheaper.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[_Block]], price: Callable[[_Block], float]) -> None:
+        self._blocks = groups
+        self._price = price
+        self._paid = [float("-inf")] * len(groups)
+        self._heap = [self._entry(blocks[0]) for blocks in groups if blocks]
+        heapq.heapify(self._heap)
+
+    def _entry(self, block: _Block) -> tuple[float, int, int]:
+        # not cheaper than the one before it in its group, which had to go first
+        return max(self._price(block), self._paid[block.group]), block.group, block.order
+
+    def pop(self) -> _Block | None:
+        """Take the cheapest block; None when there is none."""
+        while self._heap:
+            _, group, order = heapq.heappop(self._heap)
+            block = self._blocks[group][order]
+            entry = self._entry(block)
+            if self._heap and entry > self._heap[0]:
+                heapq.heappush(self._heap, entry)
+                continue
+            self._paid[group] = entry[0]
+            if order + 1 < len(self._blocks[group]):
+                heapq.heappush(self._heap, self._entry(self._blocks[group][order + 1]))
+            return block
+        return None
 
 
 def choose_channels(
@@ -42,127 +86,116 @@ def choose_channels(
     groups: Sequence[CoupledGroup],
     scores: Sequence[torch.Tensor],
     *,
-    parameters_max: int,
+    limit: Limit,
+    image: tuple[int, int],
     round_to: int,
-    level: float,
+    floors: Sequence[float],
+    per_cost: bool,
 ) -> Cut:
     """
-    Rank all groups' channels together and remove the lowest until few enough parameters are left.
+    Rank all groups' channels together and remove the lowest until the rest is within the limit.
 
-    Channels go in blocks that leave a multiple of `round_to` (a group narrower than that is left whole); a group
-    keeps at least half of the share (1 - level) of its channels. When the target is passed, blocks that turn out not
-    to be needed are given back, the most important first.
+    Channels go in blocks that leave a multiple of `round_to` (a group narrower than that is left whole). When the
+    limit is passed, blocks that turn out not to be needed are given back, the dearest first.
 
     Args:
         model: that the groups belong to.
         groups: of this model.
         scores: for each group [channels]; larger = keep; infinite = never remove.
-        parameters_max: what may be left of the model.
+        limit: what may be left of the model.
+        image: height and width it is served with.
         round_to: kept channels are a multiple of this.
-        level: share of parameters to remove; sets the floor of each group only.
+        floors: for each group 0..1, the least share of its channels that is kept.
+        per_cost: weigh the sum of a block's scores against what it saves in the limit's unit (for scores that are
+            changes of the loss); otherwise the mean of its scores counts.
 
     Returns:
-        The cut; its `parameters` is above `parameters_max` when the floors were reached first.
+        The cut; its size is above the limit when the floors were reached first.
+
+    Raises:
+        UnprunableError: a score is not a number.
     """
-    counter = _ParameterCounter(model, groups)
-    blocks = sorted(
-        (b for i, g in enumerate(groups) for b in _blocks(i, g, scores[i], round_to, level)),
-        key=lambda block: (block.score, block.group, block.order),
-    )
+    for group, score in zip(groups, scores, strict=True):
+        if torch.isnan(score).any():
+            raise UnprunableError(
+                f"the scores of the filters of layer {group.name} are not numbers",
+                hint="the weights may hold NaN: edgetune models show; or use another pruning.criterion",
+            )
+    counter = CostCounter(model, groups, *image)
+    blocks = [_blocks(i, g, scores[i], round_to, floors[i]) for i, g in enumerate(groups)]
+
+    def price(block: _Block) -> float:
+        picked = scores[block.group][list(block.channels)]
+        if not per_cost:
+            return float(picked.mean())
+        return float(picked.sum()) / max(1, counter.saving(block.group, block.channels, limit.unit))
+
+    queue = _Queue(blocks, price)
     taken: list[_Block] = []
-    for block in blocks:
-        if counter.parameters <= parameters_max:
+    while counter.size.of(limit.unit) > limit.most:
+        block = queue.pop()
+        if block is None:
             break
         counter.remove(block.group, block.channels)
         taken.append(block)
-    kept_back: set[_Block] = set()
+    gone = [set[int]() for _ in groups]
+    for block in taken:
+        gone[block.group].update(block.channels)
     closed: set[int] = set()  # groups whose later block stays removed: an earlier one cannot come back
     for block in reversed(taken):
         if block.group in closed:
             continue
         counter.restore(block.group, block.channels)
-        if counter.parameters <= parameters_max:
-            kept_back.add(block)
+        if counter.size.of(limit.unit) <= limit.most:
+            gone[block.group].difference_update(block.channels)
         else:
             counter.remove(block.group, block.channels)
             closed.add(block.group)
-    gone: list[list[int]] = [[] for _ in groups]
-    for block in taken:
-        if block not in kept_back:
-            gone[block.group].extend(block.channels)
-    return Cut(tuple(tuple(sorted(channels)) for channels in gone), counter.parameters)
+    return Cut(tuple(tuple(sorted(channels)) for channels in gone), counter.size)
 
 
-def _blocks(index: int, group: CoupledGroup, scores: torch.Tensor, round_to: int, level: float) -> list[_Block]:
+def even_floors(groups: Sequence[CoupledGroup], level: float) -> list[float]:
+    """Every group keeps at least half of the share that the whole network keeps: nothing is starved."""
+    return [(1 - level) / 2] * len(groups)
+
+
+def residual_floors(model: nn.Module, groups: Sequence[CoupledGroup], level: float) -> list[float]:
+    """
+    The paper's floors: for residual groups (several filters write the same channels) alone.
+
+    They keep 1 - level of their channels, below a level of one half `level` of them.
+
+    Source: arXiv 2006.08554's code.
+    """
+    modules = dict(model.named_modules())
+    least = 1 - level if level >= 0.5 else level
+    return [least if _writers(modules, group) > 1 else 0.0 for group in groups]
+
+
+def _writers(modules: Mapping[str, nn.Module], group: CoupledGroup) -> int:
+    """Filters that put out the group's channels, depthwise ones aside: those read them too."""
+    layers = [modules[m.layer] for m in group.members if m.is_output]
+    return sum(
+        isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and not 1 < m.groups == m.in_channels) for m in layers
+    )
+
+
+def _blocks(index: int, group: CoupledGroup, scores: torch.Tensor, round_to: int, floor_share: float) -> list[_Block]:
     """A group's channels in the order in which they may go, cut where a legal width is left."""
-    if not torch.isfinite(scores).all():
+    if torch.isinf(scores).any():
         return []
     step = math.lcm(max(1, round_to), group.block_count)
     per_block = group.channels // group.block_count
     # rows of the matrix: the n-th least important channel of every block, so that each block loses as many
     order = torch.argsort(scores.reshape(group.block_count, per_block), dim=1, stable=True)
     order = (order + torch.arange(group.block_count)[:, None] * per_block).t().reshape(-1)
-    floor = max(step, _FEWEST * group.block_count, math.ceil(group.channels * (1 - level) / 2))
+    floor = max(step, _FEWEST * group.block_count, math.ceil(group.channels * floor_share))
     widths = [w for w in range(group.channels // step * step, 0, -step) if floor <= w < group.channels]
-    blocks: list[_Block] = []
-    start = 0
-    for number, kept in enumerate(widths):
-        end = group.channels - kept
-        picked = order[start:end]
-        mean = float(scores[picked].mean())
-        score = max(mean, blocks[-1].score) if blocks else mean  # blocks of one group go in order
-        blocks.append(_Block(score, index, number, tuple(int(c) for c in picked)))
-        start = end
-    return blocks
-
-
-class _ParameterCounter:
-    """How many parameters are left, kept up to date as channels go and come back."""
-
-    def __init__(self, model: nn.Module, groups: Sequence[CoupledGroup]) -> None:
-        self._modules = dict(model.named_modules())
-        self._groups = groups
-        self._sizes = {
-            m.layer: [self._rows(m.layer), self._columns(m.layer)] for group in groups for m in group.members
-        }
-        self.parameters = count_parameters(model)
-
-    def _rows(self, layer: str) -> int:
-        module = self._modules[layer]
-        return int(cast(torch.Tensor, module.weight).shape[0]) if module.weight is not None else 0
-
-    def _columns(self, layer: str) -> int:
-        module = self._modules[layer]
-        return int(module.weight.shape[1]) if isinstance(module, (nn.Conv2d, nn.Linear)) else 1
-
-    def remove(self, group: int, channels: Sequence[int]) -> None:
-        """Take channels of a group out."""
-        self._change(group, channels, -1)
-
-    def restore(self, group: int, channels: Sequence[int]) -> None:
-        """Put them back."""
-        self._change(group, channels, 1)
-
-    def _change(self, group: int, channels: Sequence[int], sign: int) -> None:
-        gone = set(channels)
-        layers = {m.layer for m in self._groups[group].members}
-        self.parameters -= sum(self._count(layer) for layer in layers)
-        for member in self._groups[group].members:
-            count = sum(root in gone for root in member.roots)
-            module = self._modules[member.layer]
-            if not member.is_output and isinstance(module, nn.Conv2d):
-                count //= module.groups
-            self._sizes[member.layer][0 if member.is_output else 1] += sign * count
-        self.parameters += sum(self._count(layer) for layer in layers)
-
-    def _count(self, layer: str) -> int:
-        module = self._modules[layer]
-        rows, columns = self._sizes[layer]
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            return 2 * rows if module.affine else 0
-        kernel = math.prod(module.weight.shape[2:])
-        count: int = rows * columns * kernel + (rows if module.bias is not None else 0)
-        return count
+    edges = [group.channels, *widths]
+    return [
+        _Block(index, number, tuple(int(c) for c in order[group.channels - wide : group.channels - narrow]))
+        for number, (wide, narrow) in enumerate(itertools.pairwise(edges))
+    ]
 
 
 def cut_channels(model: nn.Module, groups: Sequence[CoupledGroup], removed: Sequence[Sequence[int]]) -> None:

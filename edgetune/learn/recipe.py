@@ -13,35 +13,32 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from edgetune.errors import ModelError, NoSamplesError, OneClassError
 from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.control import Control
-from edgetune.learn.data import Images, Integers, LabelledImages, Normaliser, load_samples, step_seed
-from edgetune.learn.export import artefact_files, check_export, library_versions, selftest_images, stage
-from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch
-from edgetune.learn.groups import find_groups
+from edgetune.learn.cost import Size
+from edgetune.learn.data import Images, LabelledImages, load_samples
+from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
+from edgetune.learn.latency import Stopwatch
 from edgetune.learn.measure import ask, summarise
 from edgetune.learn.network import (
     Network,
-    count_macs,
-    count_parameters,
     in_memory_format,
     load_network,
     rebuild,
     state_tensors,
     widen_head,
 )
-from edgetune.learn.prune import check_prunable, choose_channels, cut_channels
-from edgetune.learn.saliency import make_criterion
+from edgetune.learn.prune import check_prunable
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine, time_interleaved
 from edgetune.store.durable import remove_file, write_atomic
 from edgetune.store.models import publish, version_name
@@ -49,7 +46,7 @@ from edgetune.types import Comparison, Cost, Manifest, Pruning, Recipe, RoundKin
 from edgetune.wire import from_json, to_json
 
 JOURNAL_FILE = "journal.json"
-_TUNE, _PRUNE, _RETRAIN, _FINISH = "tune", "prune", "retrain", "finish"
+_PRUNE, _FINISH = "prune", "finish"
 
 
 def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
@@ -123,8 +120,17 @@ class _Round:
         self._is_pruned = spec.kind is RoundKind.RESHAPE and spec.recipe.level > 0
         self._journal = self._read_journal()
         self._device = _pin_torch(spec.recipe, self._journal)
-        self._normaliser = Normaliser(self._source.preprocess, self._device, spec.recipe.memory_format)
         self._splits = self._load_samples()
+        self._tuner = Tuner(
+            spec.recipe,
+            self._splits[Split.TRAINING],
+            self._splits[Split.VALIDATION],
+            preprocess=self._source.preprocess,
+            device=self._device,
+            control=control,
+            round_id=spec.round_id,
+            teacher=self._ancestor() if spec.recipe.distillation > 0 else None,
+        )
         self._write_journal()
 
     # ------------------------------------------------------------------------------------------- load
@@ -152,18 +158,22 @@ class _Round:
 
     def _load_network(self) -> Network:
         """The source version with its head widened; proven prunable when it is to be pruned."""
-        source = Path(self._spec.models_dir) / version_name(self._source.version)
-        network = load_network(source, self._spec.builders)
+        network = self._load(self._source)
         if self._is_pruned:
             size = self._source.preprocess
             check_prunable(network, size.height, size.width, self._control.beat)
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
-        return self._place(network)
+        return self._tuner.place(network)
 
-    def _place(self, network: Network) -> Network:
-        in_memory_format(network.module, self._device, self._recipe.memory_format)
-        return network
+    def _load(self, manifest: Manifest) -> Network:
+        return load_network(Path(self._spec.models_dir) / version_name(manifest.version), self._spec.builders)
+
+    def _ancestor(self) -> nn.Module:
+        """The factory model, which remembers what this site does not show."""
+        network = self._load(self._factory)
+        widen_head(network, self._factory.classes, self._spec.classes)
+        return in_memory_format(network.module, self._device, self._recipe.memory_format).eval()
 
     # ------------------------------------------------------------------------------------------- train
 
@@ -172,29 +182,29 @@ class _Round:
         checkpoint = load_checkpoint(self._dir, self._digest)
         if checkpoint is None:
             network = self._load_network()
-            phase = _TUNE if self._is_pruned else _RETRAIN
+            phase = TUNE if self._is_pruned else RETRAIN
         else:
-            network = self._place(rebuild(checkpoint.description, checkpoint.network, self._spec.builders))
+            network = self._tuner.place(rebuild(checkpoint.description, checkpoint.network, self._spec.builders))
             phase = checkpoint.phase
         budget = self._budget()
-        if phase == _TUNE:
-            self._control.phase(_TUNE)
-            self._fine_tune(network, _TUNE, budget.before, checkpoint)
+        if phase == TUNE:
+            self._control.phase(TUNE)
+            self._tuner.fine_tune(network, TUNE, budget.before, resume=checkpoint, save=self._keep)
             phase, checkpoint = _PRUNE, None
             self._save(_PRUNE, network)
         if phase == _PRUNE:
-            self._prune(network)
-            phase, checkpoint = _RETRAIN, None
-            self._save(_RETRAIN, network)
-        if phase == _RETRAIN:
-            self._control.phase(_RETRAIN)
-            self._fine_tune(network, _RETRAIN, budget.after, checkpoint)
+            network = self._prune(network)
+            phase, checkpoint = RETRAIN, None
+            self._save(RETRAIN, network)
+        if phase == RETRAIN:
+            self._control.phase(RETRAIN)
+            self._tuner.fine_tune(network, RETRAIN, budget.after, resume=checkpoint, save=self._keep)
             self._save(_FINISH, network)
         return network
 
     def _budget(self) -> _Budget:
         recipe = self._recipe
-        epoch = steps_per_epoch(self._splits[Split.TRAINING], recipe.batch_size)
+        epoch = self._tuner.epoch_steps
         before = math.ceil(recipe.epochs_before * epoch) if self._is_pruned else 0
         after = math.ceil(recipe.epochs_after * epoch)
         if recipe.max_steps is not None and before + after > recipe.max_steps:
@@ -202,76 +212,29 @@ class _Round:
             after = recipe.max_steps - before
         return _Budget(before, after)
 
-    def _fine_tune(self, network: Network, name: str, steps: int, checkpoint: Checkpoint | None) -> None:
-        recipe = self._recipe
-        phase = Phase(
-            name=name,
-            steps=steps,
-            batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate_before if name == _TUNE else recipe.learning_rate,
-            decays=name != _TUNE,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            augment=recipe.augment,
-            checkpoint_steps=recipe.checkpoint_steps,
-            seed=recipe.seed,
-            round_id=self._spec.round_id,
-            memory_format=recipe.memory_format,
-        )
-        fine_tune(
-            network,
-            phase,
-            self._splits[Split.TRAINING],
-            self._splits[Split.VALIDATION],
-            self._normaliser,
-            resume=checkpoint,
-            save=lambda state: save_checkpoint(self._dir, state, self._digest),
-            control=self._control,
-        )
+    def _keep(self, state: Checkpoint) -> None:
+        save_checkpoint(self._dir, state, self._digest)
 
     def _save(self, phase: str, network: Network) -> None:
         state = Checkpoint(phase=phase, description=network.describe(), network=state_tensors(network.module))
         save_checkpoint(self._dir, state, self._digest)
         self._control.beat()
 
-    def _prune(self, network: Network) -> None:
-        recipe, size = self._recipe, self._source.preprocess
+    def _prune(self, network: Network) -> Network:
+        recipe, spec = self._recipe, self._spec
         self._control.phase("score")
-        network.module.eval()
-        groups = find_groups(network.module, network.head, size.height, size.width, self._control.beat)
-        seed = step_seed(recipe.seed, self._spec.round_id)
-        criterion = make_criterion(recipe.criterion, seed=seed, beat=self._control.beat)
-        scores = criterion.score(network.module, groups, self._scoring_batches())
+        ranking = self._tuner.rank(network)
         self._control.phase("prune")
-        cut = choose_channels(
-            network.module,
-            groups,
-            scores,
-            parameters_max=round(self._factory.cost.parameters * (1 - recipe.level)),
-            round_to=recipe.round_to,
-            level=recipe.level,
-        )
-        self._control.beat()
-        cut_channels(network.module, groups, cut.removed)
-        self._place(network)
-        self._journal["pruning"] = {
-            "parameters": cut.parameters,
-            "groups": [
-                {"layer": g.name, "channels": g.channels, "kept": g.channels - len(gone)}
-                for g, gone in zip(groups, cut.removed, strict=True)
-            ],
-        }
+        factory = Path(spec.models_dir) / version_name(self._factory.version)
+        engine = Engine.load(factory, threads=spec.serving_threads)
+        stopwatch = Stopwatch(engine, self._source.preprocess, runs=recipe.timing_runs, beat=self._control.beat)
+        cost = self._factory.cost
+        whole = Size(cost.parameters, cost.macs)
+        shape = self._tuner.shape(network, ranking, share=1 - recipe.level, whole=whole, stopwatch=stopwatch)
+        engine.close()
+        self._journal["pruning"] = describe_cut(shape, ranking)
         self._write_journal()
-
-    def _scoring_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Training samples, unchanged, in an order of their own so that a part of them holds all classes."""
-        training = self._splits[Split.TRAINING]
-        generator = torch.Generator().manual_seed(step_seed(self._recipe.seed, self._spec.round_id, 1))
-        order: Integers = torch.randperm(len(training), generator=generator).numpy()
-        starts = range(0, len(order), self._recipe.batch_size)
-        for start in islice(starts, self._recipe.scoring_batches):
-            part = order[start : start + self._recipe.batch_size]
-            yield self._normaliser(training.images(part)), self._normaliser.labels(training.labels[part])
+        return shape.network
 
     # ------------------------------------------------------------------------------------------- measure, publish
 
@@ -300,25 +263,18 @@ class _Round:
         return published
 
     def _draft(self, network: Network, onnx_bytes: int) -> Manifest:
-        spec, size = self._spec, self._source.preprocess
-        parameters = count_parameters(network.module)
-        macs = count_macs(network.module, size.height, size.width)
-        return Manifest(
+        spec = self._spec
+        draft = draft_manifest(network, self._source.preprocess, spec.classes, onnx_bytes)
+        return replace(
+            draft,
             version=spec.candidate_version,
             kind=spec.kind.value,
-            architecture=network.architecture,
-            classes=spec.classes,
-            preprocess=size,
             parent=spec.base_version,
             generation=spec.generation,
             round_id=spec.round_id,
-            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            files={},
-            cost=Cost(parameters=parameters, macs=macs, onnx_bytes=onnx_bytes),
-            pruning=self._pruning(parameters),
+            pruning=self._pruning(draft.cost.parameters),
             samples_digest=spec.samples_digest,
             sample_count=len(spec.samples),
-            libraries=library_versions(),
         )
 
     def _pruning(self, parameters: int) -> Pruning | None:
@@ -330,7 +286,10 @@ class _Round:
             return None
         recipe = self._recipe
         return Pruning(
-            criterion=recipe.criterion, level_asked=recipe.level, level_achieved=achieved, round_to=recipe.round_to
+            criterion=recipe.criterion,
+            level_asked=recipe.level,
+            level_achieved=achieved,
+            round_to=self._journal.get("pruning", {}).get("round_to", recipe.round_to or 1),
         )
 
     def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:

@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest_site import draft_manifest, generated_images
 
 from edgetune.errors import ModelError
+from edgetune.learn.criteria import make_criterion
 from edgetune.learn.export import artefact_files, check_export, served_module, stage
 from edgetune.learn.groups import overlaps
 from edgetune.learn.network import Network, count_parameters, load_network, new_network
-from edgetune.learn.prune import check_prunable, choose_channels, cut_channels
-from edgetune.learn.saliency import MeanMagnitude
+from edgetune.learn.prune import Limit, check_prunable, choose_channels, cut_channels, even_floors
 from edgetune.serve.engine import Engine
 from edgetune.types import Preprocess
 
@@ -50,11 +50,14 @@ def pruned(architecture: str, size: Preprocess) -> Network:
     groups = check_prunable(network, size.height, size.width)
     assert not overlaps(groups)
     enliven(network.module, size)
-    scores = MeanMagnitude().score(network.module, groups, [])
+    scores = make_criterion("l1", seed=0).score(network.module, groups, [])
     whole = count_parameters(network.module)
-    cut = choose_channels(network.module, groups, scores, parameters_max=whole // 2, round_to=8, level=0.5)
+    cut = choose_channels(
+        network.module, groups, scores, limit=Limit("parameters", whole // 2), image=(size.height, size.width),
+        round_to=8, floors=even_floors(groups, 0.5), per_cost=False,
+    )  # fmt: skip
     cut_channels(network.module, groups, cut.removed)
-    assert count_parameters(network.module) == cut.parameters <= whole // 2
+    assert count_parameters(network.module) == cut.size.parameters <= whole // 2
     enliven(network.module, size)
     return network
 

@@ -23,13 +23,13 @@ from tiny_nets import TinyNet
 from edgetune.errors import LossNotFiniteError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.data import LabelledImages, Normaliser, plan_epoch
-from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score
+from edgetune.learn.finetune import Phase, fine_tune, learning_rate, steps_per_epoch, validation_score
 from edgetune.learn.network import Network, state_tensors
 from edgetune.types import Preprocess
 
 SIZE = Preprocess(height=8, width=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PHASE = Phase(
-    name="retrain", steps=18, batch_size=8, learning_rate=0.05, decays=True, momentum=0.9, weight_decay=5e-4,
+    name="retrain", steps=18, batch_size=8, learning_rate=0.05, schedule="cosine", momentum=0.9, weight_decay=5e-4,
     augment="none", checkpoint_steps=1000, seed=0, round_id=1, memory_format="contiguous",
 )  # fmt: skip
 # Losses of PHASE on torch 2.13, x86-64, one thread. A change of the loop that is not meant to change training leaves
@@ -93,14 +93,24 @@ def test_the_loss_curve_of_a_tiny_run_is_the_pinned_one() -> None:
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_training_is_sgd_with_momentum_decay_and_a_cosine() -> None:
+COSINE = [0.05 * (0.01 + 0.99 * (1 + math.cos(math.pi * step / 18)) / 2) for step in range(18)]  # 5 %: no warm-up
+STEPS = [0.05] * 9 + [0.005] * 5 + [0.0005] * 4  # a half of 18 is 9, three quarters are 13.5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "milestones", "rates"),
+    [("cosine", (), COSINE), ("steps", (0.5, 0.75), STEPS), ("steps", (), [0.05] * 18), ("constant", (), [0.05] * 18)],
+)
+def test_training_is_sgd_with_momentum_decay_and_the_schedules_rate(
+    schedule: str, milestones: tuple[float, ...], rates: list[float]
+) -> None:
     """A loop written from the formulas, with an update in plain tensors, ends with the same weights."""
     training = noisy_data(46, 1)
     network = tiny_network()
     module = copy.deepcopy(network.module).train()
-    tune(network, PHASE, training, noisy_data(0, 2))
+    tune(network, replace(PHASE, schedule=schedule, milestones=milestones), training, noisy_data(0, 2))
     velocity = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
-    for step in range(PHASE.steps):
+    for step, rate in enumerate(rates):
         epoch, index = divmod(step, 6)
         plan = plan_epoch(training, seed=0, round_id=1, phase="retrain", epoch=epoch, batch_size=8)
         assert len(plan.edges) == 7
@@ -108,13 +118,23 @@ def test_training_is_sgd_with_momentum_decay_and_a_cosine() -> None:
         images = (torch.from_numpy(training.pixels[chosen]).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
         module.zero_grad()
         functional.cross_entropy(module(images), torch.from_numpy(training.labels[chosen])).backward()
-        rate = 0.05 * (0.01 + 0.99 * (1 + math.cos(math.pi * step / 18)) / 2)  # 5 % of 18 steps: no warm-up
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 velocity[name] = 0.9 * velocity[name] + parameter.grad + 5e-4 * parameter
                 parameter.sub_(rate * velocity[name])
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(network.module.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "falls_at"),
+    [((0.5, 0.75), [100, 150]), ((0.75, 0.5), [100, 150]), ((0.25, 0.5, 0.625), [50, 100, 125]), ((0.0,), [0])],
+)
+def test_the_rate_falls_to_a_tenth_at_each_milestone(milestones: tuple[float, ...], falls_at: list[int]) -> None:
+    """From that share of the phase's steps on, in any order, with no warm-up; nothing else changes it."""
+    phase = replace(PHASE, steps=200, learning_rate=0.1, schedule="steps", milestones=milestones)
+    expected = [0.1 / 10 ** len([at for at in falls_at if step >= at]) for step in range(200)]
+    assert [learning_rate(phase, step) for step in range(200)] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_weights_of_the_best_epoch_are_kept() -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgetune.errors import UnprunableError
+from edgetune.learn.criteria import make_criterion
 from edgetune.learn.groups import find_groups, overlaps
-from edgetune.learn.network import Network, count_parameters
-from edgetune.learn.prune import check_prunable, choose_channels, cut_channels
-from edgetune.learn.saliency import Random
+from edgetune.learn.network import Network, count_macs, count_parameters
+from edgetune.learn.prune import Limit, check_prunable, choose_channels, cut_channels, even_floors
 
 WIDTH = 8
 
@@ -89,9 +89,12 @@ def test_cutting_silent_filters_changes_nothing(
     net = random_net(blocks, is_flat, seed)
     groups = find_groups(net, "head", 4, 4)
     assert not overlaps(groups)
-    scores = Random(seed).score(net, groups, [])
+    scores = make_criterion("random", seed=seed).score(net, groups, [])
     whole = count_parameters(net)
-    cut = choose_channels(net, groups, scores, parameters_max=int(whole * (1 - level)), round_to=round_to, level=level)
+    cut = choose_channels(
+        net, groups, scores, limit=Limit("parameters", int(whole * (1 - level))), image=(4, 4), round_to=round_to,
+        floors=even_floors(groups, level), per_cost=False,
+    )  # fmt: skip
     modules = dict(net.named_modules())
     with torch.no_grad():
         for group, gone in zip(groups, cut.removed, strict=True):
@@ -105,7 +108,7 @@ def test_cutting_silent_filters_changes_nothing(
     images = torch.randn(3, 3, 4, 4, dtype=torch.float64)
     expected = net(images)
     cut_channels(net, groups, cut.removed)
-    assert count_parameters(net) == cut.parameters
+    assert (count_parameters(net), count_macs(net, 4, 4)) == (cut.size.parameters, cut.size.macs)
     torch.testing.assert_close(net(images), expected)
     assert net.head.out_features == 5
 

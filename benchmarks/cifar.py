@@ -1,0 +1,118 @@
+"""CIFAR-100 for the benchmarks: the archive as arrays, the papers' subsets, samples as a round takes them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edgetune.learn.data import LabelledImages
+from edgetune.types import Preprocess
+
+PREPROCESS = Preprocess(height=32, width=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+TRAINED_ON, VALIDATED_ON = 400, 500  # of each class's training images, in the archive's order: [0, 400), [400, 500)
+
+SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+# arXiv 2006.08554's code
+SUBSETS = {
+    "aquatic": "aquatic_mammals fish",
+    "indoor": "food_containers household_electrical_devices household_furniture",
+    "outdoor": "large_man-made_outdoor_things large_natural_outdoor_scenes vehicles_1 vehicles_2 trees small_mammals people",
+    "natural": "flowers fruit_and_vegetables insects large_omnivores_and_herbivores medium_mammals"
+    " non-insect_invertebrates small_mammals reptiles",
+    "random": "aquatic_mammals fish flowers fruit_and_vegetables household_furniture large_man-made_outdoor_things"
+    " large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles trees vehicles_2",
+}
+
+
+def classes_of(subset: str) -> tuple[str, ...]:
+    """The fine classes of one of the paper's subsets, or of a list "class,class,..."."""
+    if subset in SUBSETS:
+        return tuple(label for name in SUBSETS[subset].split() for label in SUPERCLASSES[name].split())
+    return tuple(subset.split(","))
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The whole data set, decoded: [class][image] in the archive's order."""
+
+    classes: tuple[str, ...]
+    train: npt.NDArray[np.uint8]  # [classes, 500, 32, 32, 3]
+    test: npt.NDArray[np.uint8]  # [classes, 100, 32, 32, 3]
+
+    def samples(
+        self, part: str, labels: Sequence[str], rows: range, *, most: int | None = None, seed: int = 0
+    ) -> LabelledImages:
+        """
+        Images of some classes, in an order that the seed shuffles.
+
+        Args:
+            part: "train" or "test".
+            labels: whose.
+            rows: which images of each class, in the archive's order.
+            most: keep so many, as evenly over the classes as can be; None: all.
+            seed: which of them, and their order.
+        """
+        pixels = self.train if part == "train" else self.test
+        numbers = [self.classes.index(label) for label in labels]
+        rng = np.random.default_rng(seed)
+        each = {number: rng.permutation(rows) for number in numbers}
+        picked = [(number, int(each[number][i])) for i in range(len(rows)) for number in numbers][:most]
+        index = np.array(picked, dtype=np.int64)  # [N, 2]
+        ids = index[:, 0] * 1000 + index[:, 1]
+        return LabelledImages(ids, index[:, 0].copy(), pixels[index[:, 0], index[:, 1]], Path(), PREPROCESS)
+
+
+def read_archive(data: Path, cache: Path) -> Archive:
+    """Decode cifar100.zip, once: the arrays are kept in `cache`."""
+    path = data / "cifar100.zip"
+    kept = cache / "cifar100.npz"
+    if kept.exists():
+        with np.load(kept, allow_pickle=False) as arrays:
+            return Archive(tuple(arrays["classes"].tolist()), arrays["train"], arrays["test"])
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: a zip of CIFAR-100 with entries train/<class>/<name>.webp and test/...")
+    with zipfile.ZipFile(path) as zipped:
+        names = [name for name in zipped.namelist() if name.count("/") == 2]
+        classes = tuple(sorted({name.split("/")[1] for name in names}))
+        parts = {
+            part: np.stack([
+                np.stack([_pixels(zipped.read(n)) for n in names if n.startswith(f"{part}/{label}/")])
+                for label in classes
+            ])
+            for part in ("train", "test")
+        }  # fmt: skip
+    cache.mkdir(parents=True, exist_ok=True)
+    np.savez(kept, classes=np.array(classes), train=parts["train"], test=parts["test"])
+    return Archive(classes, parts["train"], parts["test"])
+
+
+def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

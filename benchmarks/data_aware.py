@@ -1,0 +1,399 @@
+"""
+Is pruning to the site's data better, and is it the data or the filters? A resumable grid on CIFAR-100.
+
+    python -m benchmarks.data_aware --data DIR_WITH_cifar100.zip --weights resnet20_cifar100.safetensors
+        [--work DIR] [--subsets aquatic ...] [--levels 25 50 75 90 95] [--criteria l1 taylor] [--seeds 0 1]
+        [--unit parameters|latency] [--device-images seen|unseen] [--full] [--report]
+
+Four arms at each level, all with the same number of training steps:
+
+    unpruned        the deployed model as it is, and tuned on the site's images ("unpruned+site")
+    agnostic        pruned at once by mean |w|, retrained on images of all hundred classes
+    agnostic+site   the same filters, retrained on the site's images
+    aware:CRITERION tuned on the site's images, ranked by the criterion on them, pruned, retrained on them
+
+The deployed model was trained on the first 400 images of each class. "seen": the device shows those (the paper's
+protocol); "unseen": it shows 80 of the last 100, and 20 of them validate. The best epoch is chosen on validation
+images; the test images of the subset's classes are asked once, at the end, among all hundred outputs.
+
+Every finished cell is a row of WORK/data_aware.csv; a run that was stopped goes on where it was. `--report` prints the
+tables and draws the plots from that file, and says what was not run.
+
+Source of the protocol: arXiv 2006.08554 and its code. Differs from it in: by default at most 4,000 images and 2 + 4
+epochs for every arm (the paper: all images, 5 + 25, and 30 on all classes for the agnostic arm; `--full`); edge pixels
+instead of zeros around shifted crops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import csv
+import functools
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
+from benchmarks.stage import machine, say
+from edgetune.learn.control import Control
+from edgetune.learn.criteria import Batch, make_criterion
+from edgetune.learn.data import LabelledImages, Normaliser
+from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score
+from edgetune.learn.groups import find_groups
+from edgetune.learn.importer import read_weights
+from edgetune.learn.latency import Stopwatch, cut_to_latency, export_engine
+from edgetune.learn.network import (
+    Network,
+    count_macs,
+    count_parameters,
+    in_memory_format,
+    load_strictly,
+    new_network,
+)
+from edgetune.learn.prune import Limit, choose_channels, cut_channels, even_floors, residual_floors
+
+# net -> learning rate before pruning, after it, weight decay (arXiv 2006.08554's code)
+RATES = {
+    "cifar:alexnet": (1e-4, 1e-3, 5e-4),
+    "cifar:resnet20": (1e-3, 1e-2, 1e-4),
+    "cifar:mobilenet_v2": (1e-3, 1e-2, 5e-4),
+    "cifar:squeezenet": (8e-4, 2e-2, 2e-4),
+}
+BATCH = 128
+STEPPED = (0.4, 0.8)  # of the retraining: epochs 10 and 20 of 25
+AGNOSTIC_STEPPED = (1 / 3, 2 / 3)
+SCORING_BATCHES = 20
+TIMING_RUNS = 60
+VALIDATED_MOST = 1000
+PAPER_LEVELS = (95, 90, 75, 50, 25)  # the cheap ones first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One trained network; the first fields are its key."""
+
+    net: str
+    images: str  # "seen" | "unseen"
+    subset: str
+    unit: str  # of the level
+    level: float  # per cent of that unit to remove; 0: unpruned
+    arm: str
+    seed: int
+    schedule: str
+    parameters: int = 0
+    removed: float = 0.0  # per cent of the parameters
+    macs: int = 0
+    validation: float = 0.0
+    test: float = 0.0  # top-1 of the subset's test images among all classes
+    latency_ms: float = 0.0
+    base_ms: float = 0.0  # of the unpruned network, interleaved with it
+    seconds: float = 0.0  # tune, score, cut, retrain
+    peak_mib: float = 0.0  # resident memory of this process meanwhile
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What says which cell it is."""
+        return (
+            self.net, self.images, self.subset, self.unit, f"{self.level:g}", self.arm, str(self.seed), self.schedule,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one device has."""
+
+    training: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
+
+
+class Silent(Control):
+    """Nobody listens."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+
+    def say(self, event: str, **values: object) -> None:
+        """Nothing."""
+
+
+class Grid:
+    """All cells of one deployed model."""
+
+    def __init__(self, arguments: argparse.Namespace, archive: Archive) -> None:
+        self._arguments, self._archive = arguments, archive
+        self._control = Silent()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._format = arguments.memory_format
+        self._normaliser = Normaliser(PREPROCESS, self._device, self._format)
+        self._epochs = (5, 25) if arguments.full else (2, 4)
+        self._most = None if arguments.full else 4000
+        self._schedule = "full" if arguments.full else "2+4 epochs, 4000 images"
+        self._rates = RATES[arguments.net]
+        self._base = self._deployed()
+        self._whole = count_parameters(self._base.module)
+        engine = export_engine(self._base, PREPROCESS, threads=1)
+        self._stopwatch = Stopwatch(engine, PREPROCESS, runs=TIMING_RUNS, beat=lambda: None)
+
+    def _deployed(self) -> Network:
+        network = new_network(self._arguments.net, len(self._archive.classes))
+        load_strictly(network.module, read_weights(self._arguments.weights))
+        return self._place(network)
+
+    def _place(self, network: Network) -> Network:
+        in_memory_format(network.module, self._device, self._format)
+        return network
+
+    # ------------------------------------------------------------------------------------------- data
+
+    def site(self, subset: str, seed: int) -> Site:
+        """The device's images of a subset."""
+        labels, archive = classes_of(subset), self._archive
+        is_seen = self._arguments.device_images == "seen"
+        training, validation = (range(400), range(400, 500)) if is_seen else (range(400, 480), range(480, 500))
+        return Site(
+            archive.samples("train", labels, training, most=self._most, seed=seed),
+            archive.samples("train", labels, validation, most=VALIDATED_MOST),
+            archive.samples("test", labels, range(100)),
+        )
+
+    def _steps(self, epochs: float) -> int:
+        """The same for every arm and subset: epochs of 4,000 images, or of what the subset has in the full run."""
+        return int(epochs * -(-(self._most or 4000) // BATCH))
+
+    # ------------------------------------------------------------------------------------------- parts of a cell
+
+    def train(
+        self, network: Network, data: Site, *, epochs: float, name: str, seed: int, milestones: tuple[float, ...]
+    ) -> None:
+        """`epochs` of the schedule on the site's images; ends with the best validation epoch."""
+        before, after, decay = self._rates
+        steps = int(epochs * steps_per_epoch(data.training, BATCH)) if self._arguments.full else self._steps(epochs)
+        phase = Phase(
+            name=name, steps=steps, batch_size=BATCH, learning_rate=before if name == "tune" else after,
+            schedule="constant" if name == "tune" else "steps", milestones=milestones, momentum=0.9,
+            weight_decay=decay, augment="crop_flip", checkpoint_steps=1 << 40, seed=seed, round_id=0,
+            memory_format=self._format,
+        )  # fmt: skip
+        fine_tune(
+            network, phase, data.training, data.validation, self._normaliser,
+            resume=None, save=lambda _: None, control=self._control,
+        )  # fmt: skip
+
+    def cut(self, network: Network, criterion_name: str, data: LabelledImages, level: float, seed: int) -> Network:
+        """Rank on `data` and cut to the level, one channel at a time; returns the smaller network."""
+        network.module.eval()
+        groups = find_groups(network.module, network.head, 32, 32)
+        criterion = make_criterion(criterion_name, seed=seed)
+        scores = criterion.score(network.module, groups, self._batches(data, seed))
+        share = 1 - level / 100
+        is_papers = criterion_name == "l1"
+        floors = residual_floors(network.module, groups, 1 - share) if is_papers else even_floors(groups, 1 - share)
+
+        def smaller(limit: Limit) -> Network:
+            cut = choose_channels(
+                network.module, groups, scores, limit=limit, image=(32, 32), round_to=1, floors=floors,
+                per_cost=criterion.adds_up,
+            )  # fmt: skip
+            other = copy.deepcopy(network)
+            cut_channels(other.module, groups, cut.removed)
+            return self._place(other)
+
+        if self._arguments.unit == "parameters":
+            return smaller(Limit("parameters", round(self._whole * share)))
+        macs = count_macs(network.module, 32, 32)
+        return cut_to_latency(smaller, macs=macs, ratio=self._stopwatch.ratio, at_most=share)
+
+    def _batches(self, data: LabelledImages, seed: int) -> Iterator[Batch]:
+        order = np.random.default_rng(seed).permutation(len(data))[: SCORING_BATCHES * BATCH]
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            yield self._normaliser(data.images(part)), self._normaliser.labels(data.labels[part])
+
+    def finished(self, cell: Cell, network: Network, data: Site, began_s: float) -> Cell:
+        """Measure what came out."""
+        seconds, peak = time.monotonic() - began_s, peak_mib()
+        parameters = count_parameters(network.module)
+        (mine,), base = self._stopwatch.latencies([network])
+        return replace(
+            cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole), 2),
+            macs=count_macs(network.module, 32, 32), validation=self.top1(network, data.validation),
+            test=self.top1(network, data.test), latency_ms=round(mine.median_ms, 4), base_ms=round(base.median_ms, 4),
+            seconds=round(seconds, 1), peak_mib=peak,
+        )  # fmt: skip
+
+    def top1(self, network: Network, data: LabelledImages) -> float:
+        """Share of right answers among all outputs."""
+        return validation_score(network.module, data, self._normaliser, 250, self._control)[0]
+
+    # ------------------------------------------------------------------------------------------- cells
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell that was asked for, seed after seed and level after level, so that a part is already a result."""
+        arguments = self._arguments
+        unpruned = ["unpruned", *(["unpruned+site"] if arguments.tune_unpruned else [])]
+        for seed in arguments.seeds:
+            for level in (0.0, *arguments.levels):
+                arms = ["agnostic", "agnostic+site", *(f"aware:{name}" for name in arguments.criteria)]
+                for subset in arguments.subsets:
+                    for arm in arms if level else unpruned:
+                        yield Cell(
+                            net=arguments.net, images=arguments.device_images, subset=subset, unit=arguments.unit,
+                            level=level, arm=arm, seed=seed, schedule=self._schedule,
+                        )  # fmt: skip
+
+    def fill(self, cell: Cell) -> Cell:
+        """Train and measure one."""
+        data = self.site(cell.subset, cell.seed)
+        if cell.arm == "unpruned":
+            return self.finished(cell, self._base, data, begin())
+        if cell.arm == "unpruned+site":
+            return self._unpruned_site(cell, data)
+        if cell.arm == "agnostic":
+            return self._measured(cell, self._agnostic(cell.level, cell.seed), data)
+        if cell.arm == "agnostic+site":
+            return self._agnostic_site(cell, data)
+        return self._aware(cell, self._tuned(cell.subset, cell.seed), cell.arm.partition(":")[2], data)
+
+    def _unpruned_site(self, cell: Cell, data: Site) -> Cell:
+        began_s = begin()
+        network = copy.deepcopy(self._base)
+        self.train(network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=STEPPED)
+        return self.finished(cell, network, data, began_s)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
+    def _tuned(self, subset: str, seed: int) -> tuple[Network, float]:
+        began_s = begin()
+        network = copy.deepcopy(self._base)
+        self.train(network, self.site(subset, seed), epochs=self._epochs[0], name="tune", seed=seed, milestones=())
+        return network, time.monotonic() - began_s
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
+    def _agnostic(self, level: float, seed: int) -> tuple[Network, float, float]:
+        began_s = begin()
+        archive = self._archive
+        everything = Site(
+            archive.samples("train", archive.classes, range(400), most=self._most, seed=seed),
+            archive.samples("train", archive.classes, range(400, 500), most=VALIDATED_MOST),
+            archive.samples("test", archive.classes, range(1)),
+        )
+        network = self.cut(copy.deepcopy(self._base), "l1", everything.training, level, seed)
+        self.train(
+            network, everything, epochs=sum(self._epochs), name="retrain", seed=seed, milestones=AGNOSTIC_STEPPED
+        )
+        return network, time.monotonic() - began_s, peak_mib()
+
+    def _measured(self, cell: Cell, trained: tuple[Network, float, float], data: Site) -> Cell:
+        network, seconds, peak = trained
+        return replace(self.finished(cell, network, data, time.monotonic()), seconds=round(seconds, 1), peak_mib=peak)
+
+    def _agnostic_site(self, cell: Cell, data: Site) -> Cell:
+        began_s = begin()
+        network = self.cut(copy.deepcopy(self._base), "l1", data.training, cell.level, cell.seed)
+        self.train(network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=STEPPED)
+        return self.finished(cell, network, data, began_s)
+
+    def _aware(self, cell: Cell, tuned: tuple[Network, float], criterion: str, data: Site) -> Cell:
+        began_s = begin() - tuned[1]
+        network = self.cut(copy.deepcopy(tuned[0]), criterion, data.training, cell.level, cell.seed)
+        self.train(network, data, epochs=self._epochs[1], name="retrain", seed=cell.seed, milestones=STEPPED)
+        return self.finished(cell, network, data, began_s)
+
+
+def begin() -> float:
+    """Start a clock, and the high-water mark of this process's memory, where the kernel allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return time.monotonic()
+
+
+def peak_mib() -> float:
+    """Resident memory's high-water mark since `begin`."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return 0.0
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """What was run so far."""
+    if not path.exists():
+        return []
+    kinds = {field.name: field.type for field in fields(Cell)}
+    make = {"int": int, "float": float, "str": str}
+    with path.open(newline="") as file:
+        return [
+            Cell(**{name: make[str(kinds[name])](text) for name, text in row.items()}) for row in csv.DictReader(file)
+        ]
+
+
+def append_cell(path: Path, cell: Cell) -> None:
+    """Write one row."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Cell)])
+        if is_new:
+            writer.writeheader()
+        writer.writerow(asdict(cell))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fill what is missing."""
+    torch.set_num_threads(arguments.threads)
+    path = arguments.work / "data_aware.csv"
+    grid = Grid(arguments, read_archive(arguments.data, arguments.work))
+    done = {cell.key for cell in read_cells(path)}
+    say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(done)} cells are there")
+    for cell in grid.cells():
+        if cell.key in done:
+            continue
+        filled = grid.fill(cell)
+        append_cell(path, filled)
+        say(
+            f"  {filled.subset} {filled.level:g} % {filled.arm} seed {filled.seed}: test {filled.test:.1%}, "
+            f"{filled.parameters:,} parameters, {filled.latency_ms / filled.base_ms:.2f}x, {filled.seconds:.0f} s"
+        )
+
+
+def main() -> int:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--net", default="cifar:resnet20", choices=sorted(RATES))
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--subsets", nargs="+", default=list(SUBSETS))
+    parser.add_argument("--levels", nargs="+", type=float, default=list(PAPER_LEVELS))
+    parser.add_argument("--criteria", nargs="+", default=["l1", "taylor"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--unit", default="parameters", choices=["parameters", "latency"])
+    parser.add_argument("--device-images", default="seen", choices=["seen", "unseen"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--memory-format", default="channels_last", choices=["contiguous", "channels_last"])
+    parser.add_argument("--tune-unpruned", action="store_true", help="also the unpruned model tuned on the site")
+    parser.add_argument("--full", action="store_true", help="the paper's 5 + 25 epochs on all images: days")
+    parser.add_argument("--report", action="store_true", help="tables and plots of what was run, nothing else")
+    arguments = parser.parse_args()
+    if arguments.report:
+        from benchmarks.data_aware_report import report
+
+        return report(arguments.work)
+    for name, wanted in (("data", "a directory with cifar100.zip"), ("weights", "the deployed model's weights")):
+        value = getattr(arguments, name)
+        if value is None or not value.exists():
+            parser.error(f"--{name} {value or ''}: {wanted} is missing")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

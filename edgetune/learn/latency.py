@@ -1,0 +1,85 @@
+"""Latency on the runtime that serves: timed side by side with the unpruned network, and pruning until it is reached."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgetune.learn.data import Images
+from edgetune.learn.export import artefact_files, draft_manifest, selftest_images, stage
+from edgetune.learn.network import Network
+from edgetune.learn.prune import Limit
+from edgetune.serve.engine import Engine, time_interleaved
+from edgetune.types import Latency, Preprocess
+
+_TRIALS = 6  # each halves what is left of the range: 1/64 of the operations at the end
+
+
+def export_engine(network: Network, preprocess: Preprocess, *, threads: int) -> Engine:
+    """A network in the serving engine, as a published version would be: exported, loaded, warmed."""
+    other = copy.deepcopy(network)
+    other.module.to("cpu")
+    files = artefact_files(other, preprocess, lambda: None)
+    classes = [str(number) for number in range(network.num_classes)]
+    manifest = draft_manifest(other, preprocess, classes, len(files["model.onnx"]))
+    with tempfile.TemporaryDirectory(prefix="edgetune-timing-") as scratch:
+        stage(Path(scratch), files, manifest)
+        return Engine.load(Path(scratch), threads=threads)
+
+
+class Stopwatch:
+    """Times networks against one that stays, interleaved with it, so that heat and other work hit all of them alike."""
+
+    def __init__(self, base: Engine, preprocess: Preprocess, *, runs: int, beat: Callable[[], None]) -> None:
+        """`base` is timed with every measurement; `runs` predictions each, with its number of threads."""
+        self._base, self._preprocess, self._runs, self._beat = base, preprocess, runs, beat
+
+    def latencies(self, networks: Sequence[Network]) -> tuple[list[Latency], Latency]:
+        """Of each network, and of the base in the same turns."""
+        engines = []
+        for network in networks:
+            engines.append(export_engine(network, self._preprocess, threads=self._base.threads))
+            self._beat()
+        # The last in turn is not timed for its own sake: it says that work is done, outside the others' time.
+        turns: list[Engine | Callable[[Images], object]] = [*engines, self._base, lambda _: self._beat()]
+        *mine, base, _ = time_interleaved(turns, selftest_images(self._preprocess), runs=self._runs)
+        for engine in engines:
+            engine.close()
+        return mine, base
+
+    def ratio(self, network: Network) -> float:
+        """A network's median latency over the base's."""
+        (mine,), base = self.latencies([network])
+        return mine.median_ms / base.median_ms
+
+
+def cut_to_latency(
+    smaller: Callable[[Limit], Network], *, macs: int, ratio: Callable[[Network], float], at_most: float
+) -> Network:
+    """
+    The largest network, by multiply-accumulates, that is fast enough.
+
+    Latency is taken to fall with the operations that are left. Where it does not (a width that the runtime dislikes),
+    a network may be found that is smaller than need be, never one that measured too slow, unless none was fast enough.
+
+    Args:
+        smaller: cuts a copy to a limit.
+        macs: of the whole network.
+        ratio: a network's measured latency over that of the whole one.
+        at_most: the ratio that is wanted, 0..1.
+
+    Returns:
+        That network; the smallest one tried when none was fast enough: ask `ratio` what was achieved.
+    """
+    low, high, share = 0.0, 1.0, at_most  # shares of the operations: fast enough, and too slow, as far as is known
+    best: Network | None = None
+    for _ in range(_TRIALS):
+        candidate = smaller(Limit("macs", round(macs * share)))
+        if ratio(candidate) <= at_most:
+            low, best = share, candidate
+        else:
+            high = share
+        share = (low + high) / 2
+    return best if best is not None else candidate

@@ -1,0 +1,258 @@
+"""
+A recipe applied to networks: tune, score, cut, retrain. A round and `edgetune prune` do it with the same hands.
+
+Everything works in place or on copies in memory; what is kept, and where, is the caller's business.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgetune.errors import UnprunableError
+from edgetune.learn.checkpoint import Checkpoint
+from edgetune.learn.control import Control
+from edgetune.learn.cost import Size
+from edgetune.learn.criteria import Batch, make_criterion
+from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
+from edgetune.learn.finetune import Phase, fine_tune, never, steps_per_epoch
+from edgetune.learn.groups import CoupledGroup, find_groups
+from edgetune.learn.latency import Stopwatch, cut_to_latency
+from edgetune.learn.network import Network, count_macs, count_parameters, in_memory_format
+from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
+from edgetune.types import Preprocess, Recipe
+
+TUNE, RETRAIN = "tune", "retrain"
+# Channel multiples that are tried when the recipe leaves the choice to a measurement.
+MULTIPLES = (1, 4, 8, 16, 32)
+# Of two candidates at the same level the faster one is taken, unless it keeps so much less of what the criterion values.
+_KEPT_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The scores of a network's filters."""
+
+    groups: tuple[CoupledGroup, ...]
+    scores: tuple[torch.Tensor, ...]  # for each group [channels]
+    adds_up: bool
+
+    def kept_share(self, cut: Cut) -> float:
+        """How much of all scores a cut leaves, 0..1."""
+        finite = [score.clamp(max=1e30).clamp(min=0) for score in self.scores if not torch.isinf(score).any()]
+        whole = float(sum(score.sum() for score in finite))
+        gone = sum(
+            float(score.clamp(min=0)[list(channels)].sum())
+            for score, channels in zip(self.scores, cut.removed, strict=True)
+            if channels
+        )
+        return 1 - gone / whole if whole > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a cut made of a network."""
+
+    network: Network
+    cut: Cut
+    round_to: int
+    latency_ratio: float | None  # to the whole network's; None: not timed
+
+
+class Tuner:
+    """The recipe's hands."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        training: LabelledImages,
+        validation: LabelledImages,
+        *,
+        preprocess: Preprocess,
+        device: torch.device,
+        control: Control,
+        round_id: int = 0,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """`teacher` is asked when the recipe distils; `round_id` is part of every seed."""
+        self._recipe, self._control, self._round_id = recipe, control, round_id
+        self._training, self._validation, self._preprocess = training, validation, preprocess
+        self._device, self._teacher = device, teacher
+        self.normaliser = Normaliser(preprocess, device, recipe.memory_format)
+        self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
+
+    def place(self, network: Network) -> Network:
+        """Put a network where it is trained."""
+        in_memory_format(network.module, self._device, self._recipe.memory_format)
+        return network
+
+    def fine_tune(
+        self,
+        network: Network,
+        name: str,
+        steps: int,
+        *,
+        resume: Checkpoint | None = None,
+        save: Callable[[Checkpoint], None] = lambda _: None,
+        is_enough: Callable[[Sequence[float]], bool] = never,
+    ) -> tuple[float, float] | None:
+        """Train in place; see `finetune.fine_tune`. "tune" has a constant rate, everything else a cosine."""
+        recipe = self._recipe
+        phase = Phase(
+            name=name,
+            steps=steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate_before if name == TUNE else recipe.learning_rate,
+            schedule="constant" if name == TUNE else "cosine",
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            augment=recipe.augment,
+            checkpoint_steps=recipe.checkpoint_steps,
+            seed=recipe.seed,
+            round_id=self._round_id,
+            memory_format=recipe.memory_format,
+            distillation=recipe.distillation if self._teacher is not None else 0.0,
+            temperature=recipe.temperature,
+        )
+        return fine_tune(
+            network,
+            phase,
+            self._training,
+            self._validation,
+            self.normaliser,
+            resume=resume,
+            save=save,
+            control=self._control,
+            teacher=self._teacher,
+            is_enough=is_enough,
+        )
+
+    def rank(self, network: Network) -> Ranking:
+        """Score all filters on training samples."""
+        recipe, size = self._recipe, self._preprocess
+        network.module.eval()
+        groups = find_groups(network.module, network.head, size.height, size.width, self._control.beat)
+        seed = step_seed(recipe.seed, self._round_id)
+        criterion = make_criterion(recipe.criterion, seed=seed, beat=self._control.beat)
+        scores = criterion.score(network.module, groups, self._scoring_batches())
+        return Ranking(groups, tuple(scores), criterion.adds_up)
+
+    def shape(
+        self, network: Network, ranking: Ranking, *, share: float, whole: Size, stopwatch: Stopwatch | None
+    ) -> Shape:
+        """
+        Cut a copy of a network down to a share of what the whole one costs.
+
+        Where the recipe leaves the channel multiple open, each of MULTIPLES makes a candidate at that share, all are
+        timed in turn with the whole network, and the fastest is taken that keeps nearly as much of the scores as the
+        best of them.
+
+        Args:
+            network: that `ranking` is about.
+            ranking: of its filters.
+            share: 0..1, of the unit that the recipe's level is in.
+            whole: what the unpruned network costs.
+            stopwatch: times candidates; None only where nothing has to be timed.
+
+        Raises:
+            UnprunableError: the share cannot be reached.
+        """
+        recipe = self._recipe
+        candidates: list[Shape] = []
+        for round_to in MULTIPLES if recipe.round_to is None else (recipe.round_to,):
+            shape = self._shape(network, ranking, share=share, whole=whole, round_to=round_to, stopwatch=stopwatch)
+            if shape is not None and all(shape.cut.removed != other.cut.removed for other in candidates):
+                candidates.append(shape)
+            self._control.beat()
+        if not candidates:
+            raise UnprunableError(
+                f"{100 * (1 - share):.0f} % of the {recipe.level_of} cannot be removed: every layer has to keep some "
+                "of its channels",
+                hint="set a lower pruning.level, or a smaller pruning.round_to",
+            )
+        if len(candidates) == 1 or stopwatch is None:
+            return candidates[0]
+        latencies, base = stopwatch.latencies([shape.network for shape in candidates])
+        kept = [ranking.kept_share(shape.cut) for shape in candidates]
+        good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
+        fastest = candidates[min(good, key=lambda i: latencies[i].median_ms)]
+        ratio = latencies[candidates.index(fastest)].median_ms / base.median_ms
+        return Shape(fastest.network, fastest.cut, fastest.round_to, ratio)
+
+    def _shape(
+        self,
+        network: Network,
+        ranking: Ranking,
+        *,
+        share: float,
+        whole: Size,
+        round_to: int,
+        stopwatch: Stopwatch | None,
+    ) -> Shape | None:
+        """One candidate; None when it does not reach the share."""
+        cuts: dict[int, Cut] = {}
+
+        def smaller(limit: Limit) -> Network:
+            cut = choose_channels(
+                network.module,
+                ranking.groups,
+                ranking.scores,
+                limit=limit,
+                image=(self._preprocess.height, self._preprocess.width),
+                round_to=round_to,
+                floors=even_floors(ranking.groups, 1 - share),
+                per_cost=ranking.adds_up,
+            )
+            other = copy.deepcopy(network)
+            cut_channels(other.module, ranking.groups, cut.removed)
+            cuts[id(other.module)] = cut
+            return self.place(other)
+
+        if self._recipe.level_of != "latency":
+            limit = Limit(self._recipe.level_of, round(whole.of(self._recipe.level_of) * share))
+            found = smaller(limit)
+            cut = cuts[id(found.module)]
+            return Shape(found, cut, round_to, None) if cut.size.of(limit.unit) <= limit.most else None
+        assert stopwatch is not None, "a latency has to be measured"
+        found = cut_to_latency(smaller, macs=whole.macs, ratio=stopwatch.ratio, at_most=share)
+        ratio = stopwatch.ratio(found)
+        return Shape(found, cuts[id(found.module)], round_to, ratio) if ratio <= share * 1.05 else None
+
+    def _scoring_batches(self) -> Iterator[Batch]:
+        """Training samples, unchanged, a class in turn: a small class is shown as often as a large one."""
+        training, recipe = self._training, self._recipe
+        generator = torch.Generator().manual_seed(step_seed(recipe.seed, self._round_id, 1))
+        order: Integers = torch.randperm(len(training), generator=generator).numpy()
+        classes = [order[training.labels[order] == label] for label in np.unique(training.labels)]
+        rows = -(-recipe.scoring_batches * recipe.batch_size // len(classes))
+        rows = min(rows, max(len(mine) for mine in classes))
+        picked = np.stack([np.resize(mine, rows) for mine in classes], axis=1).reshape(-1)  # repeats a small class
+        for start in range(0, min(len(picked), recipe.scoring_batches * recipe.batch_size), recipe.batch_size):
+            part = picked[start : start + recipe.batch_size]
+            yield self.normaliser(training.images(part)), self.normaliser.labels(training.labels[part])
+
+
+def size_of(network: Network, preprocess: Preprocess) -> Size:
+    """What a network costs."""
+    macs = count_macs(network.module, preprocess.height, preprocess.width)
+    return Size(count_parameters(network.module), macs)
+
+
+def describe_cut(shape: Shape, ranking: Ranking) -> Mapping[str, Any]:
+    """A cut for a journal."""
+    return {
+        "parameters": shape.cut.size.parameters,
+        "macs": shape.cut.size.macs,
+        "round_to": shape.round_to,
+        "latency_ratio": shape.latency_ratio,
+        "groups": [
+            {"layer": g.name, "channels": g.channels, "kept": g.channels - len(gone)}
+            for g, gone in zip(ranking.groups, shape.cut.removed, strict=True)
+        ],
+    }
