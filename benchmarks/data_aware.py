@@ -31,7 +31,6 @@ import contextlib
 import copy
 import csv
 import functools
-import io
 import os
 import time
 from collections.abc import Iterator
@@ -43,18 +42,18 @@ import torch
 
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
 from benchmarks.stage import machine, say
-from edgetune.learn.control import Control
+from edgetune.learn.control import SilentControl
 from edgetune.learn.criteria import Batch, make_criterion
 from edgetune.learn.data import LabelledImages, Normaliser
 from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score
 from edgetune.learn.groups import find_groups
 from edgetune.learn.importer import read_weights
 from edgetune.learn.latency import Stopwatch, cut_to_latency, export_engine
+from edgetune.learn.layout import arrange
 from edgetune.learn.network import (
     Network,
     count_macs,
     count_parameters,
-    in_memory_format,
     load_strictly,
     new_network,
 )
@@ -115,25 +114,14 @@ class Site:
     test: LabelledImages
 
 
-class Silent(Control):
-    """Nobody listens."""
-
-    def __init__(self) -> None:
-        super().__init__(io.StringIO())
-
-    def say(self, event: str, **values: object) -> None:
-        """Nothing."""
-
-
 class Grid:
     """All cells of one deployed model."""
 
     def __init__(self, arguments: argparse.Namespace, archive: Archive) -> None:
         self._arguments, self._archive = arguments, archive
-        self._control = Silent()
+        self._control = SilentControl()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._format = arguments.memory_format
-        self._normaliser = Normaliser(PREPROCESS, self._device, self._format)
+        self._normaliser = Normaliser(PREPROCESS, self._device)
         self._epochs = (5, 25) if arguments.full else (2, 4)
         self._most = None if arguments.full else 4000
         self._schedule = "full" if arguments.full else "2+4 epochs, 4000 images"
@@ -149,7 +137,7 @@ class Grid:
         return self._place(network)
 
     def _place(self, network: Network) -> Network:
-        in_memory_format(network.module, self._device, self._format)
+        arrange(network.module, self._device, self._arguments.memory_format)
         return network
 
     # ------------------------------------------------------------------------------------------- data
@@ -181,7 +169,6 @@ class Grid:
             name=name, steps=steps, batch_size=BATCH, learning_rate=before if name == "tune" else after,
             schedule="constant" if name == "tune" else "steps", milestones=milestones, momentum=0.9,
             weight_decay=decay, augment="crop_flip", checkpoint_steps=1 << 40, seed=seed, round_id=0,
-            memory_format=self._format,
         )  # fmt: skip
         fine_tune(
             network, phase, data.training, data.validation, self._normaliser,
@@ -377,7 +364,7 @@ def main() -> int:
     parser.add_argument("--unit", default="parameters", choices=["parameters", "latency"])
     parser.add_argument("--device-images", default="seen", choices=["seen", "unseen"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--memory-format", default="channels_last", choices=["contiguous", "channels_last"])
+    parser.add_argument("--memory-format", default="contiguous", choices=["contiguous", "channels_last"])
     parser.add_argument("--tune-unpruned", action="store_true", help="also the unpruned model tuned on the site")
     parser.add_argument("--full", action="store_true", help="the paper's 5 + 25 epochs on all images: days")
     parser.add_argument("--report", action="store_true", help="tables and plots of what was run, nothing else")

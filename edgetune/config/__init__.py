@@ -99,6 +99,7 @@ def recipe(config: Config) -> Recipe:
         seed=training.seed,
         threads=training.threads or _cores(),
         memory_format=training.memory_format,
+        dtype=training.dtype,
         distillation=training.distillation,
         temperature=training.temperature,
     )

@@ -66,8 +66,11 @@ class Training(Section):
         _RECIPE.distillation, "Share of the loss, from 0 to 1, in which the factory model is asked.", ge=0, le=1
     )
     temperature: float = key(_RECIPE.temperature, "Temperature of the distillation.", gt=0, le=100)
-    memory_format: Literal["contiguous", "channels_last"] = key(
-        _RECIPE.memory_format, "Layout of tensors while training; the faster one depends on the model and the board."
+    memory_format: Literal["auto", "contiguous", "channels_last"] = key(
+        _RECIPE.memory_format, "Layout of tensors while training; auto: the faster one is measured at a round's start."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = key(
+        _RECIPE.dtype, "What convolutions compute in; auto: measured, where the processor has bfloat16."
     )
 
 

@@ -49,9 +49,11 @@ class Steps:
     Each trial starts from the last success, which is nearly what is looked for, so a few epochs tell.
 
     Args:
+        target: small enough; None: as small as it goes.
         floor: no trial leaves less than this share.
     """
 
+    target: float | None = None
     floor: float = 0.02
 
     def propose(self, trials: Sequence[Trial]) -> Proposal | None:
@@ -62,8 +64,9 @@ class Steps:
                 best = min(best, trial.share)
             else:
                 factor = math.sqrt(factor)
-        share = best * factor
-        if factor > _LAST_FACTOR or share < self.floor:
+        least = self.floor if self.target is None else max(self.floor, self.target)
+        share = max(best * factor, least)
+        if factor > _LAST_FACTOR or share >= best:
             return None
         return Proposal(share=share, from_best=best < 1.0)
 

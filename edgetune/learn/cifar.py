@@ -157,10 +157,93 @@ class CifarMobileNetV2(nn.Module):
         return cast(torch.Tensor, self.linear(torch.flatten(self.avgpool(x), 1)))
 
 
+class CifarAlexNet(nn.Module):
+    """AlexNet for 32x32 images: five convolutions and one linear layer; with 100 classes it has 2,495,396 weights."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 11, stride=4, padding=5),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)  # does nothing at 32x32; larger images are pooled
+        self.classifier = nn.Linear(256, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [N, 3, H, W] float32, H and W at least 29 -> logits [N, num_classes]."""
+        return cast(torch.Tensor, self.classifier(torch.flatten(self.avgpool(self.features(x)), 1)))
+
+
+def normalised(channels: int, width: int, kernel: int) -> nn.Module:
+    """Convolution with a bias, batch norm and ReLU that keep H and W."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, kernel, padding=kernel // 2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    )
+
+
+class Fire(nn.Module):
+    """Squeeze 1x1, then expand 1x1 beside expand 3x3, half of the width each (Iandola et al. 2016, section 3.2)."""
+
+    def __init__(self, channels: int, width: int, squeezed: int) -> None:
+        super().__init__()
+        self.squeeze = normalised(channels, squeezed, 1)
+        self.expand_1x1 = normalised(squeezed, width // 2, 1)
+        self.expand_3x3 = normalised(squeezed, width // 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, channels, H, W] -> [N, width, H, W]."""
+        x = self.squeeze(x)
+        return torch.cat([self.expand_1x1(x), self.expand_3x3(x)], dim=1)
+
+
+# width, squeezed width, whether the input is added to the output, whether a pooling follows: of the modules 2 to 9
+_SQUEEZENET: Sequence[tuple[int, int, bool, bool]] = (
+    (128, 16, False, False), (128, 16, True, False), (256, 32, False, True), (256, 32, True, False),
+    (384, 48, False, False), (384, 48, True, False), (512, 64, False, True), (512, 64, False, False),
+)  # fmt: skip
+
+
+class CifarSqueezeNet(nn.Module):
+    """SqueezeNet with batch norm and shortcuts for 32x32 images; with 100 classes it has 781,156 parameters."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*cast(nn.Sequential, normalised(3, 96, 3)), nn.MaxPool2d(2, 2))
+        channels = 96
+        for number, (width, squeezed, _, _) in enumerate(_SQUEEZENET, start=2):
+            self.add_module(f"fire{number}", Fire(channels, width, squeezed))
+            channels = width
+        self.conv10 = nn.Conv2d(channels, num_classes, 1)
+        self.avg = nn.AdaptiveAvgPool2d(1)
+        self.maxpool = nn.MaxPool2d(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [N, 3, H, W] float32 -> logits [N, num_classes]."""
+        x = self.stem(x)
+        for number, (_, _, is_residual, is_pooled) in enumerate(_SQUEEZENET, start=2):
+            y = getattr(self, f"fire{number}")(x)
+            x = x + y if is_residual else y
+            x = self.maxpool(x) if is_pooled else x
+        return torch.flatten(self.avg(self.conv10(x)), 1)
+
+
 CIFAR_BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": resnet(20),
     "resnet56": resnet(56),
     "resnet20a": resnet_zero_padded(20),
     "resnet56a": resnet_zero_padded(56),
     "mobilenet_v2": CifarMobileNetV2,
+    "alexnet": CifarAlexNet,
+    "squeezenet": CifarSqueezeNet,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -87,3 +88,13 @@ class Control:
             return
         if isinstance(plain, Mapping) and isinstance(plain.get("duty"), (int, float)):
             self.duty = float(plain["duty"])
+
+
+class SilentControl(Control):
+    """Nobody listens: full speed, and no stop but an exception."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+
+    def say(self, event: str, **values: object) -> None:
+        """Nothing."""

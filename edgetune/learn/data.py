@@ -206,18 +206,17 @@ def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
 
 
 class Normaliser:
-    """`normalise` with a model's mean and std, on the device and in the memory format of the training."""
+    """`normalise` with a model's mean and std, on the device of the training."""
 
-    def __init__(self, preprocess: Preprocess, device: torch.device, memory_format: str) -> None:
+    def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
         self._mean = torch.tensor(preprocess.mean, device=device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=device).reshape(1, 3, 1, 1)
         self._device = device
-        self._format = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
 
     def __call__(self, images: Images) -> torch.Tensor:
-        """uint8 [N, H, W, 3] -> float32 [N, 3, H, W]."""
+        """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], contiguous: the weights say in which format is computed."""
         tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
-        return normalise(tensor, self._mean, self._std).contiguous(memory_format=self._format)
+        return normalise(tensor, self._mean, self._std).contiguous()
 
     def labels(self, labels: Integers) -> torch.Tensor:
         """int64 [N]."""

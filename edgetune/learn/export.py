@@ -18,13 +18,13 @@ from torch import nn
 
 from edgetune.errors import ModelError
 from edgetune.learn.data import Images, normalise
+from edgetune.learn.layout import arrange
 from edgetune.learn.network import (
     NETWORK_FILE,
     WEIGHTS_FILE,
     Network,
     count_macs,
     count_parameters,
-    in_memory_format,
     state_tensors,
 )
 from edgetune.serve.engine import MODEL_FILE, SELFTEST_FILE, SELFTEST_TOLERANCE, Engine, runtime_version
@@ -55,7 +55,7 @@ class Served(nn.Module):
 
 def served_module(network: Network, preprocess: Preprocess) -> Served:
     """A copy of the network on the CPU, in eval mode and in torch's usual memory format."""
-    module = in_memory_format(copy.deepcopy(network.module), torch.device("cpu"), "contiguous")
+    module = arrange(copy.deepcopy(network.module), torch.device("cpu"), "contiguous")
     return Served(module, preprocess).eval()
 
 
@@ -82,7 +82,7 @@ def export_onnx(module: Served, preprocess: Preprocess) -> bytes:
                 dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
                 opset_version=OPSET,
             )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError) as error:
+    except (torch.onnx.errors.OnnxExporterError, AssertionError, RuntimeError, TypeError) as error:
         raise ModelError(f"the network cannot be exported to ONNX: {error}") from error
     return file.getvalue()
 

@@ -15,6 +15,7 @@ from edgetune.errors import LossNotFiniteError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, LabelledImages, Normaliser, augment, plan_epoch, step_seed
+from edgetune.learn.layout import computing_in
 from edgetune.learn.network import Network, load_strictly, state_tensors
 
 _WARMUP_SHARE = 0.05  # of the steps: the momentum of a freshly cut network is not yet of any use
@@ -36,7 +37,7 @@ class Phase:
     checkpoint_steps: int
     seed: int
     round_id: int
-    memory_format: str
+    dtype: str = "float32"  # "bfloat16": convolutions compute in it, the weights stay float32
     distillation: float = 0.0  # 0..1, the teacher's share of the loss
     temperature: float = 2.0  # of the distillation
 
@@ -175,12 +176,16 @@ class _Run:
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, and beside it the teacher's word (Hinton et al. 2015, arXiv 1503.02531)."""
-        logits = self._network.module(images)
+        with computing_in(self._phase.dtype, images.device):
+            logits = self._network.module(images)
+        logits = logits.float()
         loss = functional.cross_entropy(logits, labels)
         if self._teacher is None:
             return loss
         with torch.no_grad():
-            soft = functional.softmax(self._teacher(images) / self._phase.temperature, dim=1)
+            with computing_in(self._phase.dtype, images.device):
+                taught = self._teacher(images)
+            soft = functional.softmax(taught.float() / self._phase.temperature, dim=1)
         said = functional.log_softmax(logits / self._phase.temperature, dim=1)
         divergence = functional.kl_div(said, soft, reduction="batchmean") * self._phase.temperature**2
         return (1 - self._phase.distillation) * loss + self._phase.distillation * divergence

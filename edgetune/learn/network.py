@@ -210,9 +210,14 @@ def load_network(directory: Path, builders: Mapping[str, str] | None = None) -> 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Load every tensor into its place; ModelError when a name is missing or left over, or a shape differs."""
+    state = module.state_dict()  # its metadata say of which version the names are; MNASNet cannot load without
+    missing = state.keys() - tensors.keys()
+    state.update(tensors)
+    for name in missing:
+        del state[name]
     try:
-        module.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
+        module.load_state_dict(state, strict=True)
+    except (RuntimeError, ValueError) as error:
         raise ModelError(f"the weights do not fit the network: {error}") from error
 
 
@@ -222,14 +227,6 @@ def state_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
         name: tensor.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
     }
-
-
-def in_memory_format(module: nn.Module, device: torch.device, memory_format: str) -> nn.Module:
-    """Move a module, in place, to a device and into "contiguous" or "channels_last"."""
-    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-    # torch's annotation leaves the keyword out
-    module.to(device, memory_format=formats[memory_format])  # type: ignore[call-overload]
-    return module
 
 
 def layer_dimensions(module: nn.Module) -> dict[str, int]:

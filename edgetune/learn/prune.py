@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from edgetune.errors import UnprunableError
+from edgetune.errors import ModelError, UnprunableError
 from edgetune.learn.cost import CostCounter, Size
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.network import Network, resize_layer
@@ -298,16 +298,16 @@ def check_prunable(
     groups = find_groups(masked, network.head, height, width, beat)
     removed = [tuple(_every_second_low(group)) for group in groups]
     cut = copy.deepcopy(masked)
-    _mask_inputs(masked, groups, removed)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
     hint = "set training.level to 0% to fine-tune without pruning, or use another architecture"
     try:
+        _mask_inputs(masked, groups, removed)
         cut_channels(cut, groups, removed)
         beat()
         with torch.no_grad():
             expected, got = masked(images), cut(images)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (ModelError, RuntimeError, ValueError, IndexError) as error:
         raise UnprunableError(f"{network.architecture} cannot be pruned: {error}", hint=hint) from error
     spread = float((expected - expected.mean()).abs().max()) + 1e-30
     if got.shape != expected.shape or float((got - expected).abs().max()) > _TRIAL_TOLERANCE * spread:

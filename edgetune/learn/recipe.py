@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from edgetune.learn.cost import Size
 from edgetune.learn.data import Images, LabelledImages, load_samples
 from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
 from edgetune.learn.latency import Stopwatch
+from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.measure import ask, summarise
 from edgetune.learn.network import (
     Network,
-    in_memory_format,
     load_network,
     rebuild,
     state_tensors,
@@ -131,6 +131,8 @@ class _Round:
             round_id=spec.round_id,
             teacher=self._ancestor() if spec.recipe.distillation > 0 else None,
         )
+        if "layout" in self._journal:
+            self._tuner.layout = Layout(**self._journal["layout"])
         self._write_journal()
 
     # ------------------------------------------------------------------------------------------- load
@@ -164,7 +166,12 @@ class _Round:
             check_prunable(network, size.height, size.width, self._control.beat)
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
-        return self._tuner.place(network)
+        self._tuner.place(network)
+        if "layout" not in self._journal:  # a round that goes on keeps the one it began with: sums depend on it
+            self._journal["layout_s"] = self._tuner.settle_layout(network)
+            self._journal["layout"] = asdict(self._tuner.layout)
+            self._write_journal()
+        return network
 
     def _load(self, manifest: Manifest) -> Network:
         return load_network(Path(self._spec.models_dir) / version_name(manifest.version), self._spec.builders)
@@ -173,7 +180,7 @@ class _Round:
         """The factory model, which remembers what this site does not show."""
         network = self._load(self._factory)
         widen_head(network, self._factory.classes, self._spec.classes)
-        return in_memory_format(network.module, self._device, self._recipe.memory_format).eval()
+        return arrange(network.module, self._device, "contiguous").eval()
 
     # ------------------------------------------------------------------------------------------- train
 
@@ -338,8 +345,6 @@ def _pin_torch(recipe: Recipe, journal: dict[str, Any]) -> torch.device:
     """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if recipe.dtype != "float32":
-        raise ValueError(f"training in {recipe.dtype} is not supported; use float32")
     chosen = journal.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
     journal["torch"] = torch.__version__
     return torch.device(chosen)

@@ -24,7 +24,8 @@ from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.finetune import Phase, fine_tune, never, steps_per_epoch
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch, cut_to_latency
-from edgetune.learn.network import Network, count_macs, count_parameters, in_memory_format
+from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
+from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.types import Preprocess, Recipe
 
@@ -84,13 +85,26 @@ class Tuner:
         self._recipe, self._control, self._round_id = recipe, control, round_id
         self._training, self._validation, self._preprocess = training, validation, preprocess
         self._device, self._teacher = device, teacher
-        self.normaliser = Normaliser(preprocess, device, recipe.memory_format)
+        self.normaliser = Normaliser(preprocess, device)
+        self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
     def place(self, network: Network) -> Network:
         """Put a network where it is trained."""
-        in_memory_format(network.module, self._device, self._recipe.memory_format)
+        arrange(network.module, self._device, self.layout.memory_format)
         return network
+
+    def settle_layout(self, network: Network) -> dict[str, float]:
+        """Measure which of the recipe's layouts trains this network fastest, and use it from now on."""
+        recipe = self._recipe
+        candidates = candidate_layouts(recipe.memory_format, recipe.dtype, self._device)
+        part = np.resize(np.arange(len(self._training)), recipe.batch_size)
+        images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
+        self.layout, measured_s = fastest_layout(
+            network.module, images, self.normaliser.labels(labels), candidates, beat=self._control.beat
+        )
+        self.place(network)
+        return measured_s
 
     def fine_tune(
         self,
@@ -116,7 +130,7 @@ class Tuner:
             checkpoint_steps=recipe.checkpoint_steps,
             seed=recipe.seed,
             round_id=self._round_id,
-            memory_format=recipe.memory_format,
+            dtype=self.layout.dtype,
             distillation=recipe.distillation if self._teacher is not None else 0.0,
             temperature=recipe.temperature,
         )

@@ -30,7 +30,7 @@ from edgetune.types import Preprocess
 SIZE = Preprocess(height=8, width=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PHASE = Phase(
     name="retrain", steps=18, batch_size=8, learning_rate=0.05, schedule="cosine", momentum=0.9, weight_decay=5e-4,
-    augment="none", checkpoint_steps=1000, seed=0, round_id=1, memory_format="contiguous",
+    augment="none", checkpoint_steps=1000, seed=0, round_id=1,
 )  # fmt: skip
 # Losses of PHASE on torch 2.13, x86-64, one thread. A change of the loop that is not meant to change training leaves
 # them; one that is meant to replaces them.
@@ -74,7 +74,7 @@ def tiny_network(classes: int = 3) -> Network:
 
 def normaliser() -> Normaliser:
     """Of the tiny images, on the CPU."""
-    return Normaliser(SIZE, torch.device("cpu"), "contiguous")
+    return Normaliser(SIZE, torch.device("cpu"))
 
 
 def tune(network: Network, phase: Phase, training: LabelledImages, validation: LabelledImages) -> list[float]:
@@ -195,3 +195,150 @@ def test_a_loss_that_is_not_finite_ends_the_phase_before_the_weights_are_touched
     with pytest.raises(LossNotFiniteError, match="step 0 of retrain"):
         tune(network, PHASE, noisy_data(20, 1), noisy_data(0, 2))
     assert all(torch.equal(a, b) for a, b in zip(before, network.module.parameters(), strict=True))
+
+
+def teacher_network() -> nn.Module:
+    """Of the same architecture with other weights and statistics, in eval mode."""
+    torch.manual_seed(5)
+    module = TinyNet(3)
+    module.head.weight.data.mul_(3)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.uniform_(-0.2, 0.2)
+            norm.running_var.uniform_(0.5, 2.0)
+    return module.eval()
+
+
+def taught(phase: Phase, training: LabelledImages, teacher: nn.Module | None) -> tuple[Network, list[float]]:
+    """The network after the phase, and what was said of every step's loss."""
+    network, control = tiny_network(), RecordingControl()
+    fine_tune(
+        network, phase, training, noisy_data(0, 2), normaliser(), resume=None, save=lambda _: None, control=control,
+        teacher=teacher,
+    )  # fmt: skip
+    return network, [float(line["loss"]) for line in control.said if "loss" in line]
+
+
+def softened(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Softmax of logits [B, C] over a temperature, in plain numpy."""
+    powers = np.exp(logits / temperature - (logits / temperature).max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(0.3, 1.0), (0.5, 2.0), (0.5, 5.0), (1.0, 3.0)])
+def test_one_step_of_distillation_is_hintons_loss_and_its_gradient(weight: float, temperature: float) -> None:
+    """The loss by numpy; the head's gradient by hand: T/B (softmax(z/T) - softmax(t/T)) beside the cross-entropy's."""
+    training, teacher, start = noisy_data(12, 1), teacher_network(), tiny_network().module.train()
+    phase = replace(
+        PHASE, steps=1, batch_size=12, schedule="constant", momentum=0.0, weight_decay=0.0, distillation=weight,
+        temperature=temperature,
+    )  # fmt: skip
+    network, (loss,) = taught(phase, training, teacher)
+    plan = plan_epoch(training, seed=0, round_id=1, phase="retrain", epoch=0, batch_size=12)
+    labels = training.labels[plan.positions]
+    images = (torch.from_numpy(training.pixels[plan.positions]).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    features: list[torch.Tensor] = []
+    hook = start.head.register_forward_hook(lambda _module, inputs, _output: features.append(inputs[0]))
+    with torch.no_grad():
+        z, t = start(images).double().numpy(), teacher(images).double().numpy()
+    hook.remove()
+    hard, mine, theirs = softened(z, 1.0), softened(z, temperature), softened(t, temperature)
+    entropy = -np.log(hard[np.arange(12), labels]).mean()
+    divergence = (theirs * (np.log(theirs) - np.log(mine))).sum(axis=1).mean()
+    assert loss == pytest.approx((1 - weight) * entropy + weight * temperature**2 * divergence, abs=1e-4)
+    assert weight * temperature**2 * divergence > 0.01, "the teacher says something else"
+    slope = (1 - weight) * (hard - np.eye(3)[labels]) / 12 + weight * temperature * (mine - theirs) / 12  # [B, C]
+    expected = start.head.weight.detach().double().numpy() - 0.05 * slope.T @ features[0].double().numpy()
+    got = network.module.get_submodule("head").weight.detach().double().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    bias = start.head.bias.detach().double().numpy() - 0.05 * slope.sum(axis=0)
+    np.testing.assert_allclose(
+        network.module.get_submodule("head").bias.detach().double().numpy(), bias, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_teacher_without_a_share_of_the_loss_changes_no_bit() -> None:
+    """Dropout and all: whether it is given or not."""
+    without, losses = taught(PHASE, noisy_data(46, 1), None)
+    beside, same = taught(replace(PHASE, distillation=0.0), noisy_data(46, 1), teacher_network())
+    assert losses == same
+    assert all(torch.equal(t, state_tensors(beside.module)[n]) for n, t in state_tensors(without.module).items())
+
+
+def test_a_teacher_with_all_of_the_loss_makes_labels_meaningless() -> None:
+    """Labels of the same counts but all wrong lead to the same weights; with a share of them they do not."""
+    training = noisy_data(45, 1)
+    wrong = replace(training, labels=(training.labels + 1) % 3)
+    for weight, is_same in ((1.0, True), (0.9, False)):
+        phase = replace(PHASE, distillation=weight)
+        one, other = (state_tensors(taught(phase, data, teacher_network())[0].module) for data in (training, wrong))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()) is is_same
+
+
+def test_the_teacher_is_not_changed() -> None:
+    """No weight, no statistic of its batch norms, no gradient; it stays in eval mode, and is asked once a step."""
+    teacher = teacher_network()
+    before, asked = state_tensors(teacher), []
+    teacher.register_forward_hook(lambda module, _inputs, output: asked.append((module.training, output.requires_grad)))
+    taught(replace(PHASE, distillation=0.5), noisy_data(46, 1), teacher)
+    assert asked == [(False, False)] * PHASE.steps
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_tensors(teacher).items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_enough_ends_a_phase_at_an_epochs_end_with_the_best_epochs_weights() -> None:
+    """Told each epoch's accuracy; after the third the phase is over, and the network is the one of the best epoch."""
+    training, validation = noisy_data(46, 1), noisy_data(30, 2)
+    against = replace(validation, labels=(validation.labels + 1) % 3)  # every epoch is worse than the one before
+    network, states = tiny_network(), list[Checkpoint]()
+    told: list[list[float]] = []
+
+    def is_enough(accuracies: object) -> bool:
+        told.append(list(accuracies))  # type: ignore[call-overload]  # a sequence
+        return len(told[-1]) == 3
+
+    phase = replace(PHASE, steps=60, learning_rate=0.1, schedule="constant", checkpoint_steps=1)
+    control = RecordingControl()
+    score = fine_tune(
+        network, phase, training, against, normaliser(), resume=None, save=states.append, control=control,
+        is_enough=is_enough,
+    )  # fmt: skip
+    scores = []
+    for state in states:
+        if state.step % 6 == 0:
+            other = tiny_network()
+            other.module.load_state_dict(dict(state.network))
+            scores.append(validation_score(other.module, against, normaliser(), 8, RecordingControl()))
+    assert [state.step for state in states] == list(range(1, 19)), "three epochs of six steps"
+    assert told[-1] == [top1 for top1, _ in scores]
+    assert score == scores[0] == max(scores) > scores[-1]
+    best = next(state for state in states if state.step == 6)
+    assert all(torch.equal(tensor, best.network[name]) for name, tensor in state_tensors(network.module).items())
+
+
+def test_whether_it_is_enough_is_asked_once_an_epoch() -> None:
+    """A question that looks at a clock cannot end a phase in the middle of an epoch, before anything was judged."""
+    told: list[int] = []
+    phase = replace(PHASE, steps=15)
+    fine_tune(
+        tiny_network(), phase, noisy_data(46, 1), noisy_data(9, 2), normaliser(), resume=None, save=lambda _: None,
+        control=RecordingControl(), is_enough=lambda accuracies: told.append(len(accuracies)) is not None,
+    )  # fmt: skip
+    assert told == [1, 2, 3], "after 6, 12 and 15 steps"
+
+
+def test_what_a_phase_returns_is_the_best_epochs_score_or_nothing() -> None:
+    """Without validation samples, or without a step, there is none."""
+    training, validation = noisy_data(46, 1), noisy_data(30, 2)
+    network = tiny_network()
+
+    def score_of(phase: Phase, judged_by: LabelledImages) -> tuple[float, float] | None:
+        return fine_tune(
+            network, phase, training, judged_by, normaliser(), resume=None, save=lambda _: None,
+            control=RecordingControl(),
+        )  # fmt: skip
+
+    assert score_of(PHASE, noisy_data(0, 2)) is None
+    assert score_of(replace(PHASE, steps=0), validation) is None
+    score = score_of(PHASE, validation)
+    assert score == validation_score(network.module, validation, normaliser(), 8, RecordingControl())
