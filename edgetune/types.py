@@ -221,6 +221,9 @@ class Recipe:
     criterion: str = "taylor"  # one of learn.criteria.CRITERIA, or "package.module:Class"
     level: float = 0.3  # share of the factory model's cost to remove; 0 only fine-tunes
     level_of: str = "parameters"  # "parameters" | "macs" | "latency", measured in the serving runtime
+    search: str = "none"  # "none": exactly `level`; "steps" | "dapr": as far towards it as the accuracy allows
+    accuracy_drop_max: float = 0.01  # of a search, on validation samples, 0..1
+    trial_epochs: float = 4  # most epochs of one trial of a search
     round_to: int | None = None  # kept channels are a multiple of this; None: measured, see learn.tuner
     epochs_before: float = 4  # on the site's samples, before filters are ranked
     epochs_after: float = 12
@@ -238,6 +241,7 @@ class Recipe:
     threads: int = 2  # of the trainer; part of the result, because sums depend on it
     memory_format: str = "auto"  # "contiguous" | "channels_last" | "auto": the faster one is measured at the start
     dtype: str = "auto"  # "float32" | "bfloat16" | "auto": measured, where the processor has instructions for it
+    absent_classes: str = "may_forget"  # "keep": the factory model has its say about what the site does not show
     distillation: float = 0.0  # 0..1, share of the loss that the factory model has a say in
     temperature: float = 2.0  # of the distillation
 
@@ -262,6 +266,7 @@ class RoundSpec:
     serving_threads: int  # the candidate is timed with what the service uses
     created_at: str  # ISO 8601 wall time, for people
     builders: Mapping[str, str] = field(default_factory=dict)  # reserved names -> "package.module:function"
+    reference_path: str = "reference.npz"  # images of the factory model's classes, if there are any
 
 
 class TrainerOutcome(str, enum.Enum):
@@ -332,6 +337,16 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AbsentClasses:
+    """What became of the classes that the training samples do not show."""
+
+    classes: int  # how many there are
+    count: int = 0  # reference images of them; 0: nothing is known
+    base_correct: int = 0
+    candidate_correct: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Candidate against base on the same hold-out samples and the same runtime, interleaved."""
 
@@ -344,6 +359,7 @@ class Comparison:
     base_cost: Cost
     candidate_cost: Cost
     new_classes: tuple[str, ...] = ()  # classes the base has no output for
+    absent: AbsentClasses | None = None  # None: every class was shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,8 +368,9 @@ class Pruning:
 
     criterion: str
     level_asked: float
-    level_achieved: float
+    level_achieved: float  # in the unit that was asked for
     round_to: int
+    level_of: str = "parameters"  # "parameters" | "macs" | "latency"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +378,7 @@ class Manifest:
     """models/v000042/manifest.json: what a version is, where it comes from and how good it was when published."""
 
     version: int
-    kind: str  # "factory" | "adapt" | "reshape"
+    kind: str  # "factory" | "adapt" | "reshape"; "compressed" by `edgetune prune`
     architecture: str  # "cifar:resnet20", "torchvision:mobilenet_v2", "package.module:function"
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -394,6 +411,7 @@ class GatePolicy:
     size_ratio_max: float = 1.05
     accuracy_gain_min: float = 0.005  # a candidate that is neither faster nor smaller must be better by this
     worthwhile_ratio: float = 0.95  # of latency or parameters: below it counts as faster or smaller
+    absent_drop_max: float | None = None  # on reference images of classes that the site does not show; None: any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

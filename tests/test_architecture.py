@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "device": BASE,
     "serve": BASE,
     "client": BASE,
-    "learn": BASE | {"store", "serve.engine"},
+    "learn": BASE | {"store", "serve.engine", "decide.search"},
     "daemon": BASE | FOLDERS,
     "trainer": BASE | {"learn", "store"},
     "cli": BASE | FOLDERS | {"client", "daemon", "learn", "trainer"},
@@ -53,6 +53,7 @@ CONFINED: dict[str, set[str]] = {
     "sqlite3": {"store"},
     "watchdog": {"device"},
     "jtop": {"device.jtop_probe"},  # AGPL-3.0, and may hang: a program of its own
+    "matplotlib": {"cli"},  # an extra, imported when a plot is asked for
     "rich": {"cli"},
     "click": {"cli"},
     "pickle": set(),  # no artefact is a pickle

@@ -33,6 +33,7 @@ VERBS = {
     "data": "edgetune.cli.data:data",
     "predict": "edgetune.cli.predict:predict",
     "bench": "edgetune.cli.bench:bench",
+    "prune": "edgetune.cli.prune:prune",
     "events": "edgetune.cli.service:events",
     "version": "edgetune.cli.service:version",
 }

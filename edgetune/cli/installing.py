@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgetune.client import Client
-from edgetune.config import Config
+from edgetune.config import Config, serving_threads
 from edgetune.errors import ConflictError, DaemonNotRunningError, MissingLibraryError, NotFoundError, UsageError
 from edgetune.store import durable
 from edgetune.store.history import read_state
 from edgetune.store.models import Models
-from edgetune.types import Preprocess
+from edgetune.types import Manifest, Preprocess
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+# What describes a model that is made from an architecture, and how the command line calls it.
+_OF_ARCHITECTURE = {
+    "arch": "--arch",
+    "weights": "--weights",
+    "classes_file": "--classes",
+    "size": "--size",
+    "resize": "--resize",
+    "mean": "--mean",
+    "std": "--std",
+    "new_head": "--new-head",
+    "is_random": "--random",
+}
 
 
 def open_models(state_dir: Path) -> Models:
@@ -26,22 +39,37 @@ def open_models(state_dir: Path) -> Models:
 
 
 @contextlib.contextmanager
-def locked(state_dir: Path) -> Iterator[None]:
+def locked(directory: Path, *, hint: str = "stop it first: systemctl stop edgetune") -> Iterator[None]:
     """
-    Hold the state directory as the daemon does.
+    Hold a directory alone, the state directory as the daemon does.
 
     Raises:
         ConflictError: the daemon, or another command, holds it.
     """
-    durable.make_dir(state_dir)
-    with (state_dir / "lock").open("ab") as lock:
+    durable.make_dir(directory)
+    with (directory / "lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConflictError(
-                f"a running edgetune holds {state_dir}", hint="stop it first: systemctl stop edgetune"
-            ) from None
+            raise ConflictError(f"a running edgetune holds {directory}", hint=hint) from None
         yield
+
+
+@contextlib.contextmanager
+def learning_libraries(doing: str) -> Iterator[None]:
+    """
+    For the imports of what a serving board may do without.
+
+    Raises:
+        MissingLibraryError: one is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingLibraryError(
+            f"{doing} needs {error.name or error}, which is not installed",
+            hint="install the extra: pip install 'edgetune[train]'",
+        ) from error
 
 
 def import_factory_model(client: Client, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,51 +82,87 @@ def import_factory_model(client: Client, config: Config, given: Mapping[str, Any
         given: the options of `edgetune models import`.
 
     Raises:
+        UsageError: the options do not go together, or one of them cannot be read.
         ConflictError: a daemon serves a model already, or holds the directory without answering.
-        ModelError: the weights do not fit.
+        ModelError: the weights do not fit, or the exported directory is damaged.
     """
-    preprocess = make_preprocess(given["arch"], given["size"], given["resize"], given["mean"], given["std"])
-    classes = read_classes(given["classes_file"])
+    publish = _adoption(given) if given["directory"] is not None else _import(given)
     try:
         served, state_dir = client.get("/v1/status")["served"], Path(client.get("/v1/config")["paths"]["state_dir"])
     except DaemonNotRunningError:
         state_dir = config.paths.state_dir
         with locked(state_dir):
-            return {**_import(state_dir, config, preprocess, classes, given), "is_served": False}
+            return {**_publish(publish, state_dir, config), "is_served": False}
     if served is not None:
         raise ConflictError(
             f"the daemon serves version {served['version']} already",
             hint="to start over with another factory model: systemctl stop edgetune, import, systemctl start edgetune",
         )
-    answer = _import(state_dir, config, preprocess, classes, given)
+    answer = _publish(publish, state_dir, config)
     client.post("/v1/reload")
     return {**answer, "is_served": True}
 
 
-def _import(
-    state_dir: Path, config: Config, preprocess: Preprocess, classes: list[str], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    try:
+def check_options(given: Mapping[str, Any], *, directory: str | None, needed: Sequence[str]) -> None:
+    """
+    A model is a directory, or an architecture with what belongs to it; never both.
+
+    Args:
+        given: the options of the command line by their parameters' names.
+        directory: how the command line names the directory; None: an architecture was given.
+        needed: parameters that an architecture cannot do without.
+
+    Raises:
+        UsageError: an option is too many, or missing.
+    """
+    if directory is not None:
+        extra = [option for name, option in _OF_ARCHITECTURE.items() if given.get(name)]
+        if extra:
+            raise UsageError(f"{', '.join(extra)} cannot stand beside {directory}: the directory says that itself")
+        return
+    missing = [_OF_ARCHITECTURE[name] for name in needed if not given.get(name)]
+    if missing:
+        raise UsageError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            hint="an architecture needs them; a directory that `edgetune models export` wrote does not",
+        )
+
+
+def _import(given: Mapping[str, Any]) -> Callable[..., Manifest]:
+    """`import_model` with everything that the operator said."""
+    check_options(given, directory=None, needed=("arch", "classes_file"))
+    preprocess = make_preprocess(given["arch"], given["size"], given["resize"], given["mean"], given["std"])
+    classes = read_classes(given["classes_file"])
+    with learning_libraries("importing a model"):
         from edgetune.learn.importer import import_model
-    except ImportError as error:
-        raise MissingLibraryError(
-            f"importing a model needs {error.name or error}, which is not installed",
-            hint="install the extra: pip install 'edgetune[train]'",
-        ) from error
-    models = open_models(state_dir)
-    models.recover()
-    version = models.next_version()
-    manifest = import_model(
-        state_dir / "models",
+    return functools.partial(
+        import_model,
         architecture=given["arch"],
         weights=given["weights"],
         classes=classes,
         preprocess=preprocess,
-        version=version,
         allow_random=given["is_random"],
         new_head=given["new_head"],
+    )
+
+
+def _adoption(given: Mapping[str, Any]) -> Callable[..., Manifest]:
+    """`adopt_model` of the directory that the operator named."""
+    check_options(given, directory="--from", needed=())
+    with learning_libraries("importing a model"):
+        from edgetune.learn.importer import adopt_model
+    return functools.partial(adopt_model, directory=given["directory"])
+
+
+def _publish(publish: Callable[..., Manifest], state_dir: Path, config: Config) -> dict[str, Any]:
+    models = open_models(state_dir)
+    models.recover()
+    version = models.next_version()
+    manifest = publish(
+        state_dir / "models",
+        version=version,
         builders=config.builders,
-        threads=config.serving.threads or os.cpu_count() or 1,
+        threads=serving_threads(config),
     )
     models.verify(version)
     models.set_factory(version)
@@ -163,7 +227,9 @@ def read_classes(path: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def make_preprocess(architecture: str, size: str | None, resize: str, mean: str | None, std: str | None) -> Preprocess:
+def make_preprocess(
+    architecture: str, size: str | None, resize: str | None, mean: str | None, std: str | None
+) -> Preprocess:
     """
     The model's input from what the operator said, and what its family is used to.
 
@@ -176,7 +242,7 @@ def make_preprocess(architecture: str, size: str | None, resize: str, mean: str 
     return Preprocess(
         height=height,
         width=width,
-        resize=resize,
+        resize=resize or family.resize,
         mean=_read_triple("--mean", mean) if mean else _CIFAR_MEAN if is_cifar else family.mean,
         std=_read_triple("--std", std) if std else _CIFAR_STD if is_cifar else family.std,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,38 @@ from edgetune.cli.base import columns, emit, read_config, state_dir_of, with_con
 from edgetune.cli.words import percent
 from edgetune.client import Client
 from edgetune.errors import UsageError
+
+
+def with_architecture_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what belongs to an architecture: weights, class names, and the input they were trained with."""
+    options = (
+        click.option(
+            "--weights",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A .safetensors file, or a .pt state dict.",
+        ),
+        click.option(
+            "--classes",
+            "classes_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Class names, one a line, in the order of the outputs.",
+        ),
+        click.option("--size", metavar="N|HxW", help="Input size in pixels. [default: 32 for cifar:, else 224]"),
+        click.option(
+            "--resize",
+            type=click.Choice(["stretch", "center_crop"]),
+            help="How an image comes to that size. [default: stretch]",
+        ),
+        click.option(
+            "--mean",
+            metavar="R,G,B",
+            help="Mean of the training images. [default: CIFAR's for cifar:, else ImageNet's]",
+        ),
+        click.option("--std", metavar="R,G,B", help="Their standard deviation."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -103,7 +135,7 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             "pruned",
             ""
             if not pruning
-            else f"{percent(pruning['level_achieved'])} of the factory model by {pruning['criterion']}",
+            else f"{percent(pruning['level_achieved'])} of the factory model's {pruning['level_of']} by {pruning['criterion']}",
         ),
         ("samples", f"{entry['sample_count']:,}" if entry.get("sample_count") else ""),
         ("source", entry.get("source", "")),
@@ -158,40 +190,22 @@ def rollback(client: Client, *, as_json: bool) -> None:
 @with_config
 @with_json
 @click.option(
+    "--from",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory that edgetune prune or models export wrote; it says everything else.",
+)
+@click.option(
     "--arch",
-    required=True,
     metavar="NAME",
     help="cifar:resnet20, torchvision:mobilenet_v2, a key of builders, or package.module:function.",
 )
-@click.option(
-    "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A .safetensors file, or a .pt state dict.",
-)
-@click.option(
-    "--classes",
-    "classes_file",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Class names, one a line, in the order of the outputs.",
-)
-@click.option("--size", metavar="N|HxW", help="Input size in pixels. [default: 32 for cifar:, else 224]")
-@click.option(
-    "--resize",
-    type=click.Choice(["stretch", "center_crop"]),
-    default="stretch",
-    show_default=True,
-    help="How an image comes to that size.",
-)
-@click.option(
-    "--mean", metavar="R,G,B", help="Mean of the training images. [default: CIFAR's for cifar:, else ImageNet's]"
-)
-@click.option("--std", metavar="R,G,B", help="Their standard deviation.")
+@with_architecture_options
 @click.option("--new-head", is_flag=True, help="The weights' last layer is for other classes: start a new one.")
 @click.option("--random", "is_random", is_flag=True, help="Untrained weights, for trying things out.")
 def import_(client: Client, config_path: Path, *, as_json: bool, **given: Any) -> None:
     """
-    Make a first model from an architecture, weights and a list of classes.
+    Make a first model from an architecture, weights and a list of classes, or take one over with --from.
 
     Works without the daemon, and beside one that serves no model yet (which then serves it at once). To change the
     factory model of a running service, stop it first.

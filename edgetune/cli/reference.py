@@ -25,7 +25,7 @@ sentence and its hint always go to stderr. The socket is `/run/edgetune/edgetune
 | 1 | failed; the sentence says why |
 | 2 | usage: the command or one of its arguments makes no sense |
 | 3 | the daemon does not answer on its socket |
-| 4 | refused by the gate or by a budget, or too few samples for a round |
+| 4 | refused by the gate or by a budget, too few samples for a round, or `prune` did not reach its goal |
 | 78 | the configuration is not valid, or sets a budget that this board cannot measure |
 | 130 | stopped by Ctrl-C |
 """

@@ -18,6 +18,7 @@ __all__ = [
     "parse", "recipe", "reference_text", "serving_threads", "split_address", "to_plain",
 ]  # fmt: skip
 
+_KEEPING = 0.5  # the factory model's share of the loss where absent classes are to be kept
 _MIB = 2.0**20
 
 
@@ -82,6 +83,9 @@ def recipe(config: Config) -> Recipe:
     return Recipe(
         criterion=pruning.criterion,
         level=pruning.level,
+        search=pruning.search,
+        accuracy_drop_max=pruning.accuracy_drop_max,
+        trial_epochs=pruning.trial_epochs,
         level_of=pruning.level_of,
         round_to=pruning.round_to,
         epochs_before=training.epochs_before,
@@ -100,14 +104,18 @@ def recipe(config: Config) -> Recipe:
         threads=training.threads or _cores(),
         memory_format=training.memory_format,
         dtype=training.dtype,
-        distillation=training.distillation,
+        absent_classes=training.absent_classes,
+        distillation=training.distillation or (_KEEPING if training.absent_classes == "keep" else 0.0),
         temperature=training.temperature,
     )
 
 
 def gate_policy(config: Config) -> GatePolicy:
     """When a candidate is good enough."""
-    return GatePolicy(**{name: getattr(config.gate, name) for name in type(config.gate).model_fields})
+    values = {name: getattr(config.gate, name) for name in type(config.gate).model_fields}
+    if config.training.absent_classes != "keep":
+        values["absent_drop_max"] = None
+    return GatePolicy(**values)
 
 
 def serving_threads(config: Config) -> int:

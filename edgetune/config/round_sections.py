@@ -22,6 +22,12 @@ class Pruning(Section):
         "nonzeros, class_activation or class_activation_count (weakest answers), random, or package.module:Class.",
     )
     level: Share = key("30%", "Share of the factory model's cost to remove; 0% only fine-tunes.")
+    search: Literal["none", "steps", "dapr"] = key(
+        _RECIPE.search,
+        "none: remove exactly `level`; steps, or dapr (binary search, slower): as far towards it as accuracy allows.",
+    )
+    accuracy_drop_max: Points = key("1pp", "What a search may lose on validation samples, against what is served.")
+    trial_epochs: float = key(_RECIPE.trial_epochs, "Most epochs of one trial of a search by steps.", gt=0, le=1000)
     level_of: Literal["parameters", "macs", "latency"] = key(
         _RECIPE.level_of, "What `level` is a share of: parameters, macs (operations), or latency as measured here."
     )
@@ -62,8 +68,15 @@ class Training(Section):
     )
     seed: int = key(_RECIPE.seed, "Where the trainer's random numbers start.", ge=0, lt=2**31)
     threads: PositiveCount | None = key(None, "Threads of the trainer; null: as many as the board has cores.", le=256)
+    absent_classes: Literal["keep", "may_forget"] = key(
+        _RECIPE.absent_classes,
+        "Classes the samples do not show: keep (the factory model has its say) or may_forget (best on this site).",
+    )
     distillation: float = key(
-        _RECIPE.distillation, "Share of the loss, from 0 to 1, in which the factory model is asked.", ge=0, le=1
+        _RECIPE.distillation,
+        "Share of the loss, from 0 to 1, in which the factory model is asked; absent_classes: keep raises 0 to 0.5.",
+        ge=0,
+        le=1,
     )
     temperature: float = key(_RECIPE.temperature, "Temperature of the distillation.", gt=0, le=100)
     memory_format: Literal["auto", "contiguous", "channels_last"] = key(
@@ -87,6 +100,9 @@ class Gate(Section):
         _GATE.latency_ratio_max, "Candidate's latency over the served model's, at most.", gt=0, le=10
     )
     size_ratio_max: float = key(_GATE.size_ratio_max, "Candidate's size over the served model's, at most.", gt=0, le=10)
+    absent_drop_max: Points = key(
+        "5pp", "Under absent_classes: keep, the most accuracy lost on reference images of classes not shown here."
+    )
     accuracy_gain_min: Points = key("0.5pp", "A candidate neither faster nor smaller must be better by this.")
     worthwhile_ratio: float = key(
         _GATE.worthwhile_ratio, "Latency or parameters below this ratio count as faster or smaller.", gt=0, le=1

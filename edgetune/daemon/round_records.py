@@ -81,6 +81,7 @@ class RoundRecords:
             serving_threads=serving_threads,
             created_at=iso(self._clock.wall_s()),
             builders=dict(builders),
+            reference_path=str(self._state_dir / "reference.npz"),
         )
         durable.faultpoint("round.frozen")
         directory = self.directory(round_id)

@@ -27,8 +27,10 @@ def judge(comparison: Comparison, policy: GatePolicy) -> GateDecision:
         The decision; when promoted, `reasons` say what was gained, else all that speaks against it.
     """
     against = [*_sanity(comparison), *_accuracy(comparison, policy), *_runtime(comparison, policy)]
-    per_class, warnings = _per_class(comparison, policy)
-    against += per_class
+    warnings: list[str] = []
+    for more_against, more_warnings in (_per_class(comparison, policy), _absent(comparison, policy)):
+        against += more_against
+        warnings += more_warnings
     gains = _gains(comparison, policy)
     if not against and not gains:
         against.append("nothing is gained: neither more accurate, nor faster, nor smaller, nor a class more")
@@ -131,6 +133,24 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
             # Of ten classes with fifteen samples each, one falls by three in most rounds, good or bad.
             warnings.append(f"{words}, which may be chance ({chance:.0%})")
     return against, warnings
+
+
+def _absent(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], list[str]]:
+    """Classes that this site does not show: judged where they are to be kept, told in any case."""
+    absent = comparison.absent
+    if absent is None:
+        return [], []
+    who = f"of {absent.classes} classes that this site does not show"
+    if not absent.count:
+        return [], [f"what became {who} is unknown: there are no reference images of them"]
+    drop = (absent.base_correct - absent.candidate_correct) / absent.count
+    words = (
+        f"accuracy on {absent.count} reference images {who} goes from {absent.base_correct / absent.count:.1%} "
+        f"to {absent.candidate_correct / absent.count:.1%}"
+    )
+    if policy.absent_drop_max is not None and drop > policy.absent_drop_max:
+        return [f"{words}, allowed is a drop of {policy.absent_drop_max * 100:.1f} pp"], []
+    return [], [words] if drop > 0 else []
 
 
 def _runtime(comparison: Comparison, policy: GatePolicy) -> list[str]:

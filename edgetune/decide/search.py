@@ -58,14 +58,16 @@ class Steps:
 
     def propose(self, trials: Sequence[Trial]) -> Proposal | None:
         """See `Strategy.propose`."""
-        factor, best = _FIRST_FACTOR, 1.0
+        factor, best, failed = _FIRST_FACTOR, 1.0, 0.0  # the last: from the network that the next trial starts from
         for trial in trials:
             if trial.is_success:
-                best = min(best, trial.share)
+                best, failed = min(best, trial.share), 0.0
             else:
-                factor = math.sqrt(factor)
+                factor, failed = math.sqrt(factor), max(failed, trial.share)
         least = self.floor if self.target is None else max(self.floor, self.target)
-        share = max(best * factor, least)
+        while factor <= _LAST_FACTOR and max(best * factor, least) <= failed:
+            factor = math.sqrt(factor)  # the same cut of the same network fails again
+        share = best * factor if best * factor > least * (1 + 1e-9) else least  # no last trial for a rounding error
         if factor > _LAST_FACTOR or share >= best:
             return None
         return Proposal(share=share, from_best=best < 1.0)

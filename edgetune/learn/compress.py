@@ -14,32 +14,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
-from edgetune.errors import NoSamplesError, UsageError
-from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgetune.errors import NoSamplesError, UnprunableError, UsageError
 from edgetune.learn.control import Control, SilentControl
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
-from edgetune.learn.finetune import validation_score
+from edgetune.learn.finetune import never, validation_score
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
-from edgetune.learn.network import Network, rebuild, state_tensors
+from edgetune.learn.network import Network, state_tensors
 from edgetune.learn.prune import check_prunable
+from edgetune.learn.search_state import SearchState
 from edgetune.learn.tuner import RETRAIN, TUNE, Ranking, Tuner, size_of
-from edgetune.store.durable import make_dir, write_atomic
 from edgetune.types import Preprocess, Recipe
 from edgetune.wire import to_json
 
-_STATE = "search.json"
-_TRIAL = "trial"
+_STRATEGIES = ("steps", "dapr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +47,7 @@ class Goal:
     accuracy_drop_max: float = 0.01  # of the validation top-1 below that of the network as given, 0..1
     ratio: float | None = None  # of the cost (the recipe's `level_of`) that is small enough; None: as far as it goes
     strategy: str = "steps"  # "steps" | "dapr", see decide.search
+    accuracy_min: float = 0.0  # least validation top-1, whatever that of the network as given
     trial_epochs: float = 4  # most epochs of one trial of "steps"; "dapr" gives each its full retraining
     epochs_max: float | None = None  # over everything; None: no bound
     seconds_max: float | None = None  # likewise; a trial under way is finished
@@ -98,6 +97,7 @@ def compress(
     *,
     work: Path,
     threads: int = 1,
+    round_id: int = 0,
     control: Control | None = None,
     told: Callable[[Point], None] = lambda _: None,
 ) -> Outcome:
@@ -113,6 +113,7 @@ def compress(
         goal: when a smaller network is good enough, and when to stop.
         work: a directory for what must outlive a kill.
         threads: of the serving engine that latencies are measured with.
+        round_id: part of every seed.
         control: sets the pace, asks for a stop.
         told: hears of each trial.
 
@@ -126,8 +127,12 @@ def compress(
             raise NoSamplesError(f"there is no {name} image", hint="a search needs both: it selects on validation")
     if goal.ratio is not None and not 0 < goal.ratio < 1:
         raise UsageError(f"a ratio of {goal.ratio} is asked for; it has to lie between 0 and 1")
+    if goal.strategy not in _STRATEGIES:
+        raise UsageError(f"there is no strategy {goal.strategy!r}", hint=f"use {' or '.join(_STRATEGIES)}")
     check_prunable(network, material.preprocess.height, material.preprocess.width)
-    return _Search(network, material, recipe, goal, work=work, threads=threads, control=control, told=told).run()
+    return _Search(
+        network, material, recipe, goal, work=work, threads=threads, round_id=round_id, control=control, told=told
+    ).run()
 
 
 class _Search:
@@ -142,6 +147,7 @@ class _Search:
         *,
         work: Path,
         threads: int,
+        round_id: int,
         control: Control | None,
         told: Callable[[Point], None],
     ) -> None:
@@ -158,6 +164,7 @@ class _Search:
             preprocess=material.preprocess,
             device=self._device,
             control=self._control,
+            round_id=round_id,
             teacher=ancestor if recipe.distillation > 0 else None,
         )
         self._given = self._tuner.place(copy.deepcopy(network))
@@ -165,131 +172,138 @@ class _Search:
         engine = export_engine(self._given, material.preprocess, threads=threads)
         self._stopwatch = Stopwatch(engine, material.preprocess, runs=recipe.timing_runs, beat=self._control.beat)
         self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
-        self._digest = _digest(network, material, recipe, goal)
-        self._work = work
-        make_dir(work)
-        self._state = self._read_state()
+        self._state = SearchState(work, _digest(network, material, recipe, goal), network.builders)
         self._settle_layout()
-        self._began_s = time.monotonic() - float(self._state["seconds"])
+        self._began_s = time.monotonic() - float(self._state.facts["seconds"])
         self._rankings: dict[str, Ranking] = {}
 
-    # ------------------------------------------------------------------------------------------- what is kept
-
-    def _read_state(self) -> dict[str, Any]:
-        path = self._work / _STATE
-        empty: dict[str, Any] = {
-            "of": self._digest,
-            "points": [],
-            "epochs": 0.0,
-            "seconds": 0.0,
-            "base": None,
-            "layout": None,
-        }
-        if not path.exists():
-            return empty
-        state: dict[str, Any] = json.loads(path.read_bytes())
-        return state if state["of"] == self._digest else empty
-
     def _settle_layout(self) -> None:
-        if self._state["layout"] is None:
+        facts = self._state.facts
+        if facts["layout"] is None:
             self._tuner.settle_layout(self._given)
-            self._state["layout"] = asdict(self._tuner.layout)
-        self._tuner.layout = Layout(**self._state["layout"])
+            facts["layout"] = asdict(self._tuner.layout)
+        self._tuner.layout = Layout(**facts["layout"])
         self._tuner.place(self._given)
 
     def _write_state(self) -> None:
-        self._state["seconds"] = round(time.monotonic() - self._began_s, 1)
-        write_atomic(self._work / _STATE, json.dumps(self._state, indent=1).encode())
+        self._state.facts["seconds"] = round(time.monotonic() - self._began_s, 1)
+        self._state.write()
 
-    def _keep(self, name: str, network: Network) -> None:
-        make_dir(self._work / name)
-        state = Checkpoint(phase=name, description=network.describe(), network=state_tensors(network.module))
-        save_checkpoint(self._work / name, state, self._digest)
-        self._rankings.pop(name, None)
-
-    def _kept(self, name: str) -> Network | None:
-        found = load_checkpoint(self._work / name, self._digest)
-        if found is None:
-            return None
-        return self._tuner.place(rebuild(found.description, found.network, self._given.builders))
+    def _kept(self, name: str | None) -> Network | None:
+        found = None if name is None else self._state.network(name)
+        return None if found is None else self._tuner.place(found)
 
     # ------------------------------------------------------------------------------------------- the search
 
     def run(self) -> Outcome:
         """All of it, or what is left."""
         base = self._base()
-        wanted = base.accuracy - self._goal.accuracy_drop_max
+        wanted = max(base.accuracy - self._goal.accuracy_drop_max, self._goal.accuracy_min)
         tuned = self._kept(TUNE) or self._tune()
-        stopped_by = "the strategy has nothing left to try"
-        while (proposal := self._strategy.propose(self._trials())) is not None:
+        stopped_by = ""
+        while not stopped_by and (proposal := self._strategy.propose(self._trials())) is not None:
             stopped_by = self._over_budget()
-            if stopped_by:
-                break
-            name = "best" if proposal.from_best else TUNE
-            start = self._kept(name) or tuned
-            self._try(name, start, proposal.share, wanted)
-        best = self._kept("best")
+            if not stopped_by:
+                name = self._state.facts["best"] if proposal.from_best else TUNE
+                self._try(name, self._kept(name) or tuned, proposal.share, wanted)
+        best = self._kept(self._state.facts["best"])
         if best is None:
             return self._outcome(self._given, base, base, stopped_by or "no smaller network kept the accuracy")
-        return self._finish(best, base, stopped_by)
+        return self._finish(best, base, stopped_by or "the strategy has nothing left to try")
 
     def _base(self) -> Point:
-        if self._state["base"] is None:
+        facts = self._state.facts
+        if facts["base"] is None:
             point = self._look(self._given, share=1.0, accuracy=self._accuracy(self._given), epochs=0.0, wanted=0.0)
-            self._state["base"] = asdict(point)
+            facts["base"] = asdict(point)
             self._write_state()
-        return Point(**self._state["base"])
+        return Point(**facts["base"])
+
+    def _train(
+        self, phase: str, begin: Callable[[], Network], epochs: float, is_enough: Callable[[Sequence[float]], bool]
+    ) -> tuple[Network, tuple[float, float] | None]:
+        """Train what `begin` makes, or go on where this phase was interrupted; the network and its best score."""
+        running = self._state.running(phase)
+        network = self._tuner.place(begin() if running is None else running[0])
+        self._control.phase(phase.partition(" ")[0])
+        score = self._tuner.fine_tune(
+            network,
+            phase,
+            round(epochs * self._tuner.epoch_steps),
+            resume=None if running is None else running[1],
+            save=self._state.save,
+            is_enough=is_enough,
+        )
+        return network, score
 
     def _tune(self) -> Network:
-        network = copy.deepcopy(self._given)
-        self._control.phase(TUNE)
         epochs = self._recipe.epochs_before
-        self._tuner.fine_tune(network, TUNE, round(epochs * self._tuner.epoch_steps))
-        self._state["epochs"] += epochs
-        self._keep(TUNE, network)
+        network, _ = self._train(TUNE, lambda: copy.deepcopy(self._given), epochs, never)
+        self._state.facts["epochs"] += epochs
+        self._state.keep(TUNE, network)
         self._write_state()
         return network
 
     def _trials(self) -> list[Trial]:
-        return [Trial(share=p["share"], is_success=p["is_success"]) for p in self._state["points"]]
+        points = [Point(**trial) for trial in self._state.trials]
+        is_timed = self._recipe.level_of == "latency"  # a cut for latency may come out faster than was asked
+        return [
+            Trial(
+                share=min(p.share, p.latency_ratio) if is_timed and p.is_success else p.share, is_success=p.is_success
+            )
+            for p in points
+        ]
 
     def _over_budget(self) -> str:
         goal = self._goal
-        if goal.epochs_max is not None and self._state["epochs"] >= goal.epochs_max:
+        after = 0.0 if goal.strategy == "dapr" else self._recipe.epochs_after  # what is found is retrained
+        if goal.epochs_max is not None and self._state.facts["epochs"] + self._trial_epochs() + after > goal.epochs_max:
             return f"{goal.epochs_max:g} epochs are spent"
         if goal.seconds_max is not None and time.monotonic() - self._began_s >= goal.seconds_max:
             return f"{goal.seconds_max:g} s are spent"
         return ""
 
+    def _trial_epochs(self) -> float:
+        return self._recipe.epochs_after if self._goal.strategy == "dapr" else self._goal.trial_epochs
+
     def _try(self, name: str, start: Network, share: float, wanted: float) -> None:
         """Cut, retrain, ask; keep the network if it is good enough, and the trial in any case."""
-        if name not in self._rankings:
-            self._control.phase("score")
-            self._rankings[name] = self._tuner.rank(start)
-        self._control.phase("prune")
-        shape = self._tuner.shape(
-            start, self._rankings[name], share=share, whole=self._whole, stopwatch=self._stopwatch
-        )
-        network = shape.network
-        epochs = self._recipe.epochs_after if self._goal.strategy == "dapr" else self._goal.trial_epochs
         used: list[float] = []
+        epochs = self._trial_epochs()
 
         def is_enough(accuracies: Sequence[float]) -> bool:
             used[:] = accuracies
-            left = round(epochs) - len(accuracies)
             if self._goal.strategy == "dapr" or not accuracies:
                 return False
-            return accuracies[-1] >= wanted or is_hopeless(accuracies, wanted, left)
+            return accuracies[-1] >= wanted or is_hopeless(accuracies, wanted, round(epochs) - len(accuracies))
 
-        self._control.phase(_TRIAL)
-        steps = round(epochs * self._tuner.epoch_steps)
-        score = self._tuner.fine_tune(network, _TRIAL, steps, is_enough=is_enough)
-        assert score is not None, "there are validation samples"
-        point = self._look(network, share=share, accuracy=score[0], epochs=float(len(used)), wanted=wanted)
+        try:
+            network, score = self._train(
+                f"trial {len(self._state.trials)}", lambda: self._cut(name, start, share), epochs, is_enough
+            )
+        except UnprunableError:  # it cannot be cut that far: a failure like another, told with where it stays
+            self._record(self._look(start, share=share, accuracy=self._accuracy(start), epochs=0.0, wanted=math.inf))
+            return
+        accuracy = score[0] if score is not None else self._accuracy(network)  # None: a trial without a step
+        point = self._look(network, share=share, accuracy=accuracy, epochs=float(len(used)), wanted=wanted)
         if point.is_success:
-            self._keep("best", network)
-        self._state["points"].append(asdict(point))
-        self._state["epochs"] += point.epochs
+            self._state.keep_best(network)
+        self._record(point)
+
+    def _cut(self, name: str, start: Network, share: float) -> Network:
+        key = (
+            f"{name} after {len(self._state.trials) if name != TUNE else 0}"  # the best one changes, the tuned does not
+        )
+        if key not in self._rankings:
+            self._control.phase("score")
+            self._rankings = {key: self._tuner.rank(start)}
+        self._control.phase("prune")
+        shape = self._tuner.shape(start, self._rankings[key], share=share, whole=self._whole, stopwatch=self._stopwatch)
+        return shape.network
+
+    def _record(self, point: Point) -> None:
+        self._state.trials.append(asdict(point))
+        self._state.facts["epochs"] += point.epochs
         self._write_state()
         self._told(point)
 
@@ -299,17 +313,14 @@ class _Search:
         if finished is None:
             finished = best
             if self._goal.strategy != "dapr":  # there a trial is the whole retraining
-                self._control.phase(RETRAIN)
-                before = copy.deepcopy(best)
                 epochs = self._recipe.epochs_after
-                score = self._tuner.fine_tune(finished, RETRAIN, round(epochs * self._tuner.epoch_steps))
-                self._state["epochs"] += epochs
-                if score is not None and score[0] < self._accuracy(before):
-                    finished = before
-            self._keep("finished", finished)
+                finished, score = self._train(RETRAIN, lambda: copy.deepcopy(best), epochs, never)
+                self._state.facts["epochs"] += epochs
+                if score is not None and score[0] < self._accuracy(best):
+                    finished = best
+            self._state.keep("finished", finished)
             self._write_state()
-        last = self._trials()[-1] if self._trials() else None
-        share = min((t.share for t in self._trials() if t.is_success), default=last.share if last else 1.0)
+        share = min(trial.share for trial in self._trials() if trial.is_success)
         point = self._look(finished, share=share, accuracy=self._accuracy(finished), epochs=0.0, wanted=0.0)
         return self._outcome(finished, base, point, stopped_by)
 
@@ -342,21 +353,22 @@ class _Search:
             network=network,
             base=base,
             best=best,
-            points=[Point(**p) for p in self._state["points"]],
-            epochs=self._state["epochs"],
+            points=[Point(**trial) for trial in self._state.trials],
+            epochs=self._state.facts["epochs"],
             seconds=round(time.monotonic() - self._began_s, 1),
             stopped_by=stopped_by,
         )
 
 
 def _digest(network: Network, material: Material, recipe: Recipe, goal: Goal) -> str:
-    """Of everything that the outcome depends on: another network, other images or another goal start anew."""
+    """Of what the trials depend on: another network, other images or another goal start anew; more time goes on."""
     total = hashlib.sha256(to_json(recipe))
-    total.update(json.dumps(asdict(goal)).encode())
+    total.update(json.dumps(asdict(replace(goal, epochs_max=None, seconds_max=None))).encode())
     total.update(json.dumps([material.classes, asdict(material.preprocess)], default=list).encode())
     for data in (material.training, material.validation):
         total.update(data.sample_ids.tobytes())
         total.update(data.labels.tobytes())
+        total.update(data.pixels.tobytes())
     for name, tensor in sorted(state_tensors(network.module).items()):
         total.update(name.encode())
         total.update(tensor.numpy().tobytes())

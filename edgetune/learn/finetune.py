@@ -81,7 +81,7 @@ def fine_tune(
         save: writes a checkpoint.
         control: hears of progress, sets the pace, asks for a stop.
         teacher: in eval mode, with as many outputs; asked when `phase.distillation` is above 0.
-        is_enough: takes the validation top-1 of every epoch so far; True ends the phase. Not remembered over a resume.
+        is_enough: after each epoch takes the validation top-1 of all so far; True ends the phase. Not remembered over a resume.
 
     Returns:
         Validation top-1 and -loss of the best epoch; None without validation samples.
@@ -109,7 +109,8 @@ def fine_tune(
         part = slice(plan.edges[index], plan.edges[index + 1])
         images = augment(training.images(plan.positions[part]), plan.draws[part], phase.augment)
         loss = run.train_step(normaliser(images), normaliser.labels(training.labels[plan.positions[part]]))
-        if run.step % epoch_steps == 0 or run.step == phase.steps:
+        is_epochs_end = run.step % epoch_steps == 0 or run.step == phase.steps
+        if is_epochs_end:
             accuracies += run.judge(validation, normaliser, control)
         worked_s = time.monotonic() - began_s
         control.progress(
@@ -124,7 +125,7 @@ def fine_tune(
             save(run.checkpoint())
         if must_leave:
             raise StopAskedError
-        if is_enough(accuracies):
+        if is_epochs_end and is_enough(accuracies):
             break
         control.pace(worked_s)
     run.take_best()

@@ -68,7 +68,7 @@ def find_groups(
             found.append(group)
         seen |= channels
     if not found:
-        raise UnprunableError("no layer of this architecture can be pruned", hint="set training.level to 0%")
+        raise UnprunableError("no layer of this architecture can be pruned", hint="set pruning.level to 0%")
     return tuple(found)
 
 
@@ -92,7 +92,7 @@ def _trace(model: nn.Module, head: str, height: int, width: int) -> Iterator[Any
         raise UnprunableError(
             f"the dependency graph of this architecture cannot be traced (channel shuffles, as in ShuffleNet, and "
             f"attention are not supported): {type(error).__name__}: {error}",
-            hint="set training.level to 0% to fine-tune without pruning, or use another architecture",
+            hint="set pruning.level to 0% to fine-tune without pruning, or use another architecture",
         ) from error
     finally:
         for parameter in frozen:

@@ -1,7 +1,8 @@
-"""From an architecture, weights and class names to a published factory model."""
+"""From an architecture, weights and class names, or from an exported directory, to a published factory model."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from edgetune.errors import ModelError, UsageError
+from edgetune.errors import ArtefactError, ModelError, UsageError
 from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
-from edgetune.learn.network import Network, load_strictly, new_network
+from edgetune.learn.network import NETWORK_FILE, WEIGHTS_FILE, Network, load_network, load_strictly, new_network
 from edgetune.serve.engine import Engine, time_interleaved
-from edgetune.store.models import publish
+from edgetune.store.models import MANIFEST, MANIFEST_HASH, publish
 from edgetune.types import Manifest, Preprocess
 from edgetune.wire import from_json
 
@@ -64,6 +65,129 @@ def import_model(
         UsageError: the classes make no sense, or no weights were given.
         ModelError: the file cannot be read or does not fit.
     """
+    network = assemble(
+        architecture,
+        weights=weights,
+        classes=classes,
+        allow_random=allow_random,
+        new_head=new_head,
+        builders=builders,
+    )
+    beat()
+    return _publish_factory(
+        models_dir,
+        network,
+        classes,
+        preprocess,
+        version=version,
+        source=weights.name if weights is not None else "random weights",
+        generation=generation,
+        threads=threads,
+        timing_runs=timing_runs,
+        beat=beat,
+    )
+
+
+def adopt_model(
+    models_dir: Path,
+    directory: Path,
+    *,
+    version: int,
+    builders: Mapping[str, str] | None = None,
+    generation: int = 0,
+    threads: int = 1,
+    timing_runs: int = 20,
+    beat: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """
+    Publish what `edgetune prune` or `edgetune models export` wrote as a factory model.
+
+    The graph is exported anew: what is served is made here, of the network and its weights. How good the model was
+    elsewhere, and what was cut from which network, stays behind: from now on levels are relative to this one.
+
+    Args:
+        models_dir: the directory of all versions.
+        directory: with manifest.json, network.json and weights.safetensors.
+        version: its number, from `Models.next_version`.
+        builders, generation, threads, timing_runs, beat: as for `import_model`.
+
+    Returns:
+        The manifest as published.
+
+    Raises:
+        ModelError: a file is missing, damaged, or does not fit the others.
+    """
+    manifest, network = read_artefact(directory, builders)
+    beat()
+    return _publish_factory(
+        models_dir,
+        network,
+        manifest.classes,
+        manifest.preprocess,
+        version=version,
+        source=directory.resolve().name,
+        generation=generation,
+        threads=threads,
+        timing_runs=timing_runs,
+        beat=beat,
+    )
+
+
+def read_artefact(directory: Path, builders: Mapping[str, str] | None = None) -> tuple[Manifest, Network]:
+    """
+    Read an exported directory, checked against the hashes that it was written with.
+
+    Raises:
+        ModelError: it is not one, a file is missing or damaged, or they do not fit together.
+    """
+    text = _read_part(directory, MANIFEST)
+    try:
+        manifest = from_json(Manifest, text)
+    except ValueError as error:
+        raise ModelError(f"{directory / MANIFEST} cannot be read: {error}") from error
+    recorded = _read_part(directory, MANIFEST_HASH).decode("ascii", "replace").strip()
+    for name, expected in {MANIFEST: recorded, **manifest.files}.items():
+        if Path(name).name != name or hashlib.sha256(_read_part(directory, name)).hexdigest() != expected:
+            raise ArtefactError(
+                f"{directory / name} is damaged: its SHA-256 is not the recorded one",
+                hint="copy the directory again, or export it again",
+            )
+    for name in (NETWORK_FILE, WEIGHTS_FILE):
+        if name not in manifest.files:
+            raise ArtefactError(f"{directory / MANIFEST} does not name {name}")
+    network = load_network(directory, builders)
+    _check_classes(manifest.classes)
+    if network.num_classes != len(manifest.classes):
+        raise ModelError(f"{directory} has {network.num_classes} outputs but {len(manifest.classes)} class names")
+    return manifest, network
+
+
+def _read_part(directory: Path, name: str) -> bytes:
+    try:
+        return (directory / name).read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{directory} has no {name} that can be read: {error.strerror}",
+            hint="name a directory that `edgetune models export` or `edgetune prune` wrote",
+        ) from error
+
+
+def assemble(
+    architecture: str,
+    *,
+    weights: Path | None,
+    classes: Sequence[str],
+    allow_random: bool = False,
+    new_head: bool = False,
+    builders: Mapping[str, str] | None = None,
+) -> Network:
+    """
+    Build an architecture and load its weights; see `import_model`.
+
+    Raises:
+        UsageError: the classes make no sense, or no weights were given.
+        ModelError: the file cannot be read or does not fit.
+    """
     _check_classes(classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -72,14 +196,29 @@ def import_model(
         load_weights(network, read_weights(weights), classes, new_head=new_head)
     elif not allow_random:
         raise UsageError("a factory model needs weights", hint="give --weights FILE")
-    beat()
+    return network
+
+
+def _publish_factory(
+    models_dir: Path,
+    network: Network,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    version: int,
+    source: str,
+    generation: int,
+    threads: int,
+    timing_runs: int,
+    beat: Callable[[], None],
+) -> Manifest:
     files = artefact_files(network, preprocess, beat)
     manifest = replace(
         draft_manifest(network, preprocess, classes, len(files["model.onnx"])),
         version=version,
         kind="factory",
         generation=generation,
-        source=weights.name if weights is not None else "random weights",
+        source=source,
     )
     with tempfile.TemporaryDirectory(prefix="edgetune-import-") as scratch:
         stage(Path(scratch), files, manifest)
@@ -87,7 +226,7 @@ def import_model(
         check_export(engine, network, preprocess)
         (latency,) = time_interleaved([engine], selftest_images(preprocess), runs=timing_runs)
     directory = publish(models_dir, version, files, replace(manifest, latency=latency))
-    return from_json(Manifest, (directory / "manifest.json").read_bytes())
+    return from_json(Manifest, (directory / MANIFEST).read_bytes())
 
 
 def _check_classes(classes: Sequence[str]) -> None:

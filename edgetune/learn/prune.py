@@ -300,7 +300,7 @@ def check_prunable(
     cut = copy.deepcopy(masked)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
-    hint = "set training.level to 0% to fine-tune without pruning, or use another architecture"
+    hint = "set pruning.level to 0% to fine-tune without pruning, or use another architecture"
     try:
         _mask_inputs(masked, groups, removed)
         cut_channels(cut, groups, removed)

@@ -23,6 +23,7 @@ from torch import nn
 
 from edgetune.errors import ModelError, NoSamplesError, OneClassError
 from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.data import Images, LabelledImages, load_samples
@@ -38,11 +39,12 @@ from edgetune.learn.network import (
     widen_head,
 )
 from edgetune.learn.prune import check_prunable
+from edgetune.learn.reference import load_reference
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine, time_interleaved
-from edgetune.store.durable import remove_file, write_atomic
+from edgetune.store.durable import remove_dir, remove_file, write_atomic
 from edgetune.store.models import publish, version_name
-from edgetune.types import Comparison, Cost, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
+from edgetune.types import AbsentClasses, Comparison, Cost, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
 from edgetune.wire import from_json, to_json
 
 JOURNAL_FILE = "journal.json"
@@ -119,6 +121,9 @@ class _Round:
         self._source = self._factory if spec.kind is RoundKind.RESHAPE else self._base
         self._is_pruned = spec.kind is RoundKind.RESHAPE and spec.recipe.level > 0
         self._journal = self._read_journal()
+        self._is_searched = self._is_pruned and spec.recipe.search != "none"
+        if "search" in self._journal:
+            self._is_pruned = "pruning" in self._journal
         self._device = _pin_torch(spec.recipe, self._journal)
         self._splits = self._load_samples()
         self._tuner = Tuner(
@@ -133,6 +138,8 @@ class _Round:
         )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
+        # Without validation samples there is nothing that a search could go by: then exactly the level.
+        self._is_searched &= len(self._splits[Split.VALIDATION]) > 0
         self._write_journal()
 
     # ------------------------------------------------------------------------------------------- load
@@ -193,6 +200,8 @@ class _Round:
         else:
             network = self._tuner.place(rebuild(checkpoint.description, checkpoint.network, self._spec.builders))
             phase = checkpoint.phase
+        if self._is_searched and phase == TUNE:
+            network, phase = self._search(network)
         budget = self._budget()
         if phase == TUNE:
             self._control.phase(TUNE)
@@ -221,6 +230,61 @@ class _Round:
 
     def _keep(self, state: Checkpoint) -> None:
         save_checkpoint(self._dir, state, self._digest)
+
+    def _search(self, network: Network) -> tuple[Network, str]:
+        """As far towards the level as the validation samples allow; and what is left to do: nothing, or a retraining."""
+        recipe, spec = self._recipe, self._spec
+        classes, size = spec.classes, self._source.preprocess
+        validation = self._splits[Split.VALIDATION]
+        goal = Goal(
+            accuracy_drop_max=recipe.accuracy_drop_max,
+            accuracy_min=self._served_accuracy(validation) - recipe.accuracy_drop_max,
+            ratio=1 - recipe.level,
+            strategy=recipe.search,
+            trial_epochs=recipe.trial_epochs,
+            epochs_max=None if recipe.max_steps is None else recipe.max_steps / self._tuner.epoch_steps,
+        )
+        material = Material(
+            training=self._splits[Split.TRAINING], validation=validation, preprocess=size, classes=classes
+        )
+        outcome = compress(
+            network,
+            material,
+            replace(recipe, memory_format=self._tuner.layout.memory_format, dtype=self._tuner.layout.dtype),
+            goal,
+            work=self._dir / "search",
+            threads=spec.serving_threads,
+            round_id=spec.round_id,
+            control=self._control,
+        )
+        self._journal["search"] = {
+            "base": asdict(outcome.base),
+            "trials": [asdict(point) for point in outcome.points],
+            "epochs": outcome.epochs,
+            "stopped_by": outcome.stopped_by,
+        }
+        is_smaller = outcome.best is not outcome.base
+        if is_smaller:
+            widths = outcome.network.describe().layers.values()
+            self._journal["pruning"] = {
+                **asdict(outcome.best),
+                "round_to": math.gcd(*(w["out_channels"] for w in widths if "out_channels" in w)),
+            }
+        self._is_pruned = is_smaller
+        self._write_journal()
+        found = self._tuner.place(outcome.network)
+        phase = _FINISH if is_smaller else RETRAIN
+        self._save(phase, found)
+        remove_dir(self._dir / "search")
+        return found, phase
+
+    def _served_accuracy(self, validation: LabelledImages) -> float:
+        """Validation top-1 of the version that the candidate has to stand beside."""
+        directory = Path(self._spec.models_dir) / version_name(self._base.version)
+        engine = Engine.load(directory, threads=self._spec.serving_threads)
+        answers = ask(engine.predict, engine.classes, validation, self._spec.classes, self._control.beat)
+        engine.close()
+        return float(answers.is_correct.mean()) if len(validation) else 0.0
 
     def _save(self, phase: str, network: Network) -> None:
         state = Checkpoint(phase=phase, description=network.describe(), network=state_tensors(network.module))
@@ -279,24 +343,28 @@ class _Round:
             parent=spec.base_version,
             generation=spec.generation,
             round_id=spec.round_id,
-            pruning=self._pruning(draft.cost.parameters),
+            pruning=self._pruning(draft.cost),
             samples_digest=spec.samples_digest,
             sample_count=len(spec.samples),
         )
 
-    def _pruning(self, parameters: int) -> Pruning | None:
-        achieved = 1 - parameters / self._factory.cost.parameters
+    def _pruning(self, cost: Cost) -> Pruning | None:
         if self._spec.kind is RoundKind.ADAPT:
-            inherited = self._base.pruning
-            return None if inherited is None else replace(inherited, level_achieved=achieved)
+            return self._base.pruning
         if not self._is_pruned:
             return None
-        recipe = self._recipe
+        recipe, whole, found = self._recipe, self._factory.cost, self._journal["pruning"]
+        left = {
+            "parameters": cost.parameters / whole.parameters,
+            "macs": cost.macs / whole.macs,
+            "latency": found["latency_ratio"],
+        }
         return Pruning(
             criterion=recipe.criterion,
             level_asked=recipe.level,
-            level_achieved=achieved,
-            round_to=self._journal.get("pruning", {}).get("round_to", recipe.round_to or 1),
+            level_achieved=1 - left[recipe.level_of],
+            round_to=found["round_to"],
+            level_of=recipe.level_of,
         )
 
     def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:
@@ -318,6 +386,25 @@ class _Round:
             base_cost=self._base.cost,
             candidate_cost=cost,
             new_classes=tuple(label for label in classes if label not in self._base.classes),
+            absent=self._ask_about_absent(base, candidate),
+        )
+
+    def _ask_about_absent(self, base: Engine, candidate: Engine) -> AbsentClasses | None:
+        """What both know of the classes that the training samples do not show, as far as reference images tell."""
+        classes, spec = self._spec.classes, self._spec
+        shown = {classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
+        absent = [label for label in classes if label not in shown]
+        if not absent:
+            return None
+        images = load_reference(Path(spec.reference_path), classes, absent, self._source.preprocess)
+        if images is None:
+            return AbsentClasses(classes=len(absent))
+        before, after = (ask(e.predict, e.classes, images, classes, self._control.beat) for e in (base, candidate))
+        return AbsentClasses(
+            classes=len(absent),
+            count=len(images),
+            base_correct=int(before.is_correct.sum()),
+            candidate_correct=int(after.is_correct.sum()),
         )
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,9 +160,9 @@ class Engine:
     def _read_selftest(self) -> tuple[Images, Logits]:
         path = self._directory / SELFTEST_FILE
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 images, logits = arrays["images"], arrays["logits"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise SelfTestError(f"{path} cannot be read: {error}") from error
         if not len(images) or len(images) != len(logits):
             raise SelfTestError(f"{path} holds {len(images)} images and {len(logits)} outputs")

@@ -73,6 +73,7 @@ def test_the_verbs_of_the_design_are_there_and_documented() -> None:
         "resume",
         "cancel",
         "rounds",
+        "prune",
         "predict",
         "bench",
         "events",

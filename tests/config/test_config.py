@@ -59,6 +59,27 @@ def test_defaults_are_those_of_the_types() -> None:
     )
 
 
+def test_a_recipe_takes_what_pruning_and_distilling_are_asked_for() -> None:
+    """Each of these keys reaches the recipe; the multiple may be left to a measurement."""
+    text = "pruning: {level_of: latency, round_to: 8}\ntraining: {distillation: 0.25, temperature: 4}"
+    made = configuration.recipe(parse(text))
+    assert (made.level_of, made.round_to, made.distillation, made.temperature) == ("latency", 8, 0.25, 4.0)
+    for level_of in ("parameters", "macs"):
+        assert configuration.recipe(parse(f"pruning: {{level_of: {level_of}}}")).level_of == level_of
+    for none in ("null", "~", ""):
+        assert configuration.recipe(parse(f"pruning:\n  round_to: {none}\n")).round_to is None
+    for edge in (0, 1):
+        assert configuration.recipe(parse(f"training: {{distillation: {edge}}}")).distillation == edge
+    again = parse(yaml.safe_dump(configuration.to_plain(parse(text))))
+    assert configuration.recipe(again) == made
+
+
+def test_the_measured_multiple_and_no_distillation_are_the_defaults() -> None:
+    """What a configuration without these keys does."""
+    made = configuration.recipe(Config())
+    assert (made.level_of, made.round_to, made.distillation, made.temperature) == ("parameters", None, 0.0, 2.0)
+
+
 def test_limits_come_in_the_units_of_their_names() -> None:
     """MiB, degrees, watts, shares and minutes of the day."""
     text = "budgets: {memory_available_min: 1GiB, temperature_max: 75C, power_max: 9500mW, cpu_max: 60%, hours: [22:00-06:30]}"
@@ -113,6 +134,16 @@ def test_unknown_and_duplicate_keys_are_named_with_their_line(text: str, expecte
         ("training: {batch_size: 1.5}", "a whole number"),
         ("training: {batch_size: '64'}", "a whole number"),
         ("training: {augment: flop}", "expected 'none', 'crop' or 'crop_flip'"),
+        ("pruning: {level_of: flops}", "expected 'parameters', 'macs' or 'latency'"),
+        ("pruning: {round_to: 0}", "pruning.round_to: must be"),
+        ("pruning: {round_to: 257}", "pruning.round_to: must be less than or equal to 256"),
+        ("training: {distillation: 1.1}", "training.distillation: must be less than or equal to 1"),
+        ("training: {distillation: -0.1}", "training.distillation: must be greater than or equal to 0"),
+        ("training: {distillation: 50%}", "training.distillation: expected a number"),
+        ("training: {distillation: .nan}", "finite"),
+        ("training: {temperature: 0}", "training.temperature: must be greater than 0"),
+        ("training: {temperature: 101}", "training.temperature: must be less than or equal to 100"),
+        ("training: {temperature: 75C}", "training.temperature: expected a number"),
         ("budgets: {estimate: true}", "estimate needs estimated_idle and estimated_busy"),
         ("budgets: {hours: [25:00-26:00]}", "not a time of the day"),
         ("budgets: {hours: ['06:00-06:00']}", "is empty"),

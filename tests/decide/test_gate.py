@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from edgetune.decide.gate import chance_of_drop, judge, largest_plausible_drop
-from edgetune.types import ClassScore, Comparison, Cost, GatePolicy, Latency, Metrics
+from edgetune.types import AbsentClasses, ClassScore, Comparison, Cost, GatePolicy, Latency, Metrics
 
 POLICY = GatePolicy()
 
@@ -161,3 +161,23 @@ def test_the_bound_holds_at_its_stated_rate(b: int, c: int, n: int) -> None:
         only_candidate = sum(b / n <= o < (b + c) / n for o in outcomes)
         hits += largest_plausible_drop(only_base, only_candidate, n, 0.95) >= (b - c) / n
     assert hits / runs > 0.93
+
+
+def test_classes_that_the_site_does_not_show_are_told_of_or_judged() -> None:
+    """Unknown without reference images; a fall is a warning where they may be forgotten and a refusal where not."""
+    keeping = replace(POLICY, absent_drop_max=0.05)
+    for policy in (POLICY, keeping):
+        assert not judge(compare(BASE, BASE), policy).warnings
+        unknown = judge(compare(BASE, BASE, absent=AbsentClasses(classes=90)), policy)
+        assert unknown.is_promoted
+        assert "90 classes" in unknown.warnings[0]
+        assert "unknown" in unknown.warnings[0]
+    fallen = AbsentClasses(classes=90, count=200, base_correct=120, candidate_correct=100)
+    forgotten = judge(compare(BASE, BASE, absent=fallen), POLICY)
+    assert forgotten.is_promoted
+    assert "60.0% to 50.0%" in forgotten.warnings[0]
+    refused = judge(compare(BASE, BASE, absent=fallen), keeping)
+    assert not refused.is_promoted
+    assert "5.0 pp" in refused.reasons[0]
+    kept = AbsentClasses(classes=90, count=200, base_correct=120, candidate_correct=111)
+    assert judge(compare(BASE, BASE, absent=kept), keeping).is_promoted

@@ -18,7 +18,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest_site import RecordingControl
-from tiny_nets import TinyNet
+from tiny_nets import TinyNet, steady
 
 from edgetune.errors import LossNotFiniteError
 from edgetune.learn.checkpoint import Checkpoint
@@ -60,8 +60,7 @@ def noisy_data(count: int, seed: int) -> LabelledImages:
 
 def tiny_network(classes: int = 3) -> Network:
     """Weights from numpy, and no dropout: the same on every torch and every processor."""
-    module = TinyNet(classes)
-    module.drop.p = 0.0
+    module = steady(classes)
     rng = np.random.default_rng(11)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -69,7 +68,7 @@ def tiny_network(classes: int = 3) -> Network:
                 bound = math.sqrt(3.0 / parameter[0].numel())
                 parameter.copy_(torch.from_numpy(rng.uniform(-bound, bound, tuple(parameter.shape))))
         nn.init.zeros_(module.head.bias)
-    return Network(module, "tiny_nets:tiny", classes, "head")
+    return Network(module, "tiny_nets:steady", classes, "head")
 
 
 def normaliser() -> Normaliser:

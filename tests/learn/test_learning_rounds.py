@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sys
@@ -183,3 +184,41 @@ def test_a_damaged_checkpoint_or_one_of_another_round_starts_anew(site: Site) ->
     assert [line["step"] for line in control.said if line["event"] == "progress" and "step" in line] == [1, 2]
     assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
     assert (models / "v000003" / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+
+
+def test_a_searched_round_goes_towards_its_level_and_tells_every_trial(site: Site) -> None:
+    """With any loss allowed it reaches the level; its trials are in the journal, its scratch networks are gone."""
+    recipe = replace(RECIPE, search="steps", level=0.5, accuracy_drop_max=1.0, trial_epochs=1)
+    manifest, _, said = do_round(site, "searched", recipe=recipe)
+    assert manifest.pruning is not None
+    assert manifest.pruning.level_achieved >= 0.5
+    journal = json.loads((site.root / "rounds" / "searched" / "journal.json").read_text())
+    assert [trial["is_success"] for trial in journal["search"]["trials"]] == [True]
+    assert journal["search"]["trials"][0]["share"] == 0.5
+    assert not (site.root / "rounds" / "searched" / "search").exists()
+    phases = [line["phase"] for line in said if line["event"] == "phase"]
+    assert phases == ["load", "tune", "score", "prune", "trial", "retrain", "export", "measure", "time", "publish"]
+
+
+def test_a_search_that_finds_nothing_smaller_still_fine_tunes(site: Site) -> None:
+    """No loss at all and more is asked for: the candidate is the whole network, and says that it is not pruned."""
+    recipe = replace(RECIPE, search="steps", accuracy_drop_max=-1.0, trial_epochs=1)
+    manifest, _, said = do_round(site, "nothing smaller", recipe=recipe)
+    assert manifest.pruning is None
+    assert manifest.cost.parameters == read_manifest(site.root / "models" / "v000001").cost.parameters
+    assert "retrain" in [line["phase"] for line in said if line["event"] == "phase"]
+
+
+def test_a_searched_round_goes_on_after_stops(site: Site) -> None:
+    """Stopped in the tuning, in a trial and in the retraining, it ends with a whole candidate and repeats no trial."""
+    recipe = replace(RECIPE, search="steps", level=0.5, accuracy_drop_max=1.0, trial_epochs=1)
+    models = Path(shutil.copytree(site.root / "models", site.root / "models-stopped-search"))
+    directory = site.round_dir("stopped search", recipe=recipe, base_version=2, candidate_version=3, models_dir=models)
+    outcomes = [run_here(directory, RecordingControl(stop_after=[steps]))[0] for steps in (2, 4, 3, 5)]
+    assert outcomes == [TrainerOutcome.CHECKPOINTED] * 4
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+    journal = json.loads((directory / "journal.json").read_text())
+    assert len(journal["search"]["trials"]) == 1
+    pruning = read_manifest(models / "v000003").pruning
+    assert pruning is not None
+    assert pruning.level_achieved >= 0.5

@@ -247,7 +247,7 @@ def test_a_network_with_a_channel_shuffle_is_refused() -> None:
     """The sentence names the cause and the way out."""
     with pytest.raises(UnprunableError, match="channel shuffles, as in ShuffleNet") as refusal:
         check_prunable(new_network("torchvision:shufflenet_v2_x0_5", CLASSES), 64, 64)
-    assert "training.level" in refusal.value.hint
+    assert "pruning.level" in refusal.value.hint
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
@@ -378,4 +378,4 @@ def test_a_small_structure_that_mixes_channels_is_refused(form: str) -> None:
     network = Network(Small(*REFUSED[form]), "test:small", CLASSES, "head")
     with pytest.raises(UnprunableError) as refusal:
         check_prunable(network, 16, 16)
-    assert "training.level" in refusal.value.hint
+    assert "pruning.level" in refusal.value.hint

@@ -1,0 +1,245 @@
+"""What `edgetune prune` can be told, and what is checked before anything slow begins."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune import units
+from edgetune.errors import MissingLibraryError, UsageError
+from edgetune.types import Recipe
+
+_FACTOR_MAX = 50.0  # a search leaves no less than 2 % of the cost, see decide.search
+_BEFORE = 0.25  # of the learning rate: what the tuning before the first cut takes, as the defaults of a round have it
+_PICTURES = (".png", ".svg", ".pdf")
+_DEFAULT = Recipe()
+
+
+def _quantity(kind: str) -> Callable[[click.Context, click.Parameter, str | None], float | None]:
+    """Read an option that is written with a unit, as in the configuration: 1pp, 30min."""
+
+    def read(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+        try:
+            return None if text is None else units.parse(text, kind)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return read
+
+
+def _factor(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    """Read 2x, 1.5x."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*x?\s*", text or "")
+    if text is None or (match is not None and 1 < float(match[1]) <= _FACTOR_MAX):
+        return float(match[1]) if match else None
+    raise click.BadParameter(f"expected a factor above 1x and up to {_FACTOR_MAX:g}x, such as '2x', not {text!r}")
+
+
+_OPTIONS = (
+    click.option(
+        "--data",
+        required=True,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Images: DIR/<class>/, of which a fifth is set aside for validation; or DIR/train/<class>/, DIR/val/<class>/ and perhaps DIR/test/<class>/.",
+    ),
+    click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the result goes."),
+    click.option(
+        "--keep-accuracy",
+        callback=_quantity("points"),
+        default="1pp",
+        show_default=True,
+        metavar="POINTS",
+        help="How much of the validation accuracy of the model as given may be lost.",
+    ),
+    click.option(
+        "--faster",
+        callback=_factor,
+        metavar="2x",
+        help="The goal: so many times faster, measured here as it is served.",
+    ),
+    click.option("--smaller", callback=_factor, metavar="2x", help="The goal: so many times fewer parameters."),
+    click.option(
+        "--strategy",
+        type=click.Choice(["steps", "dapr"]),
+        default="steps",
+        show_default=True,
+        help="Steps from the last success, or the paper's binary search with a full retraining each.",
+    ),
+    click.option(
+        "--criterion",
+        default=_DEFAULT.criterion,
+        show_default=True,
+        metavar="NAME",
+        help="How filters are ranked: taylor, fisher, l1, activation, ... or package.module:Class.",
+    ),
+    click.option(
+        "--multiple", type=click.IntRange(min=1), metavar="N", help="Kept channels are a multiple. [default: measured]"
+    ),
+    click.option(
+        "--epochs-before",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=int(_DEFAULT.epochs_before),
+        show_default=True,
+        help="On the images before the first cut.",
+    ),
+    click.option(
+        "--epochs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=int(_DEFAULT.epochs_after),
+        show_default=True,
+        help="Of the last retraining; with dapr of every trial.",
+    ),
+    click.option(
+        "--trial-epochs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=4,
+        show_default=True,
+        help="At most, of a trial of steps.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=2),
+        metavar="N",
+        default=_DEFAULT.batch_size,
+        show_default=True,
+        help="Images a step.",
+    ),
+    click.option(
+        "--learning-rate",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="X",
+        default=_DEFAULT.learning_rate,
+        show_default=True,
+        help="Of retraining; before the first cut a quarter of it.",
+    ),
+    click.option(
+        "--distillation",
+        type=click.FloatRange(0, 1),
+        default=_DEFAULT.distillation,
+        show_default=True,
+        metavar="W",
+        help="The given model's share of the loss, 0 to 1.",
+    ),
+    click.option(
+        "--max-time", callback=_quantity("duration"), metavar="DURATION", help="Begin no trial after this, e.g. 30min."
+    ),
+    click.option(
+        "--max-epochs",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="N",
+        help="At most so many over everything, the last retraining included.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="For training and for timing. [default: serving.threads, or all cores]",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=_DEFAULT.seed,
+        show_default=True,
+        help="Of everything drawn.",
+    ),
+    click.option(
+        "--work",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where a search outlives a kill. [default: OUT.work]",
+    ),
+    click.option(
+        "--plot",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Draw accuracy against latency: a .png, .svg or .pdf.",
+    ),
+)
+
+
+def with_prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what a compression can be told."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is checked before anything slow begins."""
+
+    model: str
+    out: Path
+    work: Path
+    plot: Path | None
+    level_of: str
+    ratio: float | None
+
+
+def read_order(model: str, given: Mapping[str, Any]) -> Order:
+    """
+    Check what can be checked at once.
+
+    Raises:
+        UsageError: the options do not go together, or the result would overwrite something.
+        MissingLibraryError: a picture is wanted and matplotlib is not there.
+    """
+    out: Path = given["out"]
+    if out.exists():
+        raise UsageError(f"{out} exists already", hint="name a directory that does not exist yet")
+    if given["faster"] and given["smaller"]:
+        raise UsageError("--faster and --smaller are two goals", hint="name one of them")
+    if given["max_time"] == 0:
+        raise UsageError("--max-time is 0: no trial could begin")
+    plot: Path | None = given["plot"]
+    if plot is not None:
+        _check_plot(plot)
+    factor = given["faster"] or given["smaller"]
+    return Order(
+        model=model,
+        out=out,
+        work=given["work"] or out.with_name(f"{out.name}.work"),
+        plot=plot,
+        level_of="parameters" if given["smaller"] else "latency",
+        ratio=1 / factor if factor else None,
+    )
+
+
+def _check_plot(path: Path) -> None:
+    """Before hours of work, not after them."""
+    if path.suffix.lower() not in _PICTURES:
+        raise UsageError(f"--plot is {path}; its name has to end in {', '.join(_PICTURES)}")
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"--plot is {path}, but there is no directory {path.resolve().parent}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingLibraryError(
+            "--plot needs matplotlib, which is not installed", hint="install the extra: pip install 'edgetune[plot]'"
+        )
+
+
+def recipe_of(order: Order, given: Mapping[str, Any], threads: int) -> Recipe:
+    """How to score, cut and train; what cannot be told is as in a round."""
+    return Recipe(
+        criterion=given["criterion"],
+        level_of=order.level_of,
+        round_to=given["multiple"],
+        epochs_before=given["epochs_before"],
+        epochs_after=given["epochs"],
+        batch_size=given["batch_size"],
+        learning_rate=given["learning_rate"],
+        learning_rate_before=given["learning_rate"] * _BEFORE,
+        distillation=given["distillation"],
+        seed=given["seed"],
+        threads=threads,
+    )
