@@ -241,8 +241,7 @@ class Recipe:
     threads: int = 2  # of the trainer; part of the result, because sums depend on it
     memory_format: str = "auto"  # "contiguous" | "channels_last" | "auto": the faster one is measured at the start
     dtype: str = "auto"  # "float32" | "bfloat16" | "auto": measured, where the processor has instructions for it
-    absent_classes: str = "may_forget"  # "keep": the factory model has its say about what the site does not show
-    distillation: float = 0.0  # 0..1, share of the loss that the factory model has a say in
+    distillation: float = 0.0  # 0..1, share of the loss in which the factory model has its say, absent classes too
     temperature: float = 2.0  # of the distillation
 
 

@@ -92,13 +92,13 @@ def import_factory_model(client: Client, config: Config, given: Mapping[str, Any
     except DaemonNotRunningError:
         state_dir = config.paths.state_dir
         with locked(state_dir):
-            return {**_publish(publish, state_dir, config), "is_served": False}
+            return {**_publish(publish, state_dir, config, given["reference"]), "is_served": False}
     if served is not None:
         raise ConflictError(
             f"the daemon serves version {served['version']} already",
             hint="to start over with another factory model: systemctl stop edgetune, import, systemctl start edgetune",
         )
-    answer = _publish(publish, state_dir, config)
+    answer = _publish(publish, state_dir, config, given["reference"])
     client.post("/v1/reload")
     return {**answer, "is_served": True}
 
@@ -154,7 +154,9 @@ def _adoption(given: Mapping[str, Any]) -> Callable[..., Manifest]:
     return functools.partial(adopt_model, directory=given["directory"])
 
 
-def _publish(publish: Callable[..., Manifest], state_dir: Path, config: Config) -> dict[str, Any]:
+def _publish(
+    publish: Callable[..., Manifest], state_dir: Path, config: Config, reference: Path | None
+) -> dict[str, Any]:
     models = open_models(state_dir)
     models.recover()
     version = models.next_version()
@@ -165,6 +167,7 @@ def _publish(publish: Callable[..., Manifest], state_dir: Path, config: Config) 
         threads=serving_threads(config),
     )
     models.verify(version)
+    references = _keep_reference(state_dir, reference, manifest)
     models.set_factory(version)
     models.promote(version)
     _give_to_owner(state_dir)
@@ -174,7 +177,18 @@ def _publish(publish: Callable[..., Manifest], state_dir: Path, config: Config) 
         "classes": len(manifest.classes),
         "parameters": manifest.cost.parameters,
         "latency_ms": manifest.latency.median_ms if manifest.latency else None,
+        "reference_images": references,
     }
+
+
+def _keep_reference(state_dir: Path, directory: Path | None, manifest: Manifest) -> int:
+    """Those of a former factory model say nothing about this one."""
+    from edgetune.learn.reference import REFERENCE_FILE, write_reference
+
+    if directory is None:
+        durable.remove_file(state_dir / REFERENCE_FILE)
+        return 0
+    return write_reference(state_dir / REFERENCE_FILE, directory, manifest.classes, manifest.preprocess)
 
 
 def _give_to_owner(state_dir: Path) -> None:
@@ -182,8 +196,8 @@ def _give_to_owner(state_dir: Path) -> None:
     owner = state_dir.stat()
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
-    for root in (state_dir / "models", state_dir / "quarantine"):
-        for path in (root, *root.rglob("*")):
+    for root in (state_dir / "models", state_dir / "quarantine", state_dir / "reference.npz"):
+        for path in (root, *root.rglob("*")) if root.exists() else ():
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
     os.chown(state_dir / "lock", owner.st_uid, owner.st_gid)
 

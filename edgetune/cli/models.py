@@ -201,6 +201,11 @@ def rollback(client: Client, *, as_json: bool) -> None:
     help="cifar:resnet20, torchvision:mobilenet_v2, a key of builders, or package.module:function.",
 )
 @with_architecture_options
+@click.option(
+    "--reference",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder per class with images of what the model knows, to tell later what a round forgets; 20 of each are kept on this board.",
+)
 @click.option("--new-head", is_flag=True, help="The weights' last layer is for other classes: start a new one.")
 @click.option("--random", "is_random", is_flag=True, help="Untrained weights, for trying things out.")
 def import_(client: Client, config_path: Path, *, as_json: bool, **given: Any) -> None:

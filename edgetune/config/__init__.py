@@ -104,7 +104,6 @@ def recipe(config: Config) -> Recipe:
         threads=training.threads or _cores(),
         memory_format=training.memory_format,
         dtype=training.dtype,
-        absent_classes=training.absent_classes,
         distillation=training.distillation or (_KEEPING if training.absent_classes == "keep" else 0.0),
         temperature=training.temperature,
     )
@@ -112,10 +111,7 @@ def recipe(config: Config) -> Recipe:
 
 def gate_policy(config: Config) -> GatePolicy:
     """When a candidate is good enough."""
-    values = {name: getattr(config.gate, name) for name in type(config.gate).model_fields}
-    if config.training.absent_classes != "keep":
-        values["absent_drop_max"] = None
-    return GatePolicy(**values)
+    return GatePolicy(**{name: getattr(config.gate, name) for name in type(config.gate).model_fields})
 
 
 def serving_threads(config: Config) -> int:

@@ -69,12 +69,12 @@ class Training(Section):
     seed: int = key(_RECIPE.seed, "Where the trainer's random numbers start.", ge=0, lt=2**31)
     threads: PositiveCount | None = key(None, "Threads of the trainer; null: as many as the board has cores.", le=256)
     absent_classes: Literal["keep", "may_forget"] = key(
-        _RECIPE.absent_classes,
+        "keep",
         "Classes the samples do not show: keep (the factory model has its say) or may_forget (best on this site).",
     )
     distillation: float = key(
         _RECIPE.distillation,
-        "Share of the loss, from 0 to 1, in which the factory model is asked; absent_classes: keep raises 0 to 0.5.",
+        "Share of the loss, from 0 to 1, in which the factory model is asked; absent_classes: keep makes 0 to 0.5.",
         ge=0,
         le=1,
     )
@@ -100,8 +100,10 @@ class Gate(Section):
         _GATE.latency_ratio_max, "Candidate's latency over the served model's, at most.", gt=0, le=10
     )
     size_ratio_max: float = key(_GATE.size_ratio_max, "Candidate's size over the served model's, at most.", gt=0, le=10)
-    absent_drop_max: Points = key(
-        "5pp", "Under absent_classes: keep, the most accuracy lost on reference images of classes not shown here."
+    absent_drop_max: Points | None = key(
+        None,
+        "Most accuracy lost on reference images of classes not shown here; null: told, not judged.",
+        example="20pp",
     )
     accuracy_gain_min: Points = key("0.5pp", "A candidate neither faster nor smaller must be better by this.")
     worthwhile_ratio: float = key(

@@ -53,7 +53,9 @@ class Folders:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class ImageFile:
+    """A file that should be an image, in the folder of its class."""
+
     path: Path
     label: int
     split: Split | None  # None: its bytes decide
@@ -85,7 +87,7 @@ def read_folders(
     """
     control = control or SilentControl()
     control.phase("load")
-    files = list(_files(directory, classes))
+    files = list(image_files(directory, classes))
     if not files:
         raise NoSamplesError(f"there is no image in {directory}", hint=f"put images into {directory}/<class>/")
     _check_memory(len(files), preprocess, available_bytes)
@@ -109,7 +111,13 @@ def read_folders(
 # ------------------------------------------------------------------------------------------------------- which files
 
 
-def _files(directory: Path, classes: Sequence[str]) -> Iterator[_File]:
+def image_files(directory: Path, classes: Sequence[str]) -> Iterator[ImageFile]:
+    """
+    The image files below a directory, class by class, in the order of their names.
+
+    Raises:
+        UsageError: an image lies in no folder, or a folder is of a class that the model does not know.
+    """
     index = {unicodedata.normalize("NFC", label): number for number, label in enumerate(classes)}
     for split, part in _parts(directory, index).items():
         folders = sorted(path for path in part.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -125,7 +133,7 @@ def _files(directory: Path, classes: Sequence[str]) -> Iterator[_File]:
                     hint=f"rename the folder or take it away; the model's classes are {_some(classes)}",
                 )
             for path in _images_in(folder, deep=True):
-                yield _File(path, label, split)
+                yield ImageFile(path, label, split)
 
 
 def _parts(directory: Path, classes: Mapping[str, int]) -> dict[Split | None, Path]:
@@ -186,15 +194,15 @@ class _Reading:
         self.unreadable: list[tuple[str, str]] = []
         self.notes: list[str] = []
 
-    def hashes(self, files: Sequence[_File]) -> dict[Split, dict[str, _File]]:
+    def hashes(self, files: Sequence[ImageFile]) -> dict[Split, dict[str, ImageFile]]:
         """Each split's files by the digest of their bytes, ascending; every digest once."""
-        same: dict[str, list[_File]] = {}
+        same: dict[str, list[ImageFile]] = {}
         for file in files:
             data = self._read(file)
             if data is not None:
                 same.setdefault(digest(data), []).append(file)
         given = {file.split for file in files}
-        splits: dict[Split, dict[str, _File]] = {Split.TRAINING: {}, Split.VALIDATION: {}}
+        splits: dict[Split, dict[str, ImageFile]] = {Split.TRAINING: {}, Split.VALIDATION: {}}
         if Split.HOLDOUT in given:
             splits[Split.HOLDOUT] = {}
         several: Counter[str] = Counter()
@@ -210,7 +218,7 @@ class _Reading:
         self.notes += [f"left out {count:,}: {why}" for why, count in several.items() if count]
         return splits
 
-    def decode(self, split: Split, files: Mapping[str, _File]) -> LabelledImages:
+    def decode(self, split: Split, files: Mapping[str, ImageFile]) -> LabelledImages:
         """The split's pixels, in the order of the digests; what cannot be decoded is noted."""
         size = self._preprocess
         pixels = np.empty((len(files), size.height, size.width, 3), dtype=np.uint8)
@@ -236,7 +244,7 @@ class _Reading:
         """Of everything that was decoded."""
         return hashlib.sha256("".join(f"{line}\n" for line in sorted(self._lines)).encode()).hexdigest()
 
-    def _read(self, file: _File) -> bytes | None:
+    def _read(self, file: ImageFile) -> bytes | None:
         self._step += 1
         self._control.progress(step=self._step, steps=self._steps)
         self._control.beat()
@@ -250,7 +258,7 @@ class _Reading:
             self._refuse(file, error.strerror or str(error))
             return None
 
-    def _refuse(self, file: _File, why: str) -> None:
+    def _refuse(self, file: ImageFile, why: str) -> None:
         self.unreadable.append((str(file.path.relative_to(self._directory)), why))
 
 

@@ -14,11 +14,51 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.errors import ModelError
+from edgetune.errors import ImageError, ModelError, NoSamplesError
+from edgetune.images import decode, to_input
 from edgetune.learn.data import LabelledImages
+from edgetune.learn.folders import image_files
+from edgetune.store.durable import write_atomic
 from edgetune.types import Preprocess
 
 REFERENCE_FILE = "reference.npz"
+_PER_CLASS = 20  # of a hundred classes at 224 px: 300 MB in memory for a moment of each round; of ten classes: 30
+
+
+def write_reference(path: Path, directory: Path, classes: Sequence[str], preprocess: Preprocess) -> int:
+    """
+    Keep some images of each class, evenly out of the order of their names.
+
+    Args:
+        path: of the file to write.
+        directory: a folder for each class; not every class needs one.
+        classes: of the model.
+        preprocess: of the model.
+
+    Returns:
+        How many images were kept.
+
+    Raises:
+        UsageError: a folder is of a class that the model does not know.
+        NoSamplesError: there is no image that can be read.
+    """
+    by_class: dict[int, list[Path]] = {}
+    for file in image_files(directory, classes):
+        by_class.setdefault(file.label, []).append(file.path)
+    images, labels = [], []
+    for label, paths in sorted(by_class.items()):
+        for place in np.unique(np.linspace(0, len(paths) - 1, min(_PER_CLASS, len(paths))).round().astype(int)):
+            try:
+                images.append(to_input(decode(paths[place].read_bytes()), preprocess))
+            except ImageError:
+                continue
+            labels.append(classes[label])
+    if not images:
+        raise NoSamplesError(f"there is no image that can be read in {directory}", hint=f"{directory}/<class>/*.jpg")
+    packed = io.BytesIO()
+    np.savez_compressed(packed, images=np.stack(images), labels=np.array(labels))
+    write_atomic(path, packed.getvalue())
+    return len(images)
 
 
 def load_reference(

@@ -456,3 +456,23 @@ def test_the_report_names_some_of_many_bad_files() -> None:
     assert "and 2 more" in said
     assert "not reached: a smaller network within 1pp of the accuracy" in said
     assert "out holds the model as given" in said
+
+
+def test_reference_images_stay_with_the_factory_model_they_came_with(run: Any, given: Path, tmp_path: Path) -> None:
+    """20 of each class are kept in the state directory, at the model's size; another import forgets them."""
+    (tmp_path / "c.yaml").write_text(f"paths: {{state_dir: {tmp_path / 'state'}}}\nserving: {{threads: 1}}\n")
+    take = (
+        "models", "import", "--arch", "tiny_nets:tiny", "--weights", given / "w.safetensors", "--classes",
+        given / "classes.txt", "--size", "16", "--config", tmp_path / "c.yaml", "--json",
+    )  # fmt: skip
+    code, out, err = run(*take, "--reference", given / "flat")
+    assert code == 0, err
+    assert json.loads(out)["reference_images"] == 60
+    with np.load(tmp_path / "state" / "reference.npz", allow_pickle=False) as kept:
+        assert kept["images"].shape == (60, 16, 16, 3)
+        assert sorted(set(kept["labels"].tolist())) == sorted(COLOURS)
+    (tmp_path / "odd" / "violet").mkdir(parents=True)
+    code, _, err = run(*take, "--reference", tmp_path / "odd")
+    assert (code, "no class 'violet'" in err) == (errors.EXIT_USAGE, True)
+    assert run(*take)[0] == 0
+    assert not (tmp_path / "state" / "reference.npz").exists()
