@@ -33,8 +33,8 @@ inbox: {settle: 500ms, scan_interval: 2s}
 buffer: {validation: 10%, holdout: 20%}
 triggers: {new_samples: 320, cooldown: 10s}
 budgets: {interval: 1s, memory_available_min: 200MiB, disk_free_min: 200MiB}
-pruning: {level: LEVEL, round_to: 8, criterion: CRITERION}
-training: {epochs_after: EPOCHS}
+pruning: {level: LEVEL, criterion: CRITERION, search: SEARCH}
+training: {epochs_after: EPOCHS, seed: SEED}
 """
 
 
@@ -90,6 +90,7 @@ def play(arguments: argparse.Namespace, root: Path) -> int:
         tests = [(png(zipped.read(n)), label) for label in AQUATIC for n in of_class(names, "test", label)]
     (root / "classes.txt").write_text("".join(f"{label}\n" for label in classes))
     config = CONFIG.replace("LEVEL", arguments.level).replace("CRITERION", arguments.criterion)
+    config = config.replace("SEARCH", arguments.search).replace("SEED", str(arguments.seed))
     stage = Stage(root, config.replace("EPOCHS", str(arguments.epochs)))
     stage.import_model(
         "cifar:resnet20", "--weights", str(arguments.weights), "--classes", str(root / "classes.txt"),
@@ -133,7 +134,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--level", default="30%")
     parser.add_argument("--criterion", default="taylor")
+    parser.add_argument("--search", default="none", choices=["none", "steps", "dapr"])
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--keep", type=Path, help="work in this directory and leave everything there")
     arguments = parser.parse_args()

@@ -176,20 +176,29 @@ class _Run:
         return value
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, and beside it the teacher's word (Hinton et al. 2015, arXiv 1503.02531)."""
-        with computing_in(self._phase.dtype, images.device):
+        """
+        Cross-entropy, and beside it the teacher's word where the teacher is right.
+
+        Source: Hinton et al. 2015 (arXiv 1503.02531), equation 4 and section 2, with a weight; differs from it in: a
+        sample that the teacher gets wrong is learnt from its label alone. A factory model may be wrong on half of what
+        a turned camera shows.
+        """
+        phase = self._phase
+        with computing_in(phase.dtype, images.device):
             logits = self._network.module(images)
         logits = logits.float()
-        loss = functional.cross_entropy(logits, labels)
         if self._teacher is None:
-            return loss
-        with torch.no_grad():
-            with computing_in(self._phase.dtype, images.device):
-                taught = self._teacher(images)
-            soft = functional.softmax(taught.float() / self._phase.temperature, dim=1)
-        said = functional.log_softmax(logits / self._phase.temperature, dim=1)
-        divergence = functional.kl_div(said, soft, reduction="batchmean") * self._phase.temperature**2
-        return (1 - self._phase.distillation) * loss + self._phase.distillation * divergence
+            return functional.cross_entropy(logits, labels)
+        with torch.no_grad(), computing_in(phase.dtype, images.device):
+            taught = self._teacher(images)
+        taught = taught.float()
+        soft = functional.softmax(taught / phase.temperature, dim=1)
+        said = functional.log_softmax(logits / phase.temperature, dim=1)
+        divergence = functional.kl_div(said, soft, reduction="none").sum(dim=1) * phase.temperature**2
+        weight = phase.distillation * (taught.argmax(dim=1) == labels)
+        losses: torch.Tensor = functional.cross_entropy(logits, labels, reduction="none")
+        mixed: torch.Tensor = (1 - weight) * losses + weight * divergence
+        return mixed.mean()
 
     def judge(self, validation: LabelledImages, normaliser: Normaliser, control: Control) -> list[float]:
         """Keep the weights if they are the best so far; the top-1, if there is anything to judge on."""
