@@ -104,9 +104,16 @@ def recipe(config: Config) -> Recipe:
         threads=training.threads or _cores(),
         memory_format=training.memory_format,
         dtype=training.dtype,
-        distillation=training.distillation or (_KEEPING if training.absent_classes == "keep" else 0.0),
+        distillation=_distillation(config),
         temperature=training.temperature,
     )
+
+
+def _distillation(config: Config) -> float:
+    training = config.training
+    if training.distillation is not None:
+        return training.distillation
+    return _KEEPING if training.absent_classes == "keep" else 0.0
 
 
 def gate_policy(config: Config) -> GatePolicy:

@@ -72,11 +72,13 @@ class Training(Section):
         "keep",
         "Classes the samples do not show: keep (the factory model has its say) or may_forget (best on this site).",
     )
-    distillation: float = key(
-        _RECIPE.distillation,
-        "Share of the loss, from 0 to 1, in which the factory model is asked; absent_classes: keep makes 0 to 0.5.",
+    distillation: float | None = key(
+        None,
+        "Share of the loss, from 0 to 1, in which the factory model has its say, put right by the labels; "
+        "null: 0.5 with absent_classes: keep, else 0.",
         ge=0,
         le=1,
+        example="0.3",
     )
     temperature: float = key(_RECIPE.temperature, "Temperature of the distillation.", gt=0, le=100)
     memory_format: Literal["auto", "contiguous", "channels_last"] = key(

@@ -177,11 +177,11 @@ class _Run:
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """
-        Cross-entropy, and beside it the teacher's word where the teacher is right.
+        Cross-entropy, and beside it the teacher's word, put right where it contradicts the label.
 
-        Source: Hinton et al. 2015 (arXiv 1503.02531), equation 4 and section 2, with a weight; differs from it in: a
-        sample that the teacher gets wrong is learnt from its label alone. A factory model may be wrong on half of what
-        a turned camera shows.
+        Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, with a weight; where the teacher's likeliest class is
+        not the label, the probabilities of the two change places, as in Wen et al. 2019 (arXiv 1911.07471), section 3.2:
+        a factory model may be wrong on half of what a turned camera shows, and still knows what resembles what.
         """
         phase = self._phase
         with computing_in(phase.dtype, images.device):
@@ -192,13 +192,10 @@ class _Run:
         with torch.no_grad(), computing_in(phase.dtype, images.device):
             taught = self._teacher(images)
         taught = taught.float()
-        soft = functional.softmax(taught / phase.temperature, dim=1)
+        soft = _put_right(functional.softmax(taught / phase.temperature, dim=1), labels)
         said = functional.log_softmax(logits / phase.temperature, dim=1)
-        divergence = functional.kl_div(said, soft, reduction="none").sum(dim=1) * phase.temperature**2
-        weight = phase.distillation * (taught.argmax(dim=1) == labels)
-        losses: torch.Tensor = functional.cross_entropy(logits, labels, reduction="none")
-        mixed: torch.Tensor = (1 - weight) * losses + weight * divergence
-        return mixed.mean()
+        divergence = functional.kl_div(said, soft, reduction="batchmean") * phase.temperature**2
+        return (1 - phase.distillation) * functional.cross_entropy(logits, labels) + phase.distillation * divergence
 
     def judge(self, validation: LabelledImages, normaliser: Normaliser, control: Control) -> list[float]:
         """Keep the weights if they are the best so far; the top-1, if there is anything to judge on."""
@@ -226,6 +223,12 @@ class _Run:
             best_score=self.best_score,
             step=self.step,
         )
+
+
+def _put_right(soft: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Probabilities [B, C] whose largest changes places with that of the label [B]."""
+    likeliest, label = soft.argmax(dim=1, keepdim=True), labels[:, None]
+    return soft.scatter(1, likeliest, soft.gather(1, label)).scatter(1, label, soft.gather(1, likeliest))
 
 
 def learning_rate(phase: Phase, step: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_defaults_are_those_of_the_types() -> None:
     """The shipped recipe, gate and limits agree with the dataclasses that document them."""
     assert configuration.gate_policy(Config()) == GatePolicy()
     made = configuration.recipe(parse("training: {threads: 2}"))
-    assert made == Recipe()
+    assert made == replace(Recipe(), distillation=0.5)
     assert configuration.limits(Config()) == Limits(
         mem_available_min_mib=300, trainer_rss_max_mib=1536, disk_free_min_mib=500, hysteresis=0.05
     )
@@ -74,10 +75,16 @@ def test_a_recipe_takes_what_pruning_and_distilling_are_asked_for() -> None:
     assert configuration.recipe(again) == made
 
 
-def test_the_measured_multiple_and_no_distillation_are_the_defaults() -> None:
-    """What a configuration without these keys does."""
+def test_the_measured_multiple_and_the_factory_models_say_are_the_defaults() -> None:
+    """What a configuration without these keys does; what is absent may be forgotten, and a share given counts."""
     made = configuration.recipe(Config())
-    assert (made.level_of, made.round_to, made.distillation, made.temperature) == ("parameters", None, 0.0, 2.0)
+    assert (made.level_of, made.round_to, made.distillation, made.temperature) == ("parameters", None, 0.5, 2.0)
+    for text, share in (
+        ("absent_classes: may_forget", 0.0),
+        ("absent_classes: keep, distillation: 0", 0.0),
+        ("absent_classes: may_forget, distillation: 0.2", 0.2),
+    ):
+        assert configuration.recipe(parse(f"training: {{{text}}}")).distillation == share
 
 
 def test_limits_come_in_the_units_of_their_names() -> None:
