@@ -219,7 +219,7 @@ class Recipe:
     """Everything that decides what a round does to the weights, beside the samples. Defaults are config.yaml's."""
 
     criterion: str = "taylor"  # one of learn.criteria.CRITERIA, or "package.module:Class"
-    level: float = 0.3  # share of the factory model's cost to remove; 0 only fine-tunes
+    level: float = 0.5  # share of the factory model's cost to remove; 0 only fine-tunes
     level_of: str = "parameters"  # "parameters" | "macs" | "latency", measured in the serving runtime
     search: str = "none"  # "none": exactly `level`; "steps" | "dapr": as far towards it as the accuracy allows
     accuracy_drop_max: float = 0.01  # of a search, on validation samples, 0..1

@@ -21,7 +21,7 @@ class Pruning(Section):
         "Which filters go: taylor or fisher (least loss on this site's samples), l1 (smallest weights), activation, "
         "nonzeros, class_activation or class_activation_count (weakest answers), random, or package.module:Class.",
     )
-    level: Share = key("30%", "Share of the factory model's cost to remove; 0% only fine-tunes.")
+    level: Share = key("50%", "Share of the factory model's cost to remove; 0% only fine-tunes.")
     search: Literal["none", "steps", "dapr"] = key(
         _RECIPE.search,
         "none: remove exactly `level`; steps, or dapr (binary search, slower): as far towards it as accuracy allows.",
