@@ -178,17 +178,18 @@ def _plot(cells: Sequence[Cell], path: Path) -> None:
         if whole:
             axis.axhline(mean(whole), color="0.6", linestyle=":", label="unpruned")
         for arm in _arms(mine):
-            points = defaultdict(list)
+            by_level: dict[float, list[Cell]] = defaultdict(list)
             for cell in mine:
                 if cell.arm == arm and cell.level:
-                    points[cell.removed if cell.unit == "parameters" else cell.level].append(100 * cell.test)
-            if points:
-                # levels of two seeds differ by a rounding: one point each
-                axis.plot(
-                    sorted(points), [mean(points[x]) for x in sorted(points)], marker="o", markersize=3, label=arm
-                )
+                    by_level[cell.level].append(cell)
+            removed = [mean(c.removed for c in by_level[level]) for level in sorted(by_level)]
+            x = removed if cells[0].unit == "parameters" else sorted(by_level)
+            y = [100 * mean(c.test for c in by_level[level]) for level in sorted(by_level)]
+            if y:
+                axis.plot(x, y, marker="o", markersize=3, label=arm)
         axis.set_title(subset)
         axis.set_xlabel(f"{cells[0].unit} removed, %")
+        axis.set_xlim(0, 100)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("test top-1, %")
     axes[0][-1].legend(fontsize=7)
