@@ -12,7 +12,14 @@ from typing import Any
 
 from edgetune.client import Client
 from edgetune.config import Config, serving_threads
-from edgetune.errors import ConflictError, DaemonNotRunningError, MissingLibraryError, NotFoundError, UsageError
+from edgetune.errors import (
+    ConflictError,
+    DaemonNotRunningError,
+    EdgetuneError,
+    MissingLibraryError,
+    NotFoundError,
+    UsageError,
+)
 from edgetune.store import durable
 from edgetune.store.history import read_state
 from edgetune.store.models import Models
@@ -167,7 +174,11 @@ def _publish(
         threads=serving_threads(config),
     )
     models.verify(version)
-    references = _keep_reference(state_dir, reference, manifest)
+    try:
+        references = _keep_reference(state_dir, reference, manifest)
+    except EdgetuneError:
+        durable.remove_dir(models.path(version))  # nothing is imported in half
+        raise
     models.set_factory(version)
     models.promote(version)
     _give_to_owner(state_dir)

@@ -3,8 +3,11 @@ ONE round, top to bottom.
 
     load -> tune -> score, prune -> retrain -> measure -> export -> time -> publish
 
-An adapting round has no tune and prune. Everything the weights depend on is in the spec and the samples; where the
-round is, is in its checkpoint, so that it can be stopped or killed anywhere and ends with the same weights.
+An adapting round has no tune and prune; a searched one repeats score, prune and a short training (`learn.compress`).
+Everything the weights depend on is in the spec and the samples, and in what was measured on the way, which the journal
+keeps (memory format, number type, channel multiple). Where the round is, is in its checkpoint, so that it can be stopped or
+killed anywhere and goes on. It ends with the same weights bit for bit where the spec leaves nothing to a measurement and to
+a search.
 """
 
 from __future__ import annotations

@@ -474,5 +474,7 @@ def test_reference_images_stay_with_the_factory_model_they_came_with(run: Any, g
     (tmp_path / "odd" / "violet").mkdir(parents=True)
     code, _, err = run(*take, "--reference", tmp_path / "odd")
     assert (code, "no class 'violet'" in err) == (errors.EXIT_USAGE, True)
+    versions = sorted(path.name for path in (tmp_path / "state" / "models").glob("v*"))
+    assert versions == ["v000001"], "a refused import leaves nothing"
     assert run(*take)[0] == 0
     assert not (tmp_path / "state" / "reference.npz").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,7 +15,7 @@ from edgetune.learn.criteria.base import Batch, filters, readers, spread, untouc
 from edgetune.learn.groups import CoupledGroup
 
 
-class _GateGradients:
+class _GateGradients(abc.ABC):
     """
     Squares of the loss's derivative with respect to a gate on each channel, where the subclass says what is squared.
 
@@ -53,9 +54,9 @@ class _GateGradients:
             for total, group in zip(totals, groups, strict=True)
         ]
 
+    @abc.abstractmethod
     def _square(self, gradient: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Derivatives [N, channels] of each sample's loss, labels [N] -> scores [channels]."""
-        raise NotImplementedError
 
     def _gradients(
         self, model: nn.Module, groups: Sequence[CoupledGroup], images: torch.Tensor, labels: torch.Tensor
