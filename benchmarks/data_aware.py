@@ -2,13 +2,14 @@
 Is pruning to the site's data better, and is it the data or the filters? A resumable grid on CIFAR-100.
 
     python -m benchmarks.data_aware --data DIR_WITH_cifar100.zip --weights resnet20_cifar100.safetensors
-        [--work DIR] [--subsets aquatic ...] [--levels 25 50 75 90 95] [--criteria l1 taylor] [--seeds 0 1]
-        [--unit parameters|latency] [--device-images seen|unseen] [--full] [--report]
+        [--work DIR] [--subsets aquatic ...] [--levels 25 50 75 90 95] [--seeds 0 1]
+        [--arms agnostic ...] [--unit parameters|latency] [--device-images seen|unseen] [--full] [--report]
 
-Four arms at each level, all with the same number of training steps:
+Four arms at each level, with the same number of training steps but for agnostic:all:
 
     unpruned        the deployed model as it is, and tuned on the site's images ("unpruned+site")
     agnostic        pruned at once by mean |w|, retrained on images of all hundred classes
+    agnostic:all    the same, given ten times the steps: as many epochs, of all the 40,000 images
     agnostic+site   the same filters, retrained on the site's images
     aware:CRITERION tuned on the site's images, ranked by the criterion on them, pruned, retrained on them
 
@@ -72,6 +73,8 @@ AGNOSTIC_STEPPED = (1 / 3, 2 / 3)
 SCORING_BATCHES = 20
 TIMING_RUNS = 60
 VALIDATED_MOST = 1000
+UNPRUNED_ARMS = ("unpruned", "unpruned+site")
+ARMS = ("agnostic", "agnostic:all", "agnostic+site", "aware:l1", "aware:taylor")
 PAPER_LEVELS = (95, 90, 75, 50, 25)  # the cheap ones first
 
 
@@ -134,7 +137,8 @@ class Grid:
     ) -> None:
         """`epochs` of the schedule on the site's images; ends with the best validation epoch."""
         before, after, decay = self._rates
-        steps = int(epochs * steps_per_epoch(data.training, BATCH)) if self._arguments.full else self._steps(epochs)
+        is_whole = self._arguments.full or len(data.training) > (self._most or 0)
+        steps = int(epochs * steps_per_epoch(data.training, BATCH)) if is_whole else self._steps(epochs)
         phase = Phase(
             name=name, steps=steps, batch_size=BATCH, learning_rate=before if name == "tune" else after,
             schedule="constant" if name == "tune" else "steps", milestones=milestones, momentum=0.9,
@@ -196,12 +200,10 @@ class Grid:
     def cells(self) -> Iterator[Cell]:
         """Every cell that was asked for, seed after seed and level after level, so that a part is already a result."""
         arguments = self._arguments
-        unpruned = ["unpruned", *(["unpruned+site"] if arguments.tune_unpruned else [])]
         for seed in arguments.seeds:
             for level in (0.0, *arguments.levels):
-                arms = ["agnostic", "agnostic+site", *(f"aware:{name}" for name in arguments.criteria)]
                 for subset in arguments.subsets:
-                    for arm in arms if level else unpruned:
+                    for arm in arguments.arms if level else UNPRUNED_ARMS[: 1 + arguments.tune_unpruned]:
                         yield Cell(
                             net=arguments.net, images=arguments.device_images, subset=subset, unit=arguments.unit,
                             level=level, arm=arm, seed=seed, schedule=self._schedule,
@@ -214,8 +216,9 @@ class Grid:
             return self.finished(cell, self._base, data, begin())
         if cell.arm == "unpruned+site":
             return self._unpruned_site(cell, data)
-        if cell.arm == "agnostic":
-            return self._measured(cell, self._agnostic(cell.level, cell.seed), data)
+        if cell.arm in {"agnostic", "agnostic:all"}:
+            most = self._most if cell.arm == "agnostic" else None
+            return self._measured(cell, self._agnostic(cell.level, cell.seed, most), data)
         if cell.arm == "agnostic+site":
             return self._agnostic_site(cell, data)
         return self._aware(cell, self._tuned(cell.subset, cell.seed), cell.arm.partition(":")[2], data)
@@ -234,11 +237,11 @@ class Grid:
         return network, time.monotonic() - began_s
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
-    def _agnostic(self, level: float, seed: int) -> tuple[Network, float, float]:
+    def _agnostic(self, level: float, seed: int, most: int | None) -> tuple[Network, float, float]:
         began_s = begin()
         archive = self._archive
         everything = Site(
-            archive.samples("train", archive.classes, range(400), most=self._most, seed=seed),
+            archive.samples("train", archive.classes, range(400), most=most, seed=seed),
             archive.samples("train", archive.classes, range(400, 500), most=VALIDATED_MOST),
             archive.samples("test", archive.classes, range(1)),
         )
@@ -307,7 +310,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--subsets", nargs="+", default=list(SUBSETS))
     parser.add_argument("--levels", nargs="+", type=float, default=list(PAPER_LEVELS))
-    parser.add_argument("--criteria", nargs="+", default=["l1", "taylor"])
+    parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--unit", default="parameters", choices=["parameters", "latency"])
     parser.add_argument("--device-images", default="seen", choices=["seen", "unseen"])
