@@ -73,7 +73,7 @@ def main() -> int:
                 if level:
                     tuner.fine_tune(network, TUNE, round(recipe.epochs_before * tuner.epoch_steps))
                     whole, share = size_of(given, PREPROCESS), 1 - level / 100
-                    shape = tuner.shape(network, tuner.rank(network), share=share, whole=whole, stopwatch=None)
+                    shape, _ = tuner.cut(network, share=share, whole=whole, stopwatch=None)
                     network = shape.network
                     tuner.fine_tune(network, RETRAIN, round(recipe.epochs_after * tuner.epoch_steps))
                 top1 = [

@@ -1,9 +1,10 @@
-"""CIFAR-100 for the benchmarks: the archive as arrays, the papers' subsets, samples as a round takes them."""
+"""CIFAR for the benchmarks: the archive as arrays or as folders, the papers' subsets, samples as a round takes them."""
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,32 @@ def read_archive(data: Path, cache: Path) -> Archive:
     cache.mkdir(parents=True, exist_ok=True)
     np.savez(kept, classes=np.array(classes), train=parts["train"], test=parts["test"])
     return Archive(classes, parts["train"], parts["test"])
+
+
+def unpack(path: Path, part: str, rows: range, directory: Path) -> None:
+    """
+    Write images of an archive as files, byte for byte: directory/<class>/<name>.
+
+    Args:
+        path: a zip with entries <part>/<class>/<name>.
+        part: "train" or "test".
+        rows: which images of each class, in the archive's order; of all classes.
+        directory: where the folders of the classes go; files that are there stay.
+    """
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: a zip with entries {part}/<class>/<name>.webp")
+    seen: Counter[str] = Counter()
+    with zipfile.ZipFile(path) as zipped:
+        for entry in zipped.namelist():
+            begin, _, rest = entry.partition("/")
+            label, _, name = rest.partition("/")
+            if begin != part or not name or "/" in name:
+                continue
+            file = directory / label / name
+            if seen[label] in rows and not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(zipped.read(entry))
+            seen[label] += 1
 
 
 def _pixels(data: bytes) -> npt.NDArray[np.uint8]:

@@ -31,6 +31,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ from benchmarks.stage import machine, say
 from edgetune.learn.control import SilentControl
 from edgetune.learn.criteria import Batch, make_criterion
 from edgetune.learn.data import LabelledImages, Normaliser
+from edgetune.learn.depth import thin_out
 from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score
 from edgetune.learn.groups import find_groups
 from edgetune.learn.importer import read_weights
@@ -59,16 +61,9 @@ from edgetune.learn.network import (
     new_network,
 )
 from edgetune.learn.prune import Limit, choose_channels, cut_channels, even_floors, residual_floors
+from edgetune.learn.schedules import PAPER
 
-# net -> learning rate before pruning, after it, weight decay (arXiv 2006.08554's code)
-RATES = {
-    "cifar:alexnet": (1e-4, 1e-3, 5e-4),
-    "cifar:resnet20": (1e-3, 1e-2, 1e-4),
-    "cifar:mobilenet_v2": (1e-3, 1e-2, 5e-4),
-    "cifar:squeezenet": (8e-4, 2e-2, 2e-4),
-}
 BATCH = 128
-STEPPED = (0.4, 0.8)  # of the retraining: epochs 10 and 20 of 25
 AGNOSTIC_STEPPED = (1 / 3, 2 / 3)
 SCORING_BATCHES = 20
 TIMING_RUNS = 60
@@ -98,7 +93,7 @@ class Grid:
         self._epochs = (5, 25) if arguments.full else (2, 4)
         self._most = None if arguments.full else 4000
         self._schedule = "full" if arguments.full else "2+4 epochs, 4000 images"
-        self._rates = RATES[arguments.net]
+        self._paper = PAPER[arguments.net]
         self._base = self._deployed()
         self._whole = count_parameters(self._base.module)
         engine = export_engine(self._base, PREPROCESS, threads=1)
@@ -136,13 +131,15 @@ class Grid:
         self, network: Network, data: Site, *, epochs: float, name: str, seed: int, milestones: tuple[float, ...]
     ) -> None:
         """`epochs` of the schedule on the site's images; ends with the best validation epoch."""
-        before, after, decay = self._rates
+        paper = self._paper
         is_whole = self._arguments.full or len(data.training) > (self._most or 0)
         steps = int(epochs * steps_per_epoch(data.training, BATCH)) if is_whole else self._steps(epochs)
         phase = Phase(
-            name=name, steps=steps, batch_size=BATCH, learning_rate=before if name == "tune" else after,
-            schedule="constant" if name == "tune" else "steps", milestones=milestones, momentum=0.9,
-            weight_decay=decay, augment="crop_flip", checkpoint_steps=1 << 40, seed=seed, round_id=0,
+            name=name, steps=steps, batch_size=BATCH,
+            learning_rate=paper.learning_rate_before if name == "tune" else paper.learning_rate,
+            schedule="constant" if name == "tune" else "steps", milestones=milestones,
+            decay=0.1 if milestones == AGNOSTIC_STEPPED else paper.decay, momentum=paper.momentum,
+            weight_decay=paper.weight_decay, augment="crop_flip", checkpoint_steps=1 << 40, seed=seed, round_id=0,
         )  # fmt: skip
         fine_tune(
             network, phase, data.training, data.validation, self._normaliser,
@@ -150,13 +147,19 @@ class Grid:
         )  # fmt: skip
 
     def cut(self, network: Network, criterion_name: str, data: LabelledImages, level: float, seed: int) -> Network:
-        """Rank on `data` and cut to the level, one channel at a time; returns the smaller network."""
+        """
+        Rank on `data` and cut to the level, one channel at a time; returns the smaller network.
+
+        Where the level is a latency, all criteria but the paper's take residual branches out first, as a round does.
+        """
         network.module.eval()
+        share, is_papers = 1 - level / 100, criterion_name == "l1"
+        if self._arguments.unit == "latency" and not is_papers:
+            batches = list(itertools.islice(self._batches(data, seed), 4))
+            network = self._place(thin_out(network, batches, share=share, image=(32, 32)))
         groups = find_groups(network.module, network.head, 32, 32)
         criterion = make_criterion(criterion_name, seed=seed)
         scores = criterion.score(network.module, groups, self._batches(data, seed))
-        share = 1 - level / 100
-        is_papers = criterion_name == "l1"
         floors = residual_floors(network.module, groups, 1 - share) if is_papers else even_floors(groups, 1 - share)
 
         def smaller(limit: Limit) -> Network:
@@ -226,7 +229,9 @@ class Grid:
     def _unpruned_site(self, cell: Cell, data: Site) -> Cell:
         began_s = begin()
         network = copy.deepcopy(self._base)
-        self.train(network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=STEPPED)
+        self.train(
+            network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=self._paper.milestones
+        )
         return self.finished(cell, network, data, began_s)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
@@ -258,13 +263,17 @@ class Grid:
     def _agnostic_site(self, cell: Cell, data: Site) -> Cell:
         began_s = begin()
         network = self.cut(copy.deepcopy(self._base), "l1", data.training, cell.level, cell.seed)
-        self.train(network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=STEPPED)
+        self.train(
+            network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=self._paper.milestones
+        )
         return self.finished(cell, network, data, began_s)
 
     def _aware(self, cell: Cell, tuned: tuple[Network, float], criterion: str, data: Site) -> Cell:
         began_s = begin() - tuned[1]
         network = self.cut(copy.deepcopy(tuned[0]), criterion, data.training, cell.level, cell.seed)
-        self.train(network, data, epochs=self._epochs[1], name="retrain", seed=cell.seed, milestones=STEPPED)
+        self.train(
+            network, data, epochs=self._epochs[1], name="retrain", seed=cell.seed, milestones=self._paper.milestones
+        )
         return self.finished(cell, network, data, began_s)
 
 
@@ -306,7 +315,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--net", default="cifar:resnet20", choices=sorted(RATES))
+    parser.add_argument("--net", default="cifar:resnet20", choices=sorted(PAPER))
     parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--subsets", nargs="+", default=list(SUBSETS))
     parser.add_argument("--levels", nargs="+", type=float, default=list(PAPER_LEVELS))

@@ -29,6 +29,9 @@ class LabelSource(str, enum.Enum):
     SIDECAR = "sidecar"  # the JSON file beside it
     API = "api"  # POST /v1/samples?label= or `edgetune data label`
     FEEDBACK = "feedback"  # POST /v1/predictions/{id}/label
+    FACTORY = (
+        "factory"  # the factory model, of a class that came back; for training alone, and any other word counts more
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,7 @@ class ClassStats:
     validation: int
     holdout: int
     labelled_since_round: int  # labelled or relabelled since the last finished round
+    training_since_round: int = 0  # those of them that are for training
 
     @property
     def total(self) -> int:
@@ -224,12 +228,18 @@ class Recipe:
     search: str = "none"  # "none": exactly `level`; "steps" | "dapr": as far towards it as the accuracy allows
     accuracy_drop_max: float = 0.01  # of a search, on validation samples, 0..1
     trial_epochs: float = 4  # most epochs of one trial of a search
+    remove_branches: bool = True  # where the level is a latency: residual branches as a whole, see learn.depth
+    order: str = (
+        "auto"  # "tune_first" | "prune_first" | "auto": the second where tuning the whole network takes too much
+    )
+    memory_max_mib: float | None = None  # of the trainer, for "auto"; None: any
     round_to: int | None = None  # kept channels are a multiple of this; None: measured, see learn.tuner
     epochs_before: float = 4  # on the site's samples, before filters are ranked
     epochs_after: float = 12
     batch_size: int = 64
     learning_rate: float = 0.02
     learning_rate_before: float = 0.005
+    schedule: str = "cosine"  # or "paper": for its networks the rates, epochs and batch of learn.schedules instead
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: str = "crop_flip"  # "none" | "crop" | "crop_flip"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from edgetune.device.trainer_process import Progress, TrainerEnd
@@ -32,6 +33,7 @@ from edgetune.types import (
 from edgetune.wire import from_json
 
 SIDE = 8
+Weights = npt.NDArray[np.float32]  # [3, classes] of a tiny model
 
 
 class FakeClock:
@@ -95,11 +97,12 @@ class FakeSensors:
         """Nothing runs."""
 
 
-def tiny_model(classes: int, seed: int) -> bytes:
+def tiny_model(classes: int, seed: int, weights: Weights | None = None) -> bytes:
     """ONNX: uint8 [N, 8, 8, 3] -> mean colour -> linear -> logits [N, classes]; ready in a millisecond."""
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = np.random.default_rng(seed).normal(size=(3, classes)).astype(np.float32)
+    if weights is None:
+        weights = np.random.default_rng(seed).normal(size=(3, classes)).astype(np.float32)
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2], keepdims=0),
@@ -112,11 +115,11 @@ def tiny_model(classes: int, seed: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def tiny_files(classes: int, seed: int) -> dict[str, bytes]:
+def tiny_files(classes: int, seed: int, weights: Weights | None = None) -> dict[str, bytes]:
     """The files of a version, with a self-test recorded from the model."""
     import onnxruntime
 
-    model = tiny_model(classes, seed)
+    model = tiny_model(classes, seed, weights)
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     (logits,) = onnxruntime.InferenceSession(model).run(None, {"images": images})
     record = io.BytesIO()
@@ -135,18 +138,18 @@ def manifest(classes: tuple[str, ...], **changes: object) -> Manifest:
     return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def publish_factory(state_dir: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
+def publish_factory(state_dir: Path, classes: tuple[str, ...] = ("cat", "dog"), weights: Weights | None = None) -> None:
     """A first model, served and named the factory model."""
     from edgetune.store.models import Models
 
     models = Models(state_dir / "models", quarantine=state_dir / "quarantine" / "models")
     models.recover()
-    publish(state_dir / "models", 1, tiny_files(len(classes), 1), manifest(classes))
+    publish(state_dir / "models", 1, tiny_files(len(classes), 1, weights), manifest(classes))
     models.set_factory(1)
     models.promote(1)
 
 
-def publish_candidate(spec: RoundSpec, *, right: float = 0.9) -> None:
+def publish_candidate(spec: RoundSpec, *, right: float = 0.9, weights: Weights | None = None) -> None:
     """What a good trainer leaves: half the size, and right on this share of the hold-out (the base: on 80 %)."""
     counts: dict[str, int] = {}
     for sample in spec.samples:
@@ -175,14 +178,17 @@ def publish_candidate(spec: RoundSpec, *, right: float = 0.9) -> None:
         comparison=comparison, samples_digest=spec.samples_digest, sample_count=len(spec.samples),
         pruning=Pruning(criterion="taylor", level_asked=0.5, level_achieved=0.5, round_to=8),
     )  # fmt: skip
-    publish(Path(spec.models_dir), spec.candidate_version, tiny_files(len(spec.classes), spec.candidate_version), made)
+    files = tiny_files(len(spec.classes), spec.candidate_version, weights)
+    publish(Path(spec.models_dir), spec.candidate_version, files, made)
 
 
 class FakeTrainer:
     """A trainer that does what the test says, when it says so; by default it publishes a good candidate at once."""
 
-    def __init__(self, clock: FakeClock, *, right: float = 0.9, is_held: bool = False) -> None:
-        self._clock, self._right, self._is_held = clock, right, is_held
+    def __init__(
+        self, clock: FakeClock, *, right: float = 0.9, is_held: bool = False, weights: Weights | None = None
+    ) -> None:
+        self._clock, self._right, self._is_held, self._weights = clock, right, is_held, weights
         self._end: asyncio.Future[TrainerEnd] | None = None
         self.spec: RoundSpec | None = None
         self.last_progress: Progress | None = None
@@ -207,7 +213,7 @@ class FakeTrainer:
         """Publish and exit 0."""
         assert self.spec is not None
         if not (Path(self.spec.models_dir) / f"v{self.spec.candidate_version:06d}").exists():
-            publish_candidate(self.spec, right=self._right)
+            publish_candidate(self.spec, right=self._right, weights=self._weights)
         self.end(TrainerOutcome.PUBLISHED, 0)
 
     def end(self, outcome: TrainerOutcome, exit_code: int, message: str = "") -> None:

@@ -35,11 +35,12 @@ def ls(
     """List samples."""
     labelled = False if unlabelled else None
     found = client.get("/v1/data/samples", label=label, split=split, labelled=labelled, limit=limit, offset=offset)
-    lines = [("sample", "class", "split", "taken", "from")]
+    lines = [("sample", "class", "says", "split", "taken", "from")]
     lines += [
         (
             str(row.get("id", row.get("sample_id"))),
             row.get("label") or "-",
+            row.get("label_source") or "-",
             row["split"],
             ago(row.get("taken_at_s")),
             str(row.get("origin") or ""),

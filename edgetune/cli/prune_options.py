@@ -123,6 +123,18 @@ _OPTIONS = (
         help="Of retraining; before the first cut a quarter of it.",
     ),
     click.option(
+        "--schedule",
+        type=click.Choice(["cosine", "paper"]),
+        default=_DEFAULT.schedule,
+        show_default=True,
+        help="Paper: the epochs, rates and batch of arXiv 2006.08554 for its CIFAR networks, whatever the options say.",
+    ),
+    click.option(
+        "--keep-branches",
+        is_flag=True,
+        help="Thinner layers only: a goal of latency takes no residual branch out as a whole.",
+    ),
+    click.option(
         "--distillation",
         type=click.FloatRange(0, 1),
         default=_DEFAULT.distillation,
@@ -233,6 +245,8 @@ def recipe_of(order: Order, given: Mapping[str, Any], threads: int) -> Recipe:
     return Recipe(
         criterion=given["criterion"],
         level_of=order.level_of,
+        schedule=given["schedule"],
+        remove_branches=not given["keep_branches"],
         round_to=given["multiple"],
         epochs_before=given["epochs_before"],
         epochs_after=given["epochs"],

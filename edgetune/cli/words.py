@@ -11,6 +11,7 @@ from edgetune import units
 from edgetune.cli.readings import compare, explain
 
 _CLASSES_SHOWN = 6
+_NEWS = 2  # a class is named once it has half of the sightings that it takes; fewer are errors more often than not
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,26 @@ def _buffer(status: Mapping[str, Any]) -> Paragraph:
         for entry in classes
         if entry["status"] == "pending"
     ]
+    lines += _returning(status.get("returning") or {})
     lines.append(_inbox(inbox, buffer))
     return Paragraph("Buffer", tuple(line for line in lines if line))
+
+
+def _returning(returning: Mapping[str, Any]) -> list[str]:
+    """Classes that this site had not shown and that the factory model sees again; a few sightings are no news."""
+    looked_at = count(returning.get("looked_at") or 0, "unlabelled image")
+    lines = [
+        f"class {entry['class']!r}, which this site had not shown, is back: the factory model sees it in {entry['count']}"
+        f" of {count(entry['looked_at'], 'unlabelled image')}"
+        for entry in returning.get("returned") or ()
+    ]
+    lines += [
+        f"class {entry['class']!r}, which this site had not shown, may be coming back: so far {entry['count']} of"
+        f" {returning['wanted']} sightings in the last {looked_at}"
+        for entry in returning.get("sightings") or ()
+        if returning.get("wanted") and entry["count"] >= returning["wanted"] / _NEWS
+    ]
+    return lines + ([f"note: {returning['trouble']}"] if returning.get("trouble") else [])
 
 
 def _total(entry: Mapping[str, Any]) -> int:

@@ -61,20 +61,20 @@ def _value(config: Config, key: str) -> Any:
 def limits(config: Config) -> Limits:
     """The operator's budgets, as decide/budget takes them."""
     budgets = config.budgets
-
-    def mib(value: int | None) -> float | None:
-        return None if value is None else value / _MIB
-
     return Limits(
-        mem_available_min_mib=mib(budgets.memory_available_min),
-        trainer_rss_max_mib=mib(budgets.trainer_memory_max),
+        mem_available_min_mib=_mib(budgets.memory_available_min),
+        trainer_rss_max_mib=_mib(budgets.trainer_memory_max),
         soc_temp_max_c=budgets.temperature_max,
         power_max_w=budgets.power_max,
         cpu_share_max=budgets.cpu_max,
-        disk_free_min_mib=mib(budgets.disk_free_min),
+        disk_free_min_mib=_mib(budgets.disk_free_min),
         hours=budgets.hours,
         hysteresis=budgets.hysteresis,
     )
+
+
+def _mib(value: int | None) -> float | None:
+    return None if value is None else value / _MIB
 
 
 def recipe(config: Config) -> Recipe:
@@ -87,12 +87,16 @@ def recipe(config: Config) -> Recipe:
         accuracy_drop_max=pruning.accuracy_drop_max,
         trial_epochs=pruning.trial_epochs,
         level_of=pruning.level_of,
+        order=pruning.order,
+        memory_max_mib=_mib(config.budgets.trainer_memory_max),
+        remove_branches=pruning.remove_branches,
         round_to=pruning.round_to,
         epochs_before=training.epochs_before,
         epochs_after=training.epochs_after,
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
         learning_rate_before=training.learning_rate_before,
+        schedule=training.schedule,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         augment=training.augment,

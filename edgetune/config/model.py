@@ -137,7 +137,23 @@ class Triggers(Section):
     """When a round is wanted."""
 
     new_samples: PositiveCount = key(200, "New labelled training samples that make a round worth it.")
-    new_class_samples: PositiveCount = key(20, "Training samples of a class the model does not know that do.")
+    new_class_samples: PositiveCount = key(
+        20, "Training samples that do, of a class the model does not know or was not shown here."
+    )
+    returned_class_sightings: PositiveCount | None = key(
+        12,
+        "Want a round when the factory model sees a class that this site had not shown in so many unlabelled images and"
+        " the served model says another one; null: nobody looks.",
+    )
+    returned_class_window: PositiveCount = key(
+        400, "These sightings must be among so many images last looked at.", le=10_000
+    )
+    returned_class_confidence: float = key(
+        0.7, "How sure the factory model must be for a sighting, from 0 to 1.", gt=0, lt=1
+    )
+    returned_class_interval: PositiveDuration = key(
+        "1min", "Time between two looks, each at 32 images at most; none while a round trains or over budget."
+    )
     max_interval: PositiveDuration | None = key(
         None, "Want a round after this long if there is anything new at all; null: never for this reason.", example="7d"
     )
@@ -152,6 +168,8 @@ class Triggers(Section):
     def _check(self) -> Triggers:
         if self.cooldown_max < self.cooldown:
             raise ValueError("cooldown_max is shorter than cooldown")
+        if (self.returned_class_sightings or 0) > self.returned_class_window:
+            raise ValueError("returned_class_sightings is more than returned_class_window")
         if self.max_interval is not None and self.max_interval < self.min_interval:
             raise ValueError("max_interval is shorter than min_interval")
         return self

@@ -31,6 +31,15 @@ class Pruning(Section):
     level_of: Literal["parameters", "macs", "latency"] = key(
         _RECIPE.level_of, "What `level` is a share of: parameters, macs (operations), or latency as measured here."
     )
+    order: Literal["auto", "tune_first", "prune_first"] = key(
+        _RECIPE.order,
+        "tune_first: fine-tune, then score and cut; prune_first: cut at once, in smaller batches, which takes less "
+        "memory; auto: the second where the first is forecast to pass budgets.trainer_memory_max.",
+    )
+    remove_branches: bool = key(
+        _RECIPE.remove_branches,
+        "With level_of: latency, take whole residual branches out too: fewer layers are faster than thinner ones.",
+    )
     round_to: PositiveCount | None = key(
         None, "Channels kept are a multiple of this; null: 1, 4, 8, 16 and 32 are timed on this board.", le=256
     )
@@ -50,6 +59,11 @@ class Training(Section):
         _RECIPE.epochs_before, "Epochs on this site's samples before filters are scored.", ge=0, le=1000
     )
     epochs_after: float = key(_RECIPE.epochs_after, "Epochs after pruning.", ge=0, le=1000)
+    schedule: Literal["cosine", "paper"] = key(
+        _RECIPE.schedule,
+        "cosine: the rates and epochs here; paper: for the CIFAR AlexNet, ResNet20, MobileNetV2 and SqueezeNet those of "
+        "arXiv 2006.08554, 5 + 25 epochs in batches of 128.",
+    )
     max_steps: PositiveCount | None = key(None, "Most optimiser steps in a round, over all epochs.", example="5000")
     samples_max: PositiveCount | None = key(
         20_000, "Most training samples in a round, balanced over the classes; null: all."

@@ -24,6 +24,7 @@ from edgetune.daemon import settings
 from edgetune.daemon import status as words
 from edgetune.daemon.ingest import Ingest
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.daemon.returning import Returning
 from edgetune.daemon.round_records import RoundRecords, iso
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
@@ -91,10 +92,24 @@ class Daemon:
             image_limits=self.image_limits,
             keep_images=config.buffer.keep_prediction_images,
         )
+        records = RoundRecords(
+            state_dir=state_dir, models=self.models, buffer=self.buffer, history=self.history, clock=clock
+        )
+        self.returning = Returning(
+            models=self.models,
+            buffer=self.buffer,
+            history=self.history,
+            records=records,
+            store=self.store,
+            events=self.events,
+            clock=clock,
+            serving=self.serving,
+            image_limits=self.image_limits,
+            policy=settings.return_policy(config),
+            interval_s=config.triggers.returned_class_interval,
+        )
         self.rounds = Rounds(
-            records=RoundRecords(
-                state_dir=state_dir, models=self.models, buffer=self.buffer, history=self.history, clock=clock
-            ),
+            records=records,
             settings=settings.round_settings(config),
             models=self.models,
             history=self.history,
@@ -155,6 +170,7 @@ class Daemon:
         await self.serving.load_current()
         await self._note_served()
         await self._apply_classes()
+        await self.returning.load()
         await self.rounds.recover()
         self._start_ingest()
         self._check_task = asyncio.create_task(self._check_buffer())
@@ -243,6 +259,7 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.notifier.extend_timeout(self.config.budgets.stop_grace + 10)
         for step in (
+            self.returning.close,
             self.rounds.close,
             self.serving.close,
             lambda: self.store(self.service_time.save),
@@ -283,6 +300,8 @@ class Daemon:
         now = self.rounds.machine.state
         if now is not before and now not in (RoundState.IDLE, RoundState.HELD):
             self._manual = None  # it was begun, well or badly
+        is_round_active = now not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN)
+        await self.returning.tick(self.verdict, is_round_active=is_round_active)
         await self.serving.check_probation(self.rounds.settings.probation)
         await self._keep_books(reading)
         if self.notifier.is_active:
@@ -310,14 +329,14 @@ class Daemon:
         self.stats = stats = await self.store(self.buffer.stats)
         last_s = await self.store(self.history.get_state, "last_round_ended_s")
         manifest = self.serving.manifest()
+        returned = await self.returning.refresh(manifest, stats)
         served = None
         if manifest is not None:
-            comparison = manifest.comparison
-            scores = {} if comparison is None else comparison.candidate.per_class
             achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
             served = ServedSummary(
                 classes=manifest.classes,
-                tuned_classes=tuple(label for label, score in scores.items() if score.count),
+                tuned_classes=tuple(self.returning.shown),
+                absent_classes=self.returning.absent,
                 is_target_met=achieved >= self.config.pruning.level - _LEVEL_TOLERANCE,
             )
         return trigger.consider(
@@ -326,6 +345,7 @@ class Daemon:
             served,
             since_last_s=None if last_s is None else self.service_time.now_s() - last_s,
             manual=manual,
+            returned=returned,
         )
 
     async def status(self) -> dict[str, Any]:
@@ -375,6 +395,8 @@ class Daemon:
         self.config = settings.merged(self.config, new)
         self.loaded_at = iso(self.clock.wall_s())
         self.rounds.settings = settings.round_settings(self.config)
+        self.returning.policy = settings.return_policy(self.config)
+        self.returning.interval_s = self.config.triggers.returned_class_interval
         await self.store(self.buffer.configure, **settings.buffer_settings(self.config))
         await self._apply_classes()
         if self.serving.served.version is None:

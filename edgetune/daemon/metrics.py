@@ -37,11 +37,13 @@ def _samples(daemon: Daemon) -> list[Metric]:
     stats, ingest = daemon.stats, daemon.ingest
     if stats is None:
         return []
+    sighted = [({"class": entry["class"]}, float(entry["count"])) for entry in daemon.returning.summary()["sightings"]]
     classes = [({"class": entry.label, "status": entry.status}, float(entry.total)) for entry in stats.classes]
     return [
         ("edgetune_samples", "gauge", "Samples in the buffer.", [({}, float(stats.samples))]),
         ("edgetune_samples_new", "gauge", "Labelled since the last round.", [({}, float(stats.new_labelled))]),
         ("edgetune_class_samples", "gauge", "Labelled samples of each class.", classes),
+        ("edgetune_class_sightings", "gauge", "Sightings of a class that was not shown here.", sighted),
         ("edgetune_buffer_bytes", "gauge", "Image bytes in the buffer.", [({}, float(stats.stored_bytes))]),
         ("edgetune_buffer_quota_bytes", "gauge", "Image bytes allowed.", [({}, float(stats.quota_bytes))]),
         ("edgetune_samples_evicted_total", "counter", "Evicted for the quota.", [({}, float(stats.evicted))]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgetune.daemon.parts import StoreThread
+from edgetune.daemon.round_records import RoundRecords
 from edgetune.daemon.serving import Serving
 from edgetune.decide import gate
 from edgetune.decide.probation import Observed
@@ -17,8 +18,8 @@ from edgetune.types import GateDecision, GatePolicy, Manifest, RoundSpec
 class Promotion:
     """What stands between a round's candidate and its being served."""
 
-    def __init__(self, *, models: Models, store: StoreThread, serving: Serving) -> None:
-        self._models, self._store, self._serving = models, store, serving
+    def __init__(self, *, models: Models, records: RoundRecords, store: StoreThread, serving: Serving) -> None:
+        self._models, self._records, self._store, self._serving = models, records, store, serving
         self.decision: GateDecision | None = None
         self._candidate: Engine | None = None
         self._baseline = Observed()
@@ -37,7 +38,8 @@ class Promotion:
         """Judge, then load and self-test: Verified, or Refused with every reason."""
         try:
             manifest = await self._store(self._models.manifest, spec.candidate_version)
-            self.decision = self._judge(spec, manifest, policy)
+            returned = await self._store(self._records.shown_anew, spec)
+            self.decision = self._judge(spec, manifest, policy, returned)
             if self.decision.is_promoted:
                 self._candidate = await self._serving.prepare(spec.candidate_version)
         except (EdgetuneError, OSError) as error:
@@ -45,13 +47,15 @@ class Promotion:
         kind = EventKind.VERIFIED if self.decision.is_promoted else EventKind.REFUSED
         return Event(kind=kind, reason="; ".join(self.decision.reasons))
 
-    def _judge(self, spec: RoundSpec, manifest: Manifest, policy: GatePolicy) -> GateDecision:
+    def _judge(
+        self, spec: RoundSpec, manifest: Manifest, policy: GatePolicy, returned: tuple[str, ...]
+    ) -> GateDecision:
         if not self._is_current(spec):
             reason = "the served version was changed while this candidate was in training"
             return GateDecision(is_promoted=False, reasons=(reason,))
         if manifest.comparison is None or manifest.round_id != spec.round_id:
             raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
-        return gate.judge(manifest.comparison, policy)
+        return gate.judge(manifest.comparison, policy, returned=returned)
 
     def _is_current(self, spec: RoundSpec) -> bool:
         return spec.generation == self._serving.generation and spec.base_version == self._serving.served.version

@@ -11,12 +11,14 @@ import contextlib
 import datetime as dt
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgetune.clock import Clock
+from edgetune.decide.returning import SHOWN_MIN
 from edgetune.decide.trigger import Want
 from edgetune.errors import NotFoundError
 from edgetune.store import durable
@@ -29,6 +31,7 @@ from edgetune.wire import from_json, to_json
 
 _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
+_SHOWN_BEFORE = 1_000  # training samples of a class, where nothing but that there were some is known
 
 
 class RoundRecords:
@@ -95,6 +98,26 @@ class RoundRecords:
         durable.faultpoint("round.spec_written")
         self._begin(spec)
         return spec
+
+    def shown(self, manifest: Manifest) -> dict[str, int]:
+        """Class -> training samples of the round that made a version; empty when no round did."""
+        if manifest.round_id is None:
+            return {}
+        with contextlib.suppress(NotFoundError):
+            recorded = self._history.round(manifest.round_id)["details"].get("shown")
+            if recorded is not None:
+                return dict(recorded)
+        # A round of an edgetune that did not write it down: classes that its hold-out has were in its training too.
+        scores = {} if manifest.comparison is None else manifest.comparison.candidate.per_class
+        return {label: _SHOWN_BEFORE for label, score in scores.items() if score.count}
+
+    def shown_anew(self, spec: RoundSpec) -> tuple[str, ...]:
+        """The classes that a round shows to its candidate and that its base, a round's version too, was not shown."""
+        base = self._models.manifest(spec.base_version)
+        if base.round_id is None:
+            return ()
+        before, now = self.shown(base), _training_counts(spec)
+        return tuple(c for c in base.classes if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
 
     def open_round(self) -> RoundSpec | None:
         """The round that has a spec and no end; clears up one that never got a spec."""
@@ -176,6 +199,7 @@ class RoundRecords:
             round_id=spec.round_id,
             samples=len(spec.samples),
             classes=len(spec.classes),
+            shown=_training_counts(spec),
             candidate_version=spec.candidate_version,
             base_version=spec.base_version,
         )
@@ -193,6 +217,10 @@ class RoundRecords:
                 with contextlib.suppress(OSError, ValueError):
                     return comparison_summary(from_json(Manifest, path.read_bytes()))
         return {}
+
+
+def _training_counts(spec: RoundSpec) -> Counter[str]:
+    return Counter(sample.label for sample in spec.samples if sample.split is Split.TRAINING)
 
 
 def comparison_summary(manifest: Manifest) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Rounds:
         self._spec_written_s = 0.0  # in service time
         self._memory_stops = 0
         self._sent_duty: float | None = None
-        self._promotion = Promotion(models=models, store=store, serving=serving)
+        self._promotion = Promotion(models=models, records=records, store=store, serving=serving)
         self._event = Event(kind=EventKind.UNWANTED)  # the one whose actions are performed
         self._outcome = TrainerOutcome.FAILED
         self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()  # (round, what happened to it)

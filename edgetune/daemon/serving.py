@@ -408,5 +408,9 @@ class Serving:
         self.served.swap(None)
         self._loader.shutdown(wait=True)
 
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do something with models off the request path, on the thread that loads them."""
+        return await self._on(self._loader, work)
+
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(work))

@@ -9,6 +9,7 @@ from edgetune.clock import Clock
 from edgetune.config import Config
 from edgetune.daemon.round_settings import RoundSettings
 from edgetune.decide.probation import ProbationPolicy
+from edgetune.decide.returning import ReturnPolicy
 from edgetune.decide.trigger import TriggerPolicy
 from edgetune.device.board import identify
 from edgetune.device.jtop import JtopProbe
@@ -78,6 +79,18 @@ def trigger_policy(config: Config) -> TriggerPolicy:
         max_interval_s=triggers.max_interval,
         min_interval_s=triggers.min_interval,
         holdout_min=config.gate.holdout_min,
+    )
+
+
+def return_policy(config: Config) -> ReturnPolicy | None:
+    """When a class that the site had not shown has returned; None: nobody looks."""
+    triggers = config.triggers
+    if triggers.returned_class_sightings is None:
+        return None
+    return ReturnPolicy(
+        sightings=triggers.returned_class_sightings,
+        window=triggers.returned_class_window,
+        confidence=triggers.returned_class_confidence,
     )
 
 

@@ -119,6 +119,7 @@ def whole(daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None) -> di
         "inbox": _inbox(daemon),
         "round": _round(daemon),
         "trigger": trigger(daemon.want),
+        "returning": daemon.returning.summary(),
         "verdict": verdict(daemon.verdict),
         "readings": readings(daemon.reading, limits),
         "last_round": last_round(last),

@@ -10,18 +10,21 @@ else the hold-out is too small to tell.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 from edgetune.types import Comparison, GateDecision, GatePolicy, Metrics
 
 
-def judge(comparison: Comparison, policy: GatePolicy) -> GateDecision:
+def judge(comparison: Comparison, policy: GatePolicy, *, returned: Sequence[str] = ()) -> GateDecision:
     """
     Decide on a candidate.
 
     Args:
         comparison: both models on the same hold-out and the same runtime.
         policy: the operator's bounds.
+        returned: classes that both have outputs for and only the candidate was shown. The hold-out may have none of them:
+            where nobody but the factory model has labelled any, they count as gained for having been shown.
 
     Returns:
         The decision; when promoted, `reasons` say what was gained, else all that speaks against it.
@@ -32,6 +35,7 @@ def judge(comparison: Comparison, policy: GatePolicy) -> GateDecision:
         against += more_against
         warnings += more_warnings
     gains = _gains(comparison, policy)
+    gains += [f"was shown {label!r}, which is back" for label in returned]
     if not against and not gains:
         against.append("nothing is gained: neither more accurate, nor faster, nor smaller, nor a class more")
     return GateDecision(is_promoted=not against, reasons=tuple(against or gains), warnings=tuple(warnings))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 _FIRST_FACTOR = 0.5  # of what is left, at the first step
-_LAST_FACTOR = 0.93  # a step that would remove less than 7 % ends the search
+_LAST_FACTOR = 0.88  # a step that would remove less than 12 % ends the search: it is not worth its epochs
 _DAPR_TRIALS = 6
 _DAPR_GRAIN = 0.05
 
@@ -24,6 +24,7 @@ class Trial:
 
     share: float  # 0..1 of the whole network's cost that was left
     is_success: bool
+    is_limit: bool = False  # it took the whole retraining to succeed: what is smaller will not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,8 @@ class Steps:
     def propose(self, trials: Sequence[Trial]) -> Proposal | None:
         """See `Strategy.propose`."""
         factor, best, failed = _FIRST_FACTOR, 1.0, 0.0  # the last: from the network that the next trial starts from
+        if any(trial.is_limit for trial in trials):
+            return None
         for trial in trials:
             if trial.is_success:
                 best, failed = min(best, trial.share), 0.0

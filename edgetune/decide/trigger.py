@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from edgetune.decide.returning import Returned
 from edgetune.types import BufferStats, ClassStats, RoundKind
 
 
@@ -25,6 +26,7 @@ class ServedSummary:
 
     classes: tuple[str, ...]
     tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
+    absent_classes: frozenset[str] = frozenset()  # it has outputs for them, and its round did not show them
     is_target_met: bool  # it was pruned to the level that the configuration asks for
 
 
@@ -55,6 +57,7 @@ def consider(
     *,
     since_last_s: float | None,
     manual: ManualRequest | None = None,
+    returned: Sequence[Returned] = (),
 ) -> Want:
     """
     Say whether a round is wanted.
@@ -65,6 +68,7 @@ def consider(
         served: the served version, None when there is none.
         since_last_s: seconds since the last round ended, None when there was none.
         manual: an operator's request, if one is open.
+        returned: classes that the factory model sees again, their samples labelled and not yet used by a round.
 
     Returns:
         The answer; when no, `missing` says what would make it a yes.
@@ -79,6 +83,7 @@ def consider(
             return Want(is_wanted=False, kind=kind, reason=f"asked for by {manual.by}", missing=tuple(lacking))
         return Want(is_wanted=True, kind=kind, reason=f"asked for by {manual.by}")
     cause, missing = _cause(stats, policy, served, since_last_s)
+    cause = next((each.reason for each in returned), cause)  # says more than the samples that it labelled
     if cause is None or lacking:
         return Want(is_wanted=False, kind=kind, reason=cause or "not enough that is new", missing=(*missing, *lacking))
     if since_last_s is not None and since_last_s < policy.min_interval_s:
@@ -100,6 +105,9 @@ def _cause(
     for entry in _accepted(stats.classes):
         if entry.label not in known and entry.training >= policy.new_class_samples:
             return f"class {entry.label!r} is new, with {entry.training} training samples", []
+        if entry.label in served.absent_classes and entry.training_since_round >= policy.new_class_samples:
+            count = entry.training_since_round
+            return f"class {entry.label!r}, which this site had not shown, is back with {count} training samples", []
     if stats.new_labelled >= policy.new_samples:
         return f"{stats.new_labelled} of {policy.new_samples} new samples", []
     overdue = policy.max_interval_s is not None and since_last_s is not None and since_last_s >= policy.max_interval_s

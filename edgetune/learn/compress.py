@@ -27,17 +27,22 @@ from edgetune.errors import NoSamplesError, UnprunableError, UsageError
 from edgetune.learn.control import Control, SilentControl
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
+from edgetune.learn.depth import removed_exits
 from edgetune.learn.finetune import never, validation_score
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network, state_tensors
 from edgetune.learn.prune import check_prunable
+from edgetune.learn.schedules import settle
 from edgetune.learn.search_state import SearchState
 from edgetune.learn.tuner import RETRAIN, TUNE, Ranking, Tuner, size_of
 from edgetune.types import Preprocess, Recipe
 from edgetune.wire import to_json
 
 _STRATEGIES = ("steps", "dapr")
+# A trial that is so close to what it has to reach is trained on: the rest of the retraining was seen to add 5 points.
+_CLOSE = 0.04
+_LEAST_RETRAINING = 0.5  # of the recipe's epochs, for a network whose trials have trained it already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,7 @@ class Point:
     accuracy: float  # validation top-1
     epochs: float  # that this trial took
     is_success: bool
+    is_limit: bool = False  # only just, after the whole retraining
 
 
 @dataclass(slots=True)
@@ -119,6 +125,7 @@ def compress(
 
     Raises:
         UnprunableError: the network cannot be pruned; nothing was trained.
+        UsageError: the goal or the recipe asks for what there is not.
         NoSamplesError: there is nothing to train or to validate on.
         StopAskedError: a stop was asked for; call again to go on.
     """
@@ -129,6 +136,7 @@ def compress(
         raise UsageError(f"a ratio of {goal.ratio} is asked for; it has to lie between 0 and 1")
     if goal.strategy not in _STRATEGIES:
         raise UsageError(f"there is no strategy {goal.strategy!r}", hint=f"use {' or '.join(_STRATEGIES)}")
+    recipe = settle(recipe, network.architecture)
     check_prunable(network, material.preprocess.height, material.preprocess.width)
     return _Search(
         network, material, recipe, goal, work=work, threads=threads, round_id=round_id, control=control, told=told
@@ -171,6 +179,8 @@ class _Search:
         self._whole = size_of(self._given, material.preprocess)
         engine = export_engine(self._given, material.preprocess, threads=threads)
         self._stopwatch = Stopwatch(engine, material.preprocess, runs=recipe.timing_runs, beat=self._control.beat)
+        if self._tuner.prunes_first(self._given):
+            self._recipe = replace(recipe, epochs_before=0, epochs_after=recipe.epochs_before + recipe.epochs_after)
         self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
         self._state = SearchState(work, _digest(network, material, recipe, goal), network.builders)
         self._settle_layout()
@@ -249,14 +259,16 @@ class _Search:
         is_timed = self._recipe.level_of == "latency"  # a cut for latency may come out faster than was asked
         return [
             Trial(
-                share=min(p.share, p.latency_ratio) if is_timed and p.is_success else p.share, is_success=p.is_success
+                share=min(p.share, p.latency_ratio) if is_timed and p.is_success else p.share,
+                is_success=p.is_success,
+                is_limit=p.is_limit,
             )
             for p in points
         ]
 
     def _over_budget(self) -> str:
         goal = self._goal
-        after = 0.0 if goal.strategy == "dapr" else self._recipe.epochs_after  # what is found is retrained
+        after = self._recipe.epochs_after if self._is_brief else 0.0  # what is found is retrained
         if goal.epochs_max is not None and self._state.facts["epochs"] + self._trial_epochs() + after > goal.epochs_max:
             return f"{goal.epochs_max:g} epochs are spent"
         if goal.seconds_max is not None and time.monotonic() - self._began_s >= goal.seconds_max:
@@ -264,41 +276,73 @@ class _Search:
         return ""
 
     def _trial_epochs(self) -> float:
-        return self._recipe.epochs_after if self._goal.strategy == "dapr" else self._goal.trial_epochs
+        return self._goal.trial_epochs if self._is_brief else self._recipe.epochs_after
 
     def _try(self, name: str, start: Network, share: float, wanted: float) -> None:
         """Cut, retrain, ask; keep the network if it is good enough, and the trial in any case."""
-        used: list[float] = []
-        epochs = self._trial_epochs()
-
-        def is_enough(accuracies: Sequence[float]) -> bool:
-            used[:] = accuracies
-            if self._goal.strategy == "dapr" or not accuracies:
-                return False
-            return accuracies[-1] >= wanted or is_hopeless(accuracies, wanted, round(epochs) - len(accuracies))
-
+        number, facts = len(self._state.trials), self._state.facts
+        lineage = 0.0 if name == TUNE else facts["lineage"]
+        is_limit = self._state.running(f"{RETRAIN} {number}") is not None  # killed there: the trial itself is over
         try:
-            network, score = self._train(
-                f"trial {len(self._state.trials)}", lambda: self._cut(name, start, share), epochs, is_enough
-            )
+            if not is_limit:
+                network, score, used = self._brief_trial(number, lambda: self._cut(name, start, share), wanted)
         except UnprunableError:  # it cannot be cut that far: a failure like another, told with where it stays
             self._record(self._look(start, share=share, accuracy=self._accuracy(start), epochs=0.0, wanted=math.inf))
             return
+        if is_limit or (self._is_brief and score is not None and wanted - _CLOSE <= score[0] < wanted):
+            if not is_limit:
+                facts["used"] = used
+                self._write_state()
+            is_limit, used = True, facts["used"]
+            epochs = self._left_of_retraining(lineage + used)
+            network, score = self._train(f"{RETRAIN} {number}", lambda: network, epochs, never)
+            used += epochs
         accuracy = score[0] if score is not None else self._accuracy(network)  # None: a trial without a step
-        point = self._look(network, share=share, accuracy=accuracy, epochs=float(len(used)), wanted=wanted)
+        point = self._look(network, share=share, accuracy=accuracy, epochs=used, wanted=wanted)
         if point.is_success:
+            point = replace(point, is_limit=is_limit and accuracy < wanted + _CLOSE)
+            facts["lineage"] = lineage + used
             self._state.keep_best(network)
         self._record(point)
 
+    @property
+    def _is_brief(self) -> bool:
+        """Whether a trial is less than the whole retraining."""
+        return self._goal.strategy != "dapr"
+
+    def _brief_trial(
+        self, number: int, begin: Callable[[], Network], wanted: float
+    ) -> tuple[Network, tuple[float, float] | None, float]:
+        """The network, its best score, and the epochs that it took."""
+        scores: list[float] = []
+        epochs = self._trial_epochs()
+
+        def is_enough(accuracies: Sequence[float]) -> bool:
+            scores[:] = accuracies
+            if not self._is_brief or not accuracies:
+                return False
+            return accuracies[-1] >= wanted or is_hopeless(accuracies, wanted - _CLOSE, round(epochs) - len(accuracies))
+
+        network, score = self._train(f"trial {number}", begin, epochs, is_enough)
+        return network, score, float(len(scores))
+
+    def _left_of_retraining(self, epochs: float) -> float:
+        """Of a network that its trials have trained for so many epochs."""
+        whole = self._recipe.epochs_after
+        return max(_LEAST_RETRAINING * whole, whole - epochs)
+
     def _cut(self, name: str, start: Network, share: float) -> Network:
-        key = (
-            f"{name} after {len(self._state.trials) if name != TUNE else 0}"  # the best one changes, the tuned does not
-        )
+        thinned = self._tuner.thin(start, share)
+        removed = removed_exits(thinned.module)
+        # the best one changes, the tuned does not
+        key = f"{name} after {len(self._state.trials) if name != TUNE else 0} without {removed}"
         if key not in self._rankings:
             self._control.phase("score")
-            self._rankings = {key: self._tuner.rank(start)}
+            self._rankings = {key: self._tuner.rank(thinned)}
         self._control.phase("prune")
-        shape = self._tuner.shape(start, self._rankings[key], share=share, whole=self._whole, stopwatch=self._stopwatch)
+        shape = self._tuner.shape(
+            thinned, self._rankings[key], share=share, whole=self._whole, stopwatch=self._stopwatch
+        )
         return shape.network
 
     def _record(self, point: Point) -> None:
@@ -312,8 +356,8 @@ class _Search:
         finished = self._kept("finished")
         if finished is None:
             finished = best
-            if self._goal.strategy != "dapr":  # there a trial is the whole retraining
-                epochs = self._recipe.epochs_after
+            if self._is_brief and not self._trials()[-1].is_limit:  # otherwise it was retrained in full already
+                epochs = self._left_of_retraining(self._state.facts["lineage"])
                 finished, score = self._train(RETRAIN, lambda: copy.deepcopy(best), epochs, never)
                 self._state.facts["epochs"] += epochs
                 if score is not None and score[0] < self._accuracy(best):

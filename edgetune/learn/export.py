@@ -18,6 +18,7 @@ from torch import nn
 
 from edgetune.errors import ModelError
 from edgetune.learn.data import Images, normalise
+from edgetune.learn.empty import EmptyConv2d
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import (
     NETWORK_FILE,
@@ -27,6 +28,7 @@ from edgetune.learn.network import (
     count_parameters,
     state_tensors,
 )
+from edgetune.learn.onnx_zeros import without_zero_sums
 from edgetune.serve.engine import MODEL_FILE, SELFTEST_FILE, SELFTEST_TOLERANCE, Engine, runtime_version
 from edgetune.types import Cost, Manifest, Preprocess
 from edgetune.wire import to_json
@@ -84,7 +86,8 @@ def export_onnx(module: Served, preprocess: Preprocess) -> bytes:
             )
     except (torch.onnx.errors.OnnxExporterError, AssertionError, RuntimeError, TypeError) as error:
         raise ModelError(f"the network cannot be exported to ONNX: {error}") from error
-    return file.getvalue()
+    is_thinned = any(isinstance(layer, EmptyConv2d) for layer in module.modules())
+    return without_zero_sums(file.getvalue()) if is_thinned else file.getvalue()
 
 
 def selftest_images(preprocess: Preprocess) -> Images:

@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from edgetune.learn.data import Images
 from edgetune.learn.export import artefact_files, draft_manifest, selftest_images, stage
 from edgetune.learn.network import Network
 from edgetune.learn.prune import Limit
-from edgetune.serve.engine import Engine, time_interleaved
+from edgetune.serve.engine import Engine, taken_in_turn
 from edgetune.types import Latency, Preprocess
 
 _TRIALS = 6  # each halves what is left of the range: 1/64 of the operations at the end
@@ -36,23 +39,44 @@ class Stopwatch:
         """`base` is timed with every measurement; `runs` predictions each, with its number of threads."""
         self._base, self._preprocess, self._runs, self._beat = base, preprocess, runs, beat
 
+    def ratios(self, networks: Sequence[Network]) -> list[float]:
+        """
+        Each network's latency over the base's: the median over turns of what one turn says.
+
+        A busy machine is slow for a while and then fast again; within a turn it is one of the two for all.
+        """
+        *mine, base = self._taken(networks)
+        return [float(np.median(row / base)) for row in mine]
+
+    def ratio(self, network: Network) -> float:
+        """The same of one."""
+        return self.ratios([network])[0]
+
     def latencies(self, networks: Sequence[Network]) -> tuple[list[Latency], Latency]:
         """Of each network, and of the base in the same turns."""
+        *mine, base = [
+            Latency(
+                median_ms=float(np.median(row)),
+                p90_ms=float(np.percentile(row, 90)),
+                runs=self._runs,
+                threads=self._base.threads,
+            )
+            for row in self._taken(networks)
+        ]
+        return mine, base
+
+    def _taken(self, networks: Sequence[Network]) -> npt.NDArray[np.float64]:
+        """Milliseconds [networks + 1, runs], the base last."""
         engines = []
         for network in networks:
             engines.append(export_engine(network, self._preprocess, threads=self._base.threads))
             self._beat()
         # The last in turn is not timed for its own sake: it says that work is done, outside the others' time.
         turns: list[Engine | Callable[[Images], object]] = [*engines, self._base, lambda _: self._beat()]
-        *mine, base, _ = time_interleaved(turns, selftest_images(self._preprocess), runs=self._runs)
+        taken_ms = taken_in_turn(turns, selftest_images(self._preprocess), runs=self._runs)
         for engine in engines:
             engine.close()
-        return mine, base
-
-    def ratio(self, network: Network) -> float:
-        """A network's median latency over the base's."""
-        (mine,), base = self.latencies([network])
-        return mine.median_ms / base.median_ms
+        return taken_ms[:-1]
 
 
 def cut_to_latency(

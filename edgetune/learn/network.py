@@ -7,6 +7,8 @@ number of classes and the dimensions of every layer that differs from what the a
 
     {"format": 1, "architecture": "cifar:resnet20", "num_classes": 12,
      "layers": {"layer1.0.conv1": {"in_channels": 16, "out_channels": 8, "groups": 1}, ...}}
+
+A layer with a dimension of 0 is empty: see `edgetune.learn.empty`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import nn
 
 from edgetune.errors import ModelError, UnprunableError
 from edgetune.learn.cifar import CIFAR_BUILDERS
+from edgetune.learn.empty import EmptyConv2d, EmptyNorm, is_empty, replace_by_empty
 from edgetune.learn.vision import torchvision_models
 
 FORMAT = 1
@@ -35,6 +38,7 @@ _DIMENSIONS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.Conv2d, ("in_channels", "out_channels", "groups")),
     (nn.BatchNorm2d, ("num_features",)),
     (nn.BatchNorm1d, ("num_features",)),
+    (EmptyNorm, ("num_features",)),
     (nn.Linear, ("in_features", "out_features")),
 )
 
@@ -184,9 +188,19 @@ def rebuild(
     for name, sizes in description.layers.items():
         if name not in modules:
             raise ModelError(f"network.json names a layer {name!r} that {description.architecture} does not have")
-        resize_layer(modules[name], sizes)
+        if is_empty(sizes):
+            _empty_layer(network.module, name, sizes)
+        else:
+            resize_layer(modules[name], sizes)
     load_strictly(network.module, tensors)
     return network
+
+
+def _empty_layer(model: nn.Module, name: str, sizes: Mapping[str, int]) -> None:
+    layer = model.get_submodule(name)
+    if isinstance(layer, nn.Linear) or set(layer_dimensions(layer)) != set(sizes) or min(sizes.values()) < 0:
+        raise ModelError(f"a {type(layer).__name__} cannot have the dimensions {dict(sizes)}")
+    replace_by_empty(model, name, sizes)
 
 
 def load_network(directory: Path, builders: Mapping[str, str] | None = None) -> Network:
@@ -249,7 +263,8 @@ def resize_layer(module: nn.Module, sizes: Mapping[str, int]) -> None:
     Raises:
         ModelError: the layer has no such dimensions, or they are impossible.
     """
-    if set(layer_dimensions(module)) != set(sizes) or any(size < 1 for size in sizes.values()):
+    least = 0 if isinstance(module, EmptyConv2d) else 1
+    if set(layer_dimensions(module)) != set(sizes) or min(sizes.values()) < least:
         raise ModelError(f"a {type(module).__name__} cannot have the dimensions {dict(sizes)}")
     for name, size in sizes.items():
         setattr(module, name, size)
@@ -320,7 +335,7 @@ def output_positions(module: nn.Module, height: int, width: int) -> dict[str, in
     def look(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
         def count(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
             filters = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-            positions[name] = positions.get(name, 0) + output.numel() // cast(int, filters)
+            positions[name] = positions.get(name, 0) + output.numel() // max(1, cast(int, filters))
 
         return count
 

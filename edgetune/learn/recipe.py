@@ -43,6 +43,7 @@ from edgetune.learn.network import (
 )
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.reference import load_reference
+from edgetune.learn.schedules import settle
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine, time_interleaved
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
@@ -117,30 +118,32 @@ class _Round:
         self._dir = round_dir
         self._spec = spec
         self._control = control
-        self._recipe = spec.recipe
         self._digest = hashlib.sha256(to_json(spec)).hexdigest()
         self._base = _needed_manifest(spec, spec.base_version)
         self._factory = _needed_manifest(spec, spec.factory_version)
         self._source = self._factory if spec.kind is RoundKind.RESHAPE else self._base
-        self._is_pruned = spec.kind is RoundKind.RESHAPE and spec.recipe.level > 0
+        self._recipe = recipe = settle(spec.recipe, self._source.architecture)
+        self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal = self._read_journal()
-        self._is_searched = self._is_pruned and spec.recipe.search != "none"
+        self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
             self._is_pruned = "pruning" in self._journal
-        self._device = _pin_torch(spec.recipe, self._journal)
+        self._device = _pin_torch(recipe, self._journal)
         self._splits = self._load_samples()
         self._tuner = Tuner(
-            spec.recipe,
+            recipe,
             self._splits[Split.TRAINING],
             self._splits[Split.VALIDATION],
             preprocess=self._source.preprocess,
             device=self._device,
             control=control,
             round_id=spec.round_id,
-            teacher=self._ancestor() if spec.recipe.distillation > 0 else None,
+            teacher=self._ancestor() if recipe.distillation > 0 else None,
         )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
+        if "scoring_batch" in self._journal:
+            self._tuner.scoring_batch = self._journal["scoring_batch"]
         # Without validation samples there is nothing that a search could go by: then exactly the level.
         self._is_searched &= len(self._splits[Split.VALIDATION]) > 0
         self._write_journal()
@@ -177,6 +180,9 @@ class _Round:
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
         self._tuner.place(network)
+        if self._is_pruned and "pruned_first" not in self._journal:
+            self._journal["pruned_first"] = self._tuner.prunes_first(network)
+            self._journal["scoring_batch"] = self._tuner.scoring_batch
         if "layout" not in self._journal:  # a round that goes on keeps the one it began with: sums depend on it
             self._journal["layout_s"] = self._tuner.settle_layout(network)
             self._journal["layout"] = asdict(self._tuner.layout)
@@ -229,6 +235,8 @@ class _Round:
         if recipe.max_steps is not None and before + after > recipe.max_steps:
             before = before * recipe.max_steps // (before + after)
             after = recipe.max_steps - before
+        if self._journal.get("pruned_first"):
+            before, after = 0, before + after
         return _Budget(before, after)
 
     def _keep(self, state: Checkpoint) -> None:
@@ -297,6 +305,7 @@ class _Round:
     def _prune(self, network: Network) -> Network:
         recipe, spec = self._recipe, self._spec
         self._control.phase("score")
+        network = self._tuner.thin(network, 1 - recipe.level)
         ranking = self._tuner.rank(network)
         self._control.phase("prune")
         factory = Path(spec.models_dir) / version_name(self._factory.version)

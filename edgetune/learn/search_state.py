@@ -21,7 +21,8 @@ class SearchState:
 
     Attributes:
         trials: every trial so far, as JSON.
-        facts: what was settled on the way: "epochs" and "seconds" spent, "base", "layout", "best" (which directory).
+        facts: what was settled on the way: "epochs" and "seconds" spent, "base", "layout", "best" (which directory),
+            "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way).
     """
 
     def __init__(self, directory: Path, digest: str, builders: Mapping[str, str]) -> None:
@@ -29,7 +30,15 @@ class SearchState:
         self._directory, self._digest, self._builders = directory, digest, builders
         make_dir(directory)
         self.trials: list[dict[str, Any]] = []
-        self.facts: dict[str, Any] = {"epochs": 0.0, "seconds": 0.0, "base": None, "layout": None, "best": None}
+        self.facts: dict[str, Any] = {
+            "epochs": 0.0,
+            "seconds": 0.0,
+            "base": None,
+            "layout": None,
+            "best": None,
+            "lineage": 0.0,
+            "used": 0.0,
+        }
         self._read()
 
     def _read(self) -> None:

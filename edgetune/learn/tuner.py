@@ -7,9 +7,10 @@ Everything works in place or on copies in memory; what is kept, and where, is th
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,12 +22,15 @@ from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
+from edgetune.learn.depth import removed_exits, thin_out
 from edgetune.learn.finetune import Phase, fine_tune, never, steps_per_epoch
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
+from edgetune.learn.memory import step_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
+from edgetune.learn.schedules import PAPER
 from edgetune.types import Preprocess, Recipe
 
 TUNE, RETRAIN = "tune", "retrain"
@@ -34,6 +38,8 @@ TUNE, RETRAIN = "tune", "retrain"
 MULTIPLES = (1, 4, 8, 16, 32)
 # Of two candidates at the same level the faster one is taken, unless it keeps so much less of what the criterion values.
 _KEPT_TOLERANCE = 0.05
+# Scoring batches that each residual branch is tried out on.
+_BRANCH_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class Tuner:
         self._device, self._teacher = device, teacher
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
+        self.scoring_batch = recipe.batch_size  # less, where memory is short
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
     def place(self, network: Network) -> Network:
@@ -98,7 +105,7 @@ class Tuner:
         """Measure which of the recipe's layouts trains this network fastest, and use it from now on."""
         recipe = self._recipe
         candidates = candidate_layouts(recipe.memory_format, recipe.dtype, self._device)
-        part = np.resize(np.arange(len(self._training)), recipe.batch_size)
+        part = np.resize(np.arange(len(self._training)), self.scoring_batch)
         images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
         self.layout, measured_s = fastest_layout(
             network.module, images, self.normaliser.labels(labels), candidates, beat=self._control.beat
@@ -116,14 +123,18 @@ class Tuner:
         save: Callable[[Checkpoint], None] = lambda _: None,
         is_enough: Callable[[Sequence[float]], bool] = never,
     ) -> tuple[float, float] | None:
-        """Train in place; see `finetune.fine_tune`. "tune" has a constant rate, everything else a cosine."""
+        """Train in place; see `finetune.fine_tune`. "tune" has a constant rate, everything else the recipe's schedule."""
         recipe = self._recipe
+        paper = PAPER[network.architecture] if recipe.schedule == "paper" else None
+        retraining = "cosine" if paper is None else "steps"
         phase = Phase(
             name=name,
             steps=steps,
             batch_size=recipe.batch_size,
             learning_rate=recipe.learning_rate_before if name == TUNE else recipe.learning_rate,
-            schedule="constant" if name == TUNE else "cosine",
+            schedule="constant" if name == TUNE else retraining,
+            milestones=() if paper is None else paper.milestones,
+            decay=0.1 if paper is None else paper.decay,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             augment=recipe.augment,
@@ -147,6 +158,47 @@ class Tuner:
             is_enough=is_enough,
         )
 
+    def prunes_first(self, network: Network) -> str:
+        """
+        Whether the network is to be cut before it is tuned, and why; empty when not.
+
+        The whole network in training is what takes the most memory. Where the recipe's limit does not allow it, filters
+        are scored at once, in batches that do.
+        """
+        recipe = self._recipe
+        part = np.resize(np.arange(len(self._training)), 2)
+        images, labels = (
+            self.normaliser(self._training.images(part)),
+            self.normaliser.labels(self._training.labels[part]),
+        )
+        was_training = network.module.training
+        state = copy.deepcopy(network.module.state_dict())
+
+        def forecast_mib(batch_size: int) -> float:
+            return step_mib(network.module.train(), images, labels, batch_size)
+
+        needed_mib, most_mib = forecast_mib(recipe.batch_size), recipe.memory_max_mib
+        is_short = most_mib is not None and needed_mib > most_mib
+        why = ""
+        if recipe.order == "prune_first":
+            why = "pruning.order"
+        elif recipe.order == "auto" and is_short:
+            why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
+        while why and is_short and self.scoring_batch > 2 and forecast_mib(self.scoring_batch) > cast(float, most_mib):
+            self.scoring_batch //= 2
+        network.module.load_state_dict(state)  # running statistics have seen the images
+        network.module.train(was_training)
+        return why
+
+    def thin(self, network: Network, share: float) -> Network:
+        """Where the level is a latency, a copy without the residual branches that `depth.thin_out` takes away."""
+        recipe, size = self._recipe, self._preprocess
+        if recipe.level_of != "latency" or not recipe.remove_branches:
+            return network
+        self._control.phase("score")
+        batches = list(itertools.islice(self._scoring_batches(), _BRANCH_BATCHES))
+        return thin_out(network, batches, share=share, image=(size.height, size.width), beat=self._control.beat)
+
     def rank(self, network: Network) -> Ranking:
         """Score all filters on training samples."""
         recipe, size = self._recipe, self._preprocess
@@ -157,6 +209,12 @@ class Tuner:
         scores = criterion.score(network.module, groups, self._scoring_batches())
         return Ranking(groups, tuple(scores), criterion.adds_up)
 
+    def cut(self, network: Network, *, share: float, whole: Size, stopwatch: Stopwatch | None) -> tuple[Shape, Ranking]:
+        """Thin out, rank, shape: see each of them."""
+        thinned = self.thin(network, share)
+        ranking = self.rank(thinned)
+        return self.shape(thinned, ranking, share=share, whole=whole, stopwatch=stopwatch), ranking
+
     def shape(
         self, network: Network, ranking: Ranking, *, share: float, whole: Size, stopwatch: Stopwatch | None
     ) -> Shape:
@@ -165,7 +223,7 @@ class Tuner:
 
         Where the recipe leaves the channel multiple open, each of MULTIPLES makes a candidate at that share, all are
         timed in turn with the whole network, and the fastest is taken that keeps nearly as much of the scores as the
-        best of them.
+        best of them. Where the share is one of the latency, the one that keeps the most.
 
         Args:
             network: that `ranking` is about.
@@ -185,19 +243,22 @@ class Tuner:
                 candidates.append(shape)
             self._control.beat()
         if not candidates:
+            is_timed = recipe.level_of == "latency"
+            why = "no network was as fast as that" if is_timed else "every layer has to keep some of its channels"
             raise UnprunableError(
-                f"{100 * (1 - share):.0f} % of the {recipe.level_of} cannot be removed: every layer has to keep some "
-                "of its channels",
+                f"{100 * (1 - share):.0f} % of the {recipe.level_of} cannot be removed: {why}",
                 hint="set a lower pruning.level, or a smaller pruning.round_to",
             )
         if len(candidates) == 1 or stopwatch is None:
             return candidates[0]
-        latencies, base = stopwatch.latencies([shape.network for shape in candidates])
+        ratios = stopwatch.ratios([shape.network for shape in candidates])
         kept = [ranking.kept_share(shape.cut) for shape in candidates]
-        good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
-        fastest = candidates[min(good, key=lambda i: latencies[i].median_ms)]
-        ratio = latencies[candidates.index(fastest)].median_ms / base.median_ms
-        return Shape(fastest.network, fastest.cut, fastest.round_to, ratio)
+        if recipe.level_of == "latency":  # all of them are fast enough
+            chosen = max(range(len(candidates)), key=lambda i: kept[i])
+        else:
+            good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
+            chosen = min(good, key=lambda i: ratios[i])
+        return replace(candidates[chosen], latency_ratio=ratios[chosen])
 
     def _shape(
         self,
@@ -244,11 +305,11 @@ class Tuner:
         generator = torch.Generator().manual_seed(step_seed(recipe.seed, self._round_id, 1))
         order: Integers = torch.randperm(len(training), generator=generator).numpy()
         classes = [order[training.labels[order] == label] for label in np.unique(training.labels)]
-        rows = -(-recipe.scoring_batches * recipe.batch_size // len(classes))
+        rows = -(-recipe.scoring_batches * self.scoring_batch // len(classes))
         rows = min(rows, max(len(mine) for mine in classes))
         picked = np.stack([np.resize(mine, rows) for mine in classes], axis=1).reshape(-1)  # repeats a small class
-        for start in range(0, min(len(picked), recipe.scoring_batches * recipe.batch_size), recipe.batch_size):
-            part = picked[start : start + recipe.batch_size]
+        for start in range(0, min(len(picked), recipe.scoring_batches * self.scoring_batch), self.scoring_batch):
+            part = picked[start : start + self.scoring_batch]
             yield self.normaliser(training.images(part)), self.normaliser.labels(training.labels[part])
 
 
@@ -265,6 +326,7 @@ def describe_cut(shape: Shape, ranking: Ranking) -> Mapping[str, Any]:
         "macs": shape.cut.size.macs,
         "round_to": shape.round_to,
         "latency_ratio": shape.latency_ratio,
+        "removed_branches": removed_exits(shape.network.module),
         "groups": [
             {"layer": g.name, "channels": g.channels, "kept": g.channels - len(gone)}
             for g, gone in zip(ranking.groups, shape.cut.removed, strict=True)

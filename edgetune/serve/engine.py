@@ -270,6 +270,29 @@ def time_interleaved(
     runs: int,
 ) -> list[Latency]:
     """
+    Time predictions of one image, as `taken_in_turn` does.
+
+    Returns:
+        Median and 90th percentile of each engine, in the order given. A callable that has no `threads` counts as one.
+    """
+    return [
+        Latency(
+            median_ms=float(np.median(row)),
+            p90_ms=float(np.percentile(row, 90)),
+            runs=runs,
+            threads=getattr(engine, "threads", 1),
+        )
+        for engine, row in zip(engines, taken_in_turn(engines, images, runs=runs), strict=True)
+    ]
+
+
+def taken_in_turn(
+    engines: Sequence[Engine | Callable[[Images], object]],
+    images: Images,
+    *,
+    runs: int,
+) -> npt.NDArray[np.float64]:
+    """
     Time predictions of one image, engine after engine in turn, so that heat and other work hit all of them alike.
 
     Args:
@@ -278,7 +301,7 @@ def time_interleaved(
         runs: timed predictions of each engine, after `WARMUP_RUNS` untimed ones.
 
     Returns:
-        Median and 90th percentile of each engine, in the order given. A callable that has no `threads` counts as one.
+        Milliseconds [engines, runs]; a column is one turn.
     """
     if runs < 1 or not len(images):
         raise UsageError("timing needs at least one run and one image")
@@ -295,15 +318,7 @@ def time_interleaved(
             started_ns = time.perf_counter_ns()
             calls[i](batch)
             taken_ms[i, run] = (time.perf_counter_ns() - started_ns) / 1e6
-    return [
-        Latency(
-            median_ms=float(np.median(row)),
-            p90_ms=float(np.percentile(row, 90)),
-            runs=runs,
-            threads=getattr(engine, "threads", 1),
-        )
-        for engine, row in zip(engines, taken_ms, strict=True)
-    ]
+    return taken_ms
 
 
 def _read_manifest(directory: Path) -> Manifest:

@@ -183,6 +183,8 @@ class Buffer:
         """
         Say what a sample shows; the latest word counts and the earlier ones are kept as history.
 
+        The factory model's word counts only for a training sample of which nobody has said anything.
+
         Args:
             sample: its id, or its digest.
             label: a class name.
@@ -514,4 +516,5 @@ def _class_stats(name: str, status: str, tally: Tally) -> ClassStats:
         validation=counts[Split.VALIDATION].samples,
         holdout=counts[Split.HOLDOUT].samples,
         labelled_since_round=sum(count.new for count in counts.values()),
+        training_since_round=counts[Split.TRAINING].new,
     )

@@ -152,7 +152,8 @@ class Contents:
         cursor = self.database.conn.cursor()
         cursor.row_factory = sqlite3.Row
         row: sqlite3.Row | None = cursor.execute(
-            "SELECT id, label, split, image_bytes, is_new, pinned_by FROM samples"  # noqa: S608 - a column's name
+            "SELECT id, label, split, image_bytes, is_new, pinned_by,"  # noqa: S608 - a column's name
+            " (SELECT source FROM labels WHERE labels.id = label_id) AS source FROM samples"
             f" WHERE {column} = ?",
             (value,),
         ).fetchone()
@@ -198,8 +199,10 @@ class Contents:
             self.relabel(row, sample.label, sample.label_source)
 
     def relabel(self, row: sqlite3.Row, label: str, source: LabelSource | None) -> bool:
-        """Write a label down; False when the sample has it already."""
-        if row["label"] == label:
+        """Write a label down; False when the sample has it already, or when the word does not count."""
+        if source is LabelSource.FACTORY and (row["label"] is not None or Split(row["split"]) is not Split.TRAINING):
+            return False
+        if row["label"] == label and row["source"] != LabelSource.FACTORY.value:
             return False
         self._register_class(check_label(label))
         label_id = self.database.execute(

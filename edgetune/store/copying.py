@@ -30,7 +30,7 @@ _SUFFIXES = {
 }
 _SAMPLE_COLUMNS = (
     "id, digest, label, split, group_name AS 'group', width, height, image_bytes, origin, taken_at_s, added_at_s,"
-    " seen, pinned_by"
+    " seen, pinned_by, (SELECT source FROM labels WHERE labels.id = label_id) AS label_source"
 )
 
 

@@ -39,6 +39,10 @@ _QUESTIONS = {
         "SELECT count(*) FROM samples LEFT JOIN labels ON labels.id = label_id"
         " WHERE samples.label IS NOT NULL AND (labels.sample_id IS NOT samples.id OR labels.label <> samples.label)"
     ),
+    "{} samples that are not for training have the factory model's word for a label": (
+        "SELECT count(*) FROM samples JOIN labels ON labels.id = label_id"
+        " WHERE split <> 'training' AND source = 'factory'"
+    ),
     "{} samples are held by a round that holds none": (
         "SELECT count(*) FROM samples WHERE pinned_by IS NOT NULL AND pinned_by NOT IN (SELECT round_id FROM freezes)"
     ),

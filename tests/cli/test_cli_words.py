@@ -26,7 +26,7 @@ def said(**changes: Any) -> str:
     status = copy.deepcopy(STATUS)
     for name, value in changes.items():
         status[name] = (
-            {**status[name], **value} if isinstance(value, dict) and isinstance(status[name], dict) else value
+            {**status[name], **value} if isinstance(value, dict) and isinstance(status.get(name), dict) else value
         )
     return as_text(describe(status))
 
@@ -52,6 +52,20 @@ def test_status_says_what_is_in_the_buffer_and_what_waits_for_a_word() -> None:
     assert "new class 'dgo' with 2 samples waits for your word: edgetune data accept dgo" in text
     assert "3 waiting" in text
     assert "1 in quarantine" in text
+
+
+def test_status_names_a_class_that_comes_back() -> None:
+    """Once it has half of the sightings that it takes; fewer are the factory model's errors."""
+    returning = {
+        "looked_at": 150, "wanted": 12, "trouble": "",
+        "sightings": [{"class": "lamp", "count": 7}, {"class": "clock", "count": 5}], "returned": [],
+    }  # fmt: skip
+    words = said(returning=returning)
+    assert "class 'lamp', which this site had not shown, may be coming back: so far 7 of 12 sightings" in words
+    assert "in the last 150 unlabelled images" in words
+    assert "clock" not in words
+    back = {**returning, "sightings": [], "returned": [{"class": "lamp", "count": 23, "looked_at": 150}]}
+    assert "is back: the factory model sees it in 23 of 150 unlabelled images" in said(returning=back)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_types() -> None:
     """The shipped recipe, gate and limits agree with the dataclasses that document them."""
     assert configuration.gate_policy(Config()) == GatePolicy()
     made = configuration.recipe(parse("training: {threads: 2}"))
-    assert made == replace(Recipe(), distillation=0.5)
+    assert made == replace(Recipe(), distillation=0.5, memory_max_mib=1536)
     assert configuration.limits(Config()) == Limits(
         mem_available_min_mib=300, trainer_rss_max_mib=1536, disk_free_min_mib=500, hysteresis=0.05
     )
@@ -62,8 +62,12 @@ def test_defaults_are_those_of_the_types() -> None:
 
 def test_a_recipe_takes_what_pruning_and_distilling_are_asked_for() -> None:
     """Each of these keys reaches the recipe; the multiple may be left to a measurement."""
-    text = "pruning: {level_of: latency, round_to: 8}\ntraining: {distillation: 0.25, temperature: 4}"
+    text = (
+        "pruning: {level_of: latency, round_to: 8, order: prune_first, remove_branches: false}\n"
+        "training: {distillation: 0.25, temperature: 4, schedule: paper}"
+    )
     made = configuration.recipe(parse(text))
+    assert (made.order, made.remove_branches, made.schedule) == ("prune_first", False, "paper")
     assert (made.level_of, made.round_to, made.distillation, made.temperature) == ("latency", 8, 0.25, 4.0)
     for level_of in ("parameters", "macs"):
         assert configuration.recipe(parse(f"pruning: {{level_of: {level_of}}}")).level_of == level_of

@@ -17,7 +17,13 @@ COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "owl": (30, 30, 200)}
 CONFIG = """
 inbox: {settle: 0s, scan_interval: 1s, watch: poll, batch: 64}
 buffer: {validation: 20%, holdout: 30%}
-triggers: {new_samples: 20, new_class_samples: 5, cooldown: 60s}
+triggers:
+  new_samples: 20
+  new_class_samples: 5
+  cooldown: 60s
+  returned_class_sightings: 6
+  returned_class_window: 50
+  returned_class_interval: 5s
 gate: {holdout_min: 10, accuracy_risk_max: 50pp, class_drop_max: 50pp}
 probation: {duration: 1h, feedback_min: 5}
 serving: {socket_group: null, threads: 1, versions_kept: 2}
@@ -44,6 +50,13 @@ def drop(root: Path, count: int, *labels: str, start: int = 0) -> set[str]:
             (folder / f"{i}.png").write_bytes(picture(COLOURS[label], i))
             names.add(f"{label}/{i}.png")
     return names
+
+
+def drop_unlabelled(root: Path, count: int, colour: str, *, start: int = 0) -> None:
+    """Put so many pictures into the inbox of which nobody says what they show, each a group of its own."""
+    for i in range(start, start + count):
+        (root / "state" / "inbox" / f"{colour}-{i}.json").write_text(json.dumps({"group": f"unlabelled {colour}{i}"}))
+        (root / "state" / "inbox" / f"{colour}-{i}.png").write_bytes(picture(COLOURS[colour], 10_000 + i))
 
 
 class Site:

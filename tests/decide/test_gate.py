@@ -181,3 +181,16 @@ def test_classes_that_the_site_does_not_show_are_told_of_or_judged() -> None:
     assert "5.0 pp" in refused.reasons[0]
     kept = AbsentClasses(classes=90, count=200, base_correct=120, candidate_correct=111)
     assert judge(compare(BASE, BASE, absent=kept), keeping).is_promoted
+
+
+def test_a_class_that_is_back_is_a_gain_and_excuses_nothing() -> None:
+    """The hold-out has none of its images; what speaks against a candidate speaks all the same."""
+    same = {
+        "candidate_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2),
+        "candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000),
+    }
+    decision = judge(compare(BASE, BASE, **same), POLICY, returned=["owl"])
+    assert decision.is_promoted
+    assert decision.reasons == ("was shown 'owl', which is back",)
+    worse = compare(BASE, metrics(cat=(75, 100), dog=(75, 100)), **same)
+    assert not judge(worse, POLICY, returned=["owl"]).is_promoted

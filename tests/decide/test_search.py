@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgetune.decide.search import Dapr, Proposal, Steps, Strategy, Trial, is_hopeless
 
 SHARES_MAX = 200  # far more than any rule may ask for
-LAST_STEP = 0.5 ** (1 / 8)  # 0.917: the smallest step that is tried; the next square root would remove less than 7 %
+LAST_STEP = 0.5 ** (1 / 4)  # 0.841: the smallest step that is tried; the next square root would remove 8 %
 
 
 def search(strategy: Strategy, is_good: Callable[[float], bool]) -> list[tuple[Proposal, bool]]:
@@ -39,13 +39,13 @@ def best_of(made: list[tuple[Proposal, bool]]) -> float:
     return min((proposal.share for proposal, is_good in made if is_good), default=1.0)
 
 
-R2, R4, R8 = 0.5**0.5, 0.5**0.25, 0.5**0.125  # the steps after one, two and three failures
+R2, R4 = 0.5**0.5, 0.5**0.25  # the steps after one and two failures
 
 
 @pytest.mark.parametrize(
     ("strategy", "answers", "expected"),
     [
-        (Steps(), "----", [(0.5, False), (R2, False), (R4, False), (R8, False)]),
+        (Steps(), "---", [(0.5, False), (R2, False), (R4, False)]),
         (
             Steps(floor=0.1),
             "++++++",
@@ -53,12 +53,12 @@ R2, R4, R8 = 0.5**0.5, 0.5**0.25, 0.5**0.125  # the steps after one, two and thr
         ),
         (
             Steps(),
-            "+-+---",  # 0.25 fails from the network at 0.5, 0.354 works, and a half step from there is 0.25 again
-            [(0.5, False), (0.25, True), (0.5 * R2, True), (0.25, True), (0.5 * R2 * R4, True), (0.5 * R2 * R8, True)],
+            "+-+--",  # 0.25 fails from the network at 0.5, 0.354 works, and a half step from there is 0.25 again
+            [(0.5, False), (0.25, True), (0.5 * R2, True), (0.25, True), (0.5 * R2 * R4, True)],
         ),
         (Steps(target=0.3), "++", [(0.5, False), (0.3, True)]),
         (Steps(target=0.6), "+", [(0.6, False)]),
-        (Steps(target=0.6), "-+-+", [(0.6, False), (R2, False), (0.6, True), (R2 * R8, True)]),  # R2 * R4 is below it
+        (Steps(target=0.6), "-+-", [(0.6, False), (R2, False), (0.6, True)]),  # R2 * R4 is below it
     ],
 )
 def test_steps_halve_and_take_smaller_steps_after_failures(
@@ -70,9 +70,16 @@ def test_steps_halve_and_take_smaller_steps_after_failures(
     assert [proposal.share for proposal, _ in made] == pytest.approx([share for share, _ in expected], rel=1e-12)
 
 
+def test_what_took_the_whole_retraining_is_the_end() -> None:
+    """A success at the limit is the last trial, however much smaller the next step would be."""
+    trials = [Trial(share=0.5, is_success=True), Trial(share=0.25, is_success=False)]
+    assert Steps().propose(trials) is not None
+    assert Steps().propose([*trials, Trial(share=0.35, is_success=True, is_limit=True)]) is None
+
+
 def test_a_search_in_steps_is_over_when_no_step_is_worth_it() -> None:
-    """Four failures in a row leave the network as it is; the square root of 0.917 would remove 4 %."""
-    assert len(search(Steps(), lambda _: False)) == 4
+    """Three failures in a row leave the network as it is; the square root of 0.841 would remove 8 %."""
+    assert len(search(Steps(), lambda _: False)) == 3
     assert len(search(Steps(target=0.3), told_by("++"))) == 2
 
 

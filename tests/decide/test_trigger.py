@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from edgetune.decide.returning import Returned
 from edgetune.decide.trigger import ManualRequest, ServedSummary, TriggerPolicy, Want, consider
 from edgetune.types import BufferStats, ClassStats, RoundKind
 
@@ -119,3 +122,42 @@ def test_an_operator_need_not_wait_and_may_choose_the_kind() -> None:
     assert want.is_wanted
     assert want.kind is RoundKind.RESHAPE
     assert "root" in want.reason
+
+
+def test_a_class_that_came_back_wants_a_round_in_the_factory_models_words() -> None:
+    """The mix of classes has changed, so it reshapes; the interval holds for it as for any other reason."""
+    back = Returned(label="owl", sightings=23, looked_at=150)
+    seen = stats(new=0, cat=("accepted", 50), dog=("accepted", 50), owl=("accepted", 23))
+    served = ServedSummary(
+        classes=("cat", "dog", "owl"),
+        tuned_classes=("cat", "dog"),
+        absent_classes=frozenset({"owl"}),
+        is_target_met=True,
+    )
+    want = consider(seen, POLICY, served, since_last_s=1e5, returned=[back])
+    assert want.is_wanted
+    assert want.kind is RoundKind.RESHAPE
+    assert want.reason.startswith("the factory model sees 'owl' in 23 of the last 150 unlabelled images")
+    soon = consider(seen, POLICY, served, since_last_s=600, returned=[back])
+    assert not soon.is_wanted
+    assert soon.next_in_s == 3000
+
+
+def test_a_few_labelled_samples_of_an_absent_class_want_a_round() -> None:
+    """As many as of a class that is new, not as many as of classes that the model was tuned to."""
+    served = ServedSummary(
+        classes=("cat", "dog", "owl"),
+        tuned_classes=("cat", "dog"),
+        absent_classes=frozenset({"owl"}),
+        is_target_met=True,
+    )
+
+    def with_owls(count: int, new: int) -> Want:
+        seen = stats(new=0, cat=("accepted", 50), dog=("accepted", 50), owl=("accepted", count))
+        owls = tuple(replace(e, training_since_round=new) if e.label == "owl" else e for e in seen.classes)
+        return consider(replace(seen, classes=owls), POLICY, served, since_last_s=1e5)
+
+    assert "'owl', which this site had not shown, is back with 20 training samples" in with_owls(20, 20).reason
+    assert with_owls(20, 20).is_wanted
+    assert not with_owls(19, 19).is_wanted
+    assert not with_owls(40, 19).is_wanted, "a round has used the others"

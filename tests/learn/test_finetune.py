@@ -361,3 +361,18 @@ def test_what_a_phase_returns_is_the_best_epochs_score_or_nothing() -> None:
     assert score_of(replace(PHASE, steps=0), validation) is None
     score = score_of(PHASE, validation)
     assert score == validation_score(network.module, validation, normaliser(), 8, RecordingControl())
+
+
+def test_running_statistics_follow_a_short_training_and_the_networks_own_share_comes_back() -> None:
+    """A batch norm made for long schedules would be judged by the statistics of other images."""
+    network = tiny_network()
+    norms = [layer for layer in network.module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer, momentum in zip(norms, (0.001, 0.5, None), strict=False):
+        layer.momentum = momentum
+        layer.running_mean.fill_(100.0)
+    fine_tune(
+        network, replace(PHASE, steps=40), noisy_data(30, 1), noisy_data(0, 2), normaliser(), resume=None,
+        save=lambda _: None, control=RecordingControl(),
+    )  # fmt: skip
+    assert [layer.momentum for layer in norms[:3]] == [0.001, 0.5, None]
+    assert float(norms[0].running_mean.abs().max()) < 100 * 0.9**40 + 10, "a tenth from each of 40 batches"

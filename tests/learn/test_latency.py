@@ -159,5 +159,7 @@ def test_networks_are_timed_in_their_order_and_beside_the_base() -> None:
         assert max(range(2), key=lambda i: latencies[i].median_ms) == slowest
         assert latencies[slowest].median_ms > of_base.median_ms
     assert stopwatch.ratio(heavy) > 2
+    heavier, lighter = stopwatch.ratios([heavy, tiny_network()])
+    assert heavier > 2 > lighter
     assert len(beats) >= 3 * 4
     base.close()

@@ -379,3 +379,32 @@ def test_a_small_structure_that_mixes_channels_is_refused(form: str) -> None:
     with pytest.raises(UnprunableError) as refusal:
         check_prunable(network, 16, 16)
     assert "pruning.level" in refusal.value.hint
+
+
+class HardCoded(nn.Module):
+    """Its forward pass knows how many channels there were."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.head = nn.Linear(8 * 16, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [N, 3, 8, 8] -> logits."""
+        return self.head(F.relu(self.conv(x)).view(-1, 128))
+
+
+def hard_coded(num_classes: int) -> nn.Module:
+    """The builder."""
+    return HardCoded(num_classes)
+
+
+def test_shapes_that_are_written_into_the_forward_pass_are_refused_with_a_sentence() -> None:
+    """Before any work, and the network is what it was."""
+    network = new_network("test_structures:hard_coded", CLASSES)
+    before = state_tensors(network.module)
+    with pytest.raises(UnprunableError, match="hard_coded cannot be pruned") as caught:
+        check_prunable(network, 8, 8)
+    assert "pruning.level" in caught.value.hint
+    after = state_tensors(network.module)
+    assert all(torch.equal(before[name], after[name]) for name in before)

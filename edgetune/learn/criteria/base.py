@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -43,13 +43,14 @@ class Criterion(Protocol):
 
 
 def filters(modules: dict[str, nn.Module], group: CoupledGroup) -> list[Member]:
-    """The members that hold trainable filters of the group (frozen 0/1 shortcuts say nothing about importance)."""
+    """The members that hold trainable filters of the group (frozen 0/1 shortcuts and empty layers say nothing)."""
     return [
         m
         for m in group.members
         if m.is_output
         and isinstance(modules[m.layer], (nn.Conv2d, nn.Linear))
         and modules[m.layer].weight.requires_grad
+        and cast(torch.Tensor, modules[m.layer].weight).numel()
     ]
 
 

@@ -1,0 +1,95 @@
+"""The memory of a training step, and pruning before it where it would be too much."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conftest_site import RecordingControl
+from test_compress import RECIPE, easy_material, trained_network
+
+from edgetune.learn.compress import Goal, compress
+from edgetune.learn.memory import kept_bytes, step_mib
+from edgetune.learn.tuner import Tuner
+from edgetune.types import Recipe
+
+
+class Two(nn.Module):
+    """A convolution of 4 filters and a linear layer: what autograd keeps can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [N, 3, 8, 8] -> logits [N, 5]."""
+        return self.head(torch.relu(self.conv(x)).flatten(1))
+
+
+def test_what_autograd_keeps_is_counted_once() -> None:
+    """The images, the maps after the rectifier (for it and for the linear layer), the log-probabilities, the labels."""
+    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    kept = kept_bytes(Two(), images, labels)
+    by_hand = 4 * (2 * 3 * 64 + 2 * 4 * 64 + 2 * 5) + 8 * 2
+    assert by_hand <= kept <= by_hand + 64  # and the loss's total weight
+
+
+def test_a_forecast_grows_with_the_batch() -> None:
+    """By the bytes that an image keeps."""
+    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    module = Two()
+    small, large = (step_mib(module, images, labels, size) for size in (1000, 101_000))
+    kept_mib = kept_bytes(module, images, labels) / 2 / 2**20
+    assert large - small == pytest.approx(1.35 * 100_000 * kept_mib, rel=0.05)
+
+
+def tuner(recipe: Recipe) -> Tuner:
+    """On the easy problem."""
+    data = easy_material()
+    return Tuner(
+        recipe, data.training, data.validation, preprocess=data.preprocess, device=torch.device("cpu"),
+        control=RecordingControl(),
+    )  # fmt: skip
+
+
+def test_the_whole_network_is_tuned_first_where_memory_allows() -> None:
+    """No limit, or one that is far away."""
+    network = trained_network()
+    assert tuner(RECIPE).prunes_first(network) == ""
+    assert tuner(replace(RECIPE, memory_max_mib=1e6)).prunes_first(network) == ""
+    assert tuner(replace(RECIPE, memory_max_mib=1.0, order="tune_first")).prunes_first(network) == ""
+
+
+def test_a_network_that_takes_too_much_is_cut_first_in_smaller_batches() -> None:
+    """With the two numbers in words; weights and running statistics are what they were."""
+    network = trained_network()
+    before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    mine = tuner(replace(RECIPE, memory_max_mib=1.0))
+    assert "MiB of 1" in mine.prunes_first(network)
+    assert mine.scoring_batch == 2
+    after = network.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    wished = tuner(replace(RECIPE, order="prune_first"))
+    assert wished.prunes_first(network) == "pruning.order"
+    assert wished.scoring_batch == RECIPE.batch_size
+
+
+def test_a_search_that_prunes_first_tunes_nothing_before(tmp_path: Path) -> None:
+    """The epochs before pruning are given to the retraining."""
+    control = RecordingControl()
+    outcome = compress(
+        trained_network(), easy_material(), replace(RECIPE, order="prune_first"),
+        Goal(accuracy_drop_max=0.04, trial_epochs=2, ratio=0.3), work=tmp_path, control=control,
+    )  # fmt: skip
+    assert outcome.best.accuracy > 0.9
+    assert outcome.epochs == sum(point.epochs for point in outcome.points) + max(
+        1.5, 3 - sum(p.epochs for p in outcome.points)
+    )
