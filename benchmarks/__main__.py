@@ -5,7 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALONE = ("benchmarks.serving", "benchmarks.swap", "benchmarks.rest")
+ALONE = (
+    "benchmarks.serving",
+    "benchmarks.swap",
+    "benchmarks.rest",
+    "benchmarks.memory",
+    "benchmarks.depth_or_width",
+)
 
 
 def main() -> int:

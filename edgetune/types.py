@@ -228,6 +228,7 @@ class Recipe:
     search: str = "none"  # "none": exactly `level`; "steps" | "dapr": as far towards it as the accuracy allows
     accuracy_drop_max: float = 0.01  # of a search, on validation samples, 0..1
     trial_epochs: float = 4  # most epochs of one trial of a search
+    search_time_max_s: float | None = None  # after it no trial begins
     remove_branches: bool = True  # where the level is a latency: residual branches as a whole, see learn.depth
     order: str = (
         "auto"  # "tune_first" | "prune_first" | "auto": the second where tuning the whole network takes too much

@@ -18,6 +18,7 @@ __all__ = [
     "parse", "recipe", "reference_text", "serving_threads", "split_address", "to_plain",
 ]  # fmt: skip
 
+_SEARCHING = 0.6  # of a round's time: the rest is for the last retraining, for measuring and for publishing
 _KEEPING = 0.5  # the factory model's share of the loss where absent classes are to be kept
 _MIB = 2.0**20
 
@@ -86,6 +87,7 @@ def recipe(config: Config) -> Recipe:
         search=pruning.search,
         accuracy_drop_max=pruning.accuracy_drop_max,
         trial_epochs=pruning.trial_epochs,
+        search_time_max_s=_SEARCHING * config.budgets.round_time_max,
         level_of=pruning.level_of,
         order=pruning.order,
         memory_max_mib=_mib(config.budgets.trainer_memory_max),

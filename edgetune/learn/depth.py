@@ -23,6 +23,8 @@ from edgetune.learn.empty import EmptyConv2d, replace_by_empty
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.network import Network, new_network, output_positions
 
+# Above this share of the cost branches stay: at 0.75x width alone was as good or better, at 0.33x it was 10 points worse.
+_WORTH_IT = 0.6
 _Norm = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -189,6 +191,7 @@ def thin_out(
 ) -> Network:
     """
     Remove branches until depth has done its half of what is asked: its share of the operations is about sqrt(share).
+    Where little is asked none goes.
 
     One branch after the other, each time the one without which the loss rises least for the operations it saves.
     Operations are those of the unpruned architecture, so a network that was thinned out before is not again.
@@ -203,6 +206,8 @@ def thin_out(
     Returns:
         A copy without those branches, or the network itself where none goes.
     """
+    if share > _WORTH_IT:
+        return network
     module = network.module.eval()
     macs = _macs_as_built(network, image)
     whole = sum(macs.values())

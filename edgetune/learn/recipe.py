@@ -253,6 +253,7 @@ class _Round:
             ratio=1 - recipe.level,
             strategy=recipe.search,
             trial_epochs=recipe.trial_epochs,
+            seconds_max=recipe.search_time_max_s,
             epochs_max=None if recipe.max_steps is None else recipe.max_steps / self._tuner.epoch_steps,
         )
         material = Material(

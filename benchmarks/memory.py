@@ -1,0 +1,120 @@
+"""
+What the training of a round takes of memory: as forecast, as measured, and with pruning first.
+
+    python -m benchmarks.memory [--nets cifar:resnet20 cifar:mobilenet_v2 cifar:squeezenet] [--batches 64 128]
+        [--level 75] [--threads 1]
+
+Random weights and noise: memory does not look at values. Every figure is of a fresh process: resident memory's high-water
+mark (VmHWM) after three training steps of the whole network, and of a round's phases in both orders at one level of
+parameters: tune_first (train the whole network, score, cut, train what is left) and prune_first (score in batches that fit
+into what the smaller network will take, cut, train).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.data_aware import begin, peak_mib
+from benchmarks.stage import machine, say, table
+from edgetune.learn.control import SilentControl
+from edgetune.learn.data import LabelledImages
+from edgetune.learn.memory import step_mib
+from edgetune.learn.network import new_network
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.types import Preprocess, Recipe
+
+SIZE = Preprocess(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+CLASSES, STEPS = 10, 3
+
+
+def noise(count: int) -> LabelledImages:
+    """Images of ten classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    return LabelledImages(np.arange(count), np.arange(count) % CLASSES, pixels, Path("/nowhere"), SIZE)
+
+
+def measure(
+    *, net: str, batch: int, order: str, level: float, threads: int, most_mib: float | None
+) -> dict[str, float]:
+    """In this process: what was forecast for the whole network, and the peak."""
+    torch.set_num_threads(threads)
+    recipe = Recipe(
+        level_of="parameters", level=level / 100, round_to=1, batch_size=batch, scoring_batches=3, threads=threads,
+        memory_format="contiguous", dtype="float32", order="tune_first" if order == "whole" else order,
+        memory_max_mib=most_mib,
+    )  # fmt: skip
+    data = noise(8 * batch)
+    tuner = Tuner(
+        recipe, data, replace_data(data), preprocess=SIZE, device=torch.device("cpu"), control=SilentControl()
+    )  # fmt: skip
+    network = tuner.place(new_network(net, CLASSES))
+    warm = tuner.normaliser(data.images(np.arange(2))), tuner.normaliser.labels(data.labels[:2])
+    network.module.train()(warm[0]).sum().backward()
+    network.module.zero_grad(set_to_none=True)
+    forecast = step_mib(network.module, *warm, batch)
+    begin()
+    if order != "whole":
+        why = tuner.prunes_first(network)
+        if not why:
+            tuner.fine_tune(network, TUNE, STEPS)
+        shape, _ = tuner.cut(network, share=1 - level / 100, whole=size_of(network, SIZE), stopwatch=None)
+        network = shape.network
+    tuner.fine_tune(network, RETRAIN, STEPS)
+    return {"forecast": round(forecast), "peak": peak_mib(), "scoring_batch": tuner.scoring_batch}
+
+
+def replace_data(data: LabelledImages) -> LabelledImages:
+    """No validation."""
+    return replace(data, sample_ids=data.sample_ids[:0], labels=data.labels[:0], pixels=data.pixels[:0])
+
+
+def elsewhere(
+    net: str, batch: int, order: str, most_mib: float | None, arguments: argparse.Namespace
+) -> dict[str, float]:
+    """The same in a process of its own."""
+    asked = {"net": net, "batch": batch, "order": order, "most_mib": most_mib}
+    call = ["--one", json.dumps({**asked, "level": arguments.level, "threads": arguments.threads})]
+    made = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", *call], check=True, capture_output=True, text=True
+    )
+    return dict(json.loads(made.stdout.splitlines()[-1]))
+
+
+def main() -> int:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=["cifar:resnet20", "cifar:mobilenet_v2", "cifar:squeezenet"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--level", type=float, default=75)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        say(json.dumps(measure(**json.loads(arguments.one))))
+        return 0
+    say(f"{machine()}, {arguments.threads} threads, level {arguments.level:g} % of the parameters")
+    rows = [("net", "batch", "forecast", "whole", "tune_first", "prune_first", "scored in batches of")]
+    for net in arguments.nets:
+        for batch in arguments.batches:
+            whole = elsewhere(net, batch, "whole", None, arguments)
+            late = elsewhere(net, batch, "tune_first", None, arguments)
+            early = elsewhere(net, batch, "prune_first", 0.6 * whole["peak"], arguments)
+            rows.append((
+                net, str(batch), f"{whole['forecast']:.0f} MiB", f"{whole['peak']:.0f} MiB", f"{late['peak']:.0f} MiB",
+                f"{early['peak']:.0f} MiB", f"{early['scoring_batch']:.0f}",
+            ))  # fmt: skip
+            say("  " + "  ".join(rows[-1]))
+    say(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
