@@ -191,9 +191,8 @@ def thin_out(
 ) -> Network:
     """
     Remove branches until depth has done its half of what is asked: its share of the operations is about sqrt(share).
-    Where little is asked none goes.
 
-    One branch after the other, each time the one without which the loss rises least for the operations it saves.
+    Where little is asked none goes. One branch after the other, each time the one without which the loss rises least for the operations it saves.
     Operations are those of the unpruned architecture, so a network that was thinned out before is not again.
 
     Args:
