@@ -76,6 +76,9 @@ def _end(answer: Mapping[str, Any]) -> str:
     wanted = "a smaller network" if goal["ratio"] is None else f"{percent(goal['ratio'])} of {what}"
     lines = [f"{'reached' if answer['reached'] else 'not reached'}: {wanted} {within}"]
     spent = units.show(answer["seconds"], "duration")
+    if answer["removed_branches"]:
+        names = ", ".join(answer["removed_branches"])
+        lines.append(f"{len(answer['removed_branches'])} residual branches are gone; they ended in {names}")
     lines.append(f"ended because {answer['stopped_by']}; {answer['epochs']:g} epochs, {spent}")
     if not any(point["is_success"] for point in answer["trials"]):
         lines.append(f"{answer['directory']} holds the model as given")

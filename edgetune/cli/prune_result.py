@@ -14,6 +14,7 @@ from edgetune.errors import UsageError
 from edgetune.learn.compress import Goal, Outcome
 from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages
+from edgetune.learn.depth import removed_exits
 from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
 from edgetune.learn.folders import Folders
 from edgetune.learn.importer import assemble, read_artefact
@@ -213,6 +214,7 @@ def describe(
         "trials": [asdict(point) for point in outcome.points],
         "given": _side(result.given, result.given_latency, outcome.base.accuracy, result.given_test),
         "final": _side(result.final, result.final_latency, outcome.best.accuracy, result.final_test),
+        "removed_branches": list(removed_exits(outcome.network.module)),
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,
     }

@@ -337,7 +337,8 @@ class _Search:
         # the best one changes, the tuned does not
         key = f"{name} after {len(self._state.trials) if name != TUNE else 0} without {removed}"
         if key not in self._rankings:
-            self._control.phase("score")
+            if thinned is start:  # otherwise this was said
+                self._control.phase("score")
             self._rankings = {key: self._tuner.rank(thinned)}
         self._control.phase("prune")
         shape = self._tuner.shape(
