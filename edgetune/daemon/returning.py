@@ -25,7 +25,7 @@ from edgetune.daemon.round_records import RoundRecords
 from edgetune.daemon.serving import Serving
 from edgetune.decide import returning
 from edgetune.decide.returning import Returned, ReturnPolicy, Sighted
-from edgetune.errors import ImageError, ModelError, StoreError
+from edgetune.errors import EdgetuneError, ImageError
 from edgetune.images import ImageLimits
 from edgetune.serve.engine import Engine, rank
 from edgetune.store import questions
@@ -44,12 +44,13 @@ _BATCH = 32  # images of one look
 class Asked:
     """How far one of the two queues was asked, and what was sighted in the last images of it."""
 
-    up_to: int = 0  # the newest sample that was asked about
+    up_to: int = 0  # the place in the queue up to which all were asked about
     seen: tuple[tuple[int, str | None], ...] = ()  # (sample, class sighted in it), oldest first
 
-    def and_(self, more: Sequence[tuple[int, str | None]], window: int) -> Asked:
-        """With more, of which the last `window` are kept."""
-        return Asked(max([self.up_to, *(sample for sample, _ in more)]), (*self.seen, *more)[-window:])
+    def and_(self, asked: Sequence[tuple[int, int]], answers: Mapping[int, str | None], window: int) -> Asked:
+        """With the answers to more (place, sample), of which the last `window` are kept."""
+        more = [(sample, answers[sample]) for _, sample in asked]
+        return Asked(max([self.up_to, *(place for place, _ in asked)]), (*self.seen, *more)[-window:])
 
     def sighted(self) -> list[int]:
         """The samples in which something was."""
@@ -126,8 +127,12 @@ class Returning:
         self.shown, self.absent = {}, frozenset()
         if manifest is not None and manifest.round_id is not None and self._factory not in (None, manifest.version):
             self.shown = await self._store(self._records.shown, manifest)
-            factory = await self._store(self._models.manifest, self._factory)
-            self.absent = returning.absent_classes(factory.classes, manifest.classes, self.shown)
+            try:
+                factory = await self._store(self._models.manifest, self._factory)
+                self.absent = returning.absent_classes(factory.classes, manifest.classes, self.shown)
+            except (EdgetuneError, OSError) as error:
+                text = f"the factory model cannot be read, so nobody watches for absent classes: {error}"
+                await self._events.emit("class.unwatched", text, level=logging.WARNING)
         version = None if manifest is None else manifest.version
         if self._memory.version != version:
             self._memory = Memory(version=version, unlabelled=Asked(up_to=self._memory.unlabelled.up_to))
@@ -163,17 +168,17 @@ class Returning:
                 )
                 for up_to, is_labelled in ((before.unlabelled.up_to, False), (before.controls.up_to, True))
             ]
-            answers = await self._ask_about([*new[0], *new[1]], policy)
+            answers = await self._ask_about([sample for _, sample in (*new[0], *new[1])], policy)
             if self._memory is not before or not (answers or before.returned):
                 return  # another version is served by now, to ask about them anew; or there is nothing to conclude from
             after = replace(
                 before,
-                unlabelled=before.unlabelled.and_([(sample, answers[sample]) for sample in new[0]], policy.window),
-                controls=before.controls.and_([(sample, answers[sample]) for sample in new[1]], policy.window),
+                unlabelled=before.unlabelled.and_(new[0], answers, policy.window),
+                controls=before.controls.and_(new[1], answers, policy.window),
             )
             # More controls wait: what they will say is not known yet.
             await self._conclude(after, policy, is_judged=len(new[1]) < _BATCH)
-        except (ModelError, StoreError, OSError) as error:
+        except (EdgetuneError, OSError) as error:
             if str(error) != self._trouble:
                 text = f"the factory model cannot be asked whether absent classes are back: {error}"
                 await self._events.emit("class.unwatched", text, level=logging.WARNING)

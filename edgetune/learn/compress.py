@@ -179,13 +179,23 @@ class _Search:
         self._whole = size_of(self._given, material.preprocess)
         engine = export_engine(self._given, material.preprocess, threads=threads)
         self._stopwatch = Stopwatch(engine, material.preprocess, runs=recipe.timing_runs, beat=self._control.beat)
-        if self._tuner.prunes_first(self._given):
-            self._recipe = replace(recipe, epochs_before=0, epochs_after=recipe.epochs_before + recipe.epochs_after)
         self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
         self._state = SearchState(work, _digest(network, material, recipe, goal), network.builders)
+        self._settle_order()
         self._settle_layout()
         self._began_s = time.monotonic() - float(self._state.facts["seconds"])
         self._rankings: dict[str, Ranking] = {}
+
+    def _settle_order(self) -> None:
+        """Once for a search: the forecast depends on what this process holds, and the trials depend on the order."""
+        facts, recipe = self._state.facts, self._recipe
+        if facts["pruned_first"] is None:
+            facts["pruned_first"] = self._tuner.prunes_first(self._given)
+            facts["scoring_batch"] = self._tuner.scoring_batch
+            self._state.write()
+        self._tuner.scoring_batch = facts["scoring_batch"]
+        if facts["pruned_first"]:
+            self._recipe = replace(recipe, epochs_before=0, epochs_after=recipe.epochs_before + recipe.epochs_after)
 
     def _settle_layout(self) -> None:
         facts = self._state.facts
@@ -289,7 +299,8 @@ class _Search:
         except UnprunableError:  # it cannot be cut that far: a failure like another, told with where it stays
             self._record(self._look(start, share=share, accuracy=self._accuracy(start), epochs=0.0, wanted=math.inf))
             return
-        if is_limit or (self._is_brief and score is not None and wanted - _CLOSE <= score[0] < wanted):
+        is_close = self._is_brief and not is_limit and score is not None and wanted - _CLOSE <= score[0] < wanted
+        if is_limit or (is_close and self._may_train_on(lineage + used, used)):
             if not is_limit:
                 facts["used"] = used
                 self._write_state()
@@ -305,6 +316,14 @@ class _Search:
             self._state.keep_best(network)
         self._record(point)
 
+    def _may_train_on(self, lineage: float, used: float) -> bool:
+        """Whether the epochs are enough for a close trial's retraining and, if it fails, for that of the best."""
+        facts = self._state.facts
+        needed = facts["epochs"] + used + self._left_of_retraining(lineage)
+        if facts["best"] is not None:
+            needed += self._left_of_retraining(facts["lineage"])
+        return self._goal.epochs_max is None or bool(needed <= self._goal.epochs_max)
+
     @property
     def _is_brief(self) -> bool:
         """Whether a trial is less than the whole retraining."""
@@ -316,15 +335,19 @@ class _Search:
         """The network, its best score, and the epochs that it took."""
         scores: list[float] = []
         epochs = self._trial_epochs()
+        running = self._state.running(f"trial {number}")
+        before = 0 if running is None else running[1].step // self._tuner.epoch_steps  # of this trial, a kill ago
 
         def is_enough(accuracies: Sequence[float]) -> bool:
             scores[:] = accuracies
             if not self._is_brief or not accuracies:
                 return False
-            return accuracies[-1] >= wanted or is_hopeless(accuracies, wanted - _CLOSE, round(epochs) - len(accuracies))
+            return accuracies[-1] >= wanted or is_hopeless(
+                accuracies, wanted - _CLOSE, round(epochs) - before - len(accuracies)
+            )
 
         network, score = self._train(f"trial {number}", begin, epochs, is_enough)
-        return network, score, float(len(scores))
+        return network, score, float(before + len(scores))
 
     def _left_of_retraining(self, epochs: float) -> float:
         """Of a network that its trials have trained for so many epochs."""

@@ -64,7 +64,22 @@ def find_branches(module: nn.Module, groups: Sequence[CoupledGroup], height: int
         if _depends_on_image(module, [branch], height, width)
     ]
     # of a branch and a part of it the whole
-    return tuple(b for b in possible if not any(b.inner < other.inner for other in possible))
+    whole = [b for b in possible if not any(b.inner < other.inner for other in possible)]
+    return tuple(b for b in whole if _goes_cleanly(module, [b], height, width))
+
+
+def _goes_cleanly(module: nn.Module, branches: Sequence[Branch], height: int, width: int) -> bool:
+    """Whether the emptied network answers as with silent branches: not where layers are shared, or have two readers."""
+    images, other = _some(module, height, width), copy.deepcopy(module)
+    try:
+        for branch in branches:
+            remove_branch(other, branch)
+        with torch.no_grad(), without(module, branches):
+            expected = module(images)
+            got = other(images)
+    except (RuntimeError, ValueError, KeyError, AttributeError):
+        return False
+    return bool(torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())))
 
 
 def _branch(modules: dict[str, nn.Module], groups: Sequence[CoupledGroup], group: CoupledGroup) -> Branch | None:
@@ -136,6 +151,12 @@ def _norms_after(module: nn.Module, exits: set[str], height: int, width: int) ->
     return after
 
 
+def _some(module: nn.Module, height: int, width: int) -> torch.Tensor:
+    """Noise, the same at every call."""
+    noise = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return noise.to(_blank(module, height, width))
+
+
 def _blank(module: nn.Module, height: int, width: int) -> torch.Tensor:
     weight = next(module.parameters())
     return torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
@@ -155,7 +176,7 @@ def without(module: nn.Module, branches: Sequence[Branch]) -> Iterator[None]:
 
 
 def _depends_on_image(module: nn.Module, branches: Sequence[Branch], height: int, width: int) -> bool:
-    images = torch.rand_like(_blank(module, height, width)).requires_grad_()
+    images = _some(module, height, width).requires_grad_()
     with without(module, branches), torch.enable_grad():
         (gradient,) = torch.autograd.grad(module(images).sum(), images)
     return bool(gradient.abs().max() > 0)
@@ -229,6 +250,8 @@ def thin_out(
         branches.remove(branch)
         gone.append(branch)
         left, loss = left - saved, loss + rise
+    while gone and not _goes_cleanly(module, gone, *image):
+        gone.pop()
     if not gone:
         return network
     other = copy.deepcopy(network)

@@ -198,7 +198,12 @@ def rebuild(
 
 def _empty_layer(model: nn.Module, name: str, sizes: Mapping[str, int]) -> None:
     layer = model.get_submodule(name)
-    if isinstance(layer, nn.Linear) or set(layer_dimensions(layer)) != set(sizes) or min(sizes.values()) < 0:
+    if (
+        isinstance(layer, nn.Linear)
+        or set(layer_dimensions(layer)) != set(sizes)
+        or min(sizes.values()) < 0
+        or sizes.get("groups") == 0
+    ):
         raise ModelError(f"a {type(layer).__name__} cannot have the dimensions {dict(sizes)}")
     replace_by_empty(model, name, sizes)
 

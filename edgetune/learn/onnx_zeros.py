@@ -20,6 +20,10 @@ def without_zero_sums(graph: bytes) -> bytes:
     import onnx
 
     model = onnx.load_from_string(graph)
+    shapes = {
+        value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+        for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+    }
     nodes = list(model.graph.node)
     zeros: set[str] = set()
     instead: dict[str, str] = {}
@@ -29,7 +33,9 @@ def without_zero_sums(graph: bytes) -> bytes:
             zeros.update(node.output)
         elif node.op_type == "Add" and zeros.intersection(node.input):
             first, second = node.input
-            instead[node.output[0]] = second if first in zeros else first
+            other = second if first in zeros else first
+            if other in shapes and shapes[other] == shapes.get(node.output[0]):  # the zeros may have spread it out
+                instead[node.output[0]] = other
     if not instead:
         return graph
     outputs = {value.name for value in model.graph.output}

@@ -262,7 +262,12 @@ class _Round:
         outcome = compress(
             network,
             material,
-            replace(recipe, memory_format=self._tuner.layout.memory_format, dtype=self._tuner.layout.dtype),
+            replace(
+                recipe,
+                memory_format=self._tuner.layout.memory_format,
+                dtype=self._tuner.layout.dtype,
+                order="prune_first" if self._journal.get("pruned_first") else "tune_first",
+            ),
             goal,
             work=self._dir / "search",
             threads=spec.serving_threads,

@@ -22,7 +22,8 @@ class SearchState:
     Attributes:
         trials: every trial so far, as JSON.
         facts: what was settled on the way: "epochs" and "seconds" spent, "base", "layout", "best" (which directory),
-            "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way).
+            "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way),
+            "pruned_first" (why, or nothing) and "scoring_batch": see `Tuner.prunes_first`.
     """
 
     def __init__(self, directory: Path, digest: str, builders: Mapping[str, str]) -> None:
@@ -36,6 +37,8 @@ class SearchState:
             "base": None,
             "layout": None,
             "best": None,
+            "pruned_first": None,
+            "scoring_batch": 0,
             "lineage": 0.0,
             "used": 0.0,
         }

@@ -40,6 +40,8 @@ MULTIPLES = (1, 4, 8, 16, 32)
 _KEPT_TOLERANCE = 0.05
 # Scoring batches that each residual branch is tried out on.
 _BRANCH_BATCHES = 4
+# Filters are not scored in smaller ones: what is left of the memory then is the libraries'.
+_SMALLEST_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +186,14 @@ class Tuner:
             why = "pruning.order"
         elif recipe.order == "auto" and is_short:
             why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
-        while why and is_short and self.scoring_batch > 2 and forecast_mib(self.scoring_batch) > cast(float, most_mib):
+        while why and is_short and self._can_halve() and forecast_mib(self.scoring_batch) > cast(float, most_mib):
             self.scoring_batch //= 2
         network.module.load_state_dict(state)  # running statistics have seen the images
         network.module.train(was_training)
         return why
+
+    def _can_halve(self) -> bool:
+        return self.scoring_batch >= 2 * _SMALLEST_BATCH
 
     def thin(self, network: Network, share: float) -> Network:
         """Where the level is a latency, a copy without the residual branches that `depth.thin_out` takes away."""
@@ -196,7 +201,9 @@ class Tuner:
         if recipe.level_of != "latency" or not recipe.remove_branches:
             return network
         self._control.phase("score")
-        batches = list(itertools.islice(self._scoring_batches(), _BRANCH_BATCHES))
+        batches = list(
+            itertools.islice(self._scoring_batches(), _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch)
+        )
         return thin_out(network, batches, share=share, image=(size.height, size.width), beat=self._control.beat)
 
     def rank(self, network: Network) -> Ranking:
@@ -305,10 +312,11 @@ class Tuner:
         generator = torch.Generator().manual_seed(step_seed(recipe.seed, self._round_id, 1))
         order: Integers = torch.randperm(len(training), generator=generator).numpy()
         classes = [order[training.labels[order] == label] for label in np.unique(training.labels)]
-        rows = -(-recipe.scoring_batches * self.scoring_batch // len(classes))
+        count = recipe.scoring_batches * recipe.batch_size  # of images, however many are looked at together
+        rows = -(-count // len(classes))
         rows = min(rows, max(len(mine) for mine in classes))
         picked = np.stack([np.resize(mine, rows) for mine in classes], axis=1).reshape(-1)  # repeats a small class
-        for start in range(0, min(len(picked), recipe.scoring_batches * self.scoring_batch), self.scoring_batch):
+        for start in range(0, min(len(picked), count), self.scoring_batch):
             part = picked[start : start + self.scoring_batch]
             yield self.normaliser(training.images(part)), self.normaliser.labels(training.labels[part])
 

@@ -17,29 +17,33 @@ _UNLABELLED = "label IS NULL AND pinned_by IS NULL AND split = 'training'"
 _BY_PEOPLE = "split = 'training' AND (SELECT source FROM labels WHERE labels.id = label_id) <> 'factory'"
 
 
-def after(buffer: Buffer, sample_id: int, *, is_labelled: bool, newest: int, limit: int) -> list[int]:
+def after(buffer: Buffer, place: int, *, is_labelled: bool, newest: int, limit: int) -> list[tuple[int, int]]:
     """
-    The next samples to ask about, oldest first.
+    The next samples to ask about, those first that came, or were labelled, first.
 
     Args:
         buffer: open.
-        sample_id: up to which all were asked about.
+        place: in the queue, up to which all were asked about.
         is_labelled: those that people have labelled; else unlabelled ones.
         newest: older samples than so many are passed over, so that a long queue does not hide what is seen now.
         limit: at most so many.
+
+    Returns:
+        Place and sample of each. The queue of what people labelled is in the order of their labels, not of the images.
     """
-    wanted = _BY_PEOPLE if is_labelled else _UNLABELLED
+    wanted, order = (_BY_PEOPLE, "label_id") if is_labelled else (_UNLABELLED, "id")
     with explained():
         floor = scalar(
             buffer.database,
-            f"SELECT id FROM samples WHERE {wanted} AND id > ? ORDER BY id DESC LIMIT 1 OFFSET ?",  # noqa: S608 - text from above
-            (sample_id, newest),
+            f"SELECT {order} FROM samples WHERE {wanted} AND {order} > ? "  # noqa: S608 - text from above
+            f"ORDER BY {order} DESC LIMIT 1 OFFSET ?",
+            (place, newest),
         )
         rows = buffer.database.execute(
-            f"SELECT id FROM samples WHERE {wanted} AND id > ? ORDER BY id LIMIT ?",  # noqa: S608
-            (sample_id if floor is None else floor, limit),
+            f"SELECT {order}, id FROM samples WHERE {wanted} AND {order} > ? ORDER BY {order} LIMIT ?",  # noqa: S608
+            (place if floor is None else floor, limit),
         )
-        return [row[0] for row in rows]
+        return rows.fetchall()
 
 
 def image(buffer: Buffer, sample_id: int) -> bytes | None:

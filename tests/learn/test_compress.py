@@ -285,6 +285,31 @@ def test_a_kill_while_a_trial_is_trained_on_loses_nothing(
     assert second.outcome.epochs == whole.outcome.epochs
 
 
+def test_a_trial_that_was_interrupted_counts_all_its_epochs(given: Network, tmp_path: Path) -> None:
+    """Those before the kill too."""
+    whole = call(given, tmp_path / "whole", goal=OUT_OF_REACH)
+    first = call(given, tmp_path / "stopped", goal=OUT_OF_REACH, stop_after_steps=6 + 6 + 3)
+    assert first.outcome is None
+    second = call(given, tmp_path / "stopped", goal=OUT_OF_REACH)
+    assert whole.outcome is not None
+    assert second.outcome is not None
+    assert [p.epochs for p in second.outcome.points] == [p.epochs for p in whole.outcome.points]
+    assert second.outcome.epochs == whole.outcome.epochs
+
+
+@pytest.mark.parametrize("epochs_max", [4.0, 5.0, 6.0, 8.0])
+def test_a_close_trial_is_trained_on_only_where_the_epochs_are_enough(
+    given: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs_max: float
+) -> None:
+    """Even if it fails after all and the best has to be retrained as well."""
+    monkeypatch.setattr("edgetune.learn.compress._CLOSE", 1.0)
+    for accuracy_min in (0.97, 1.5):
+        goal = replace(CLOSE, accuracy_min=accuracy_min, epochs_max=epochs_max)
+        made = call(given, tmp_path / f"{accuracy_min}", goal=goal)
+        assert made.outcome is not None
+        assert made.outcome.epochs <= epochs_max
+
+
 def test_a_share_that_no_cut_reaches_is_a_trial_that_failed(given: Network, tmp_path: Path) -> None:
     """As far as it goes, on a problem that a handful of filters solve: the end of the road is no error."""
     goal = replace(GOAL, ratio=None, accuracy_drop_max=0.9)

@@ -257,3 +257,66 @@ def test_a_damaged_description_of_empty_layers_is_refused(resnet: Network) -> No
     ):
         with pytest.raises(ModelError, match="cannot have the dimensions"):
             rebuild(replace(description, layers={layer: sizes}), tensors)
+
+
+class Odd(Parallel):
+    """What goes wrong where a branch is taken out by its layers alone."""
+
+    def __init__(self, num_classes: int, kind: str) -> None:
+        super().__init__(num_classes)
+        self.kind, self.norm, self.wide = kind, nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        nn.init.constant_(self.norm.bias, 0.5)
+        self.left[2].bias = self.right[2].bias = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [N, 3, H, W] -> logits."""
+        x = self.stem(x)
+        if self.kind == "shared norm":
+            x = x + self.norm(self.left(x))
+            x = x + self.norm(self.right(x))
+        elif self.kind == "two readers":
+            y = self.left(x)
+            x = x + self.norm(y) + y
+        else:  # the sum spreads one value of each channel over the map that the branch gives
+            x = self.wide(self.left(x) + x.mean(dim=(2, 3), keepdim=True))
+        return self.head(torch.relu(x).mean(dim=(2, 3)))
+
+
+def shared_norm(num_classes: int) -> nn.Module:
+    """A builder."""
+    return Odd(num_classes, "shared norm")
+
+
+def two_readers(num_classes: int) -> nn.Module:
+    """A builder."""
+    return Odd(num_classes, "two readers")
+
+
+def spread(num_classes: int) -> nn.Module:
+    """A builder."""
+    return Odd(num_classes, "spread")
+
+
+@pytest.mark.parametrize("builder", ["shared_norm", "two_readers"])
+def test_a_branch_whose_layers_serve_others_too_stays(builder: str) -> None:
+    """Taking it out would change what the others compute."""
+    network = new_network(f"test_depth:{builder}", CLASSES)
+    network.module.eval()
+    assert branches_of(network, 8) == ()
+    assert thin_out(network, batches_for(network, 8), share=0.1, image=(8, 8)) is network
+
+
+def test_zeros_that_spread_the_other_side_of_a_sum_stay_in_the_graph(tmp_path: Path) -> None:
+    """The exported graph answers like the network."""
+    network = new_network("test_depth:spread", CLASSES)
+    network.module.eval()
+    (branch,) = branches_of(network, 8)
+    remove_branch(network.module, branch)
+    preprocess = Preprocess(height=8, width=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    stage(
+        tmp_path, artefact_files(network, preprocess, lambda: None),
+        draft_manifest(network.architecture, CLASSES, preprocess),
+    )  # fmt: skip
+    engine = Engine.load(tmp_path, threads=1)
+    check_export(engine, network, preprocess)
+    engine.close()

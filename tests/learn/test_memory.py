@@ -74,7 +74,7 @@ def test_a_network_that_takes_too_much_is_cut_first_in_smaller_batches() -> None
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
     mine = tuner(replace(RECIPE, memory_max_mib=1.0))
     assert "MiB of 1" in mine.prunes_first(network)
-    assert mine.scoring_batch == 2
+    assert mine.scoring_batch == 8
     after = network.module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     wished = tuner(replace(RECIPE, order="prune_first"))

@@ -491,7 +491,7 @@ def test_a_round_that_prunes_first_publishes_and_says_why(site: Site) -> None:
     recipe = replace(ROUND, level=0.3, round_to=4, memory_max_mib=10.0, epochs_before=1, epochs_after=1)
     manifest, _, journal = do_round(site, "prune_first", recipe)
     assert "MiB of 10" in journal["pruned_first"]
-    assert journal["scoring_batch"] == 2
+    assert journal["scoring_batch"] == min(8, recipe.batch_size)
     assert manifest.pruning is not None
     assert manifest.pruning.level_achieved >= 0.3
     _, _, usual = do_round(site, "tune_first", replace(recipe, memory_max_mib=None))

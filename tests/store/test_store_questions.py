@@ -34,8 +34,8 @@ def test_only_unlabelled_training_samples_are_asked_about_each_once(buffer: Buff
         entry["id"] for entry in buffer.samples(limit=100) if entry["label"] is None and entry["split"] == "training"
     ][::-1]
     first = questions.after(buffer, 0, is_labelled=False, newest=400, limit=10)
-    rest = questions.after(buffer, first[-1], is_labelled=False, newest=400, limit=100)
-    assert [*first, *rest] == wanted
+    rest = questions.after(buffer, first[-1][0], is_labelled=False, newest=400, limit=100)
+    assert [sample_id for _, sample_id in (*first, *rest)] == wanted
     assert questions.after(buffer, wanted[-1], is_labelled=False, newest=400, limit=100) == []
 
 
@@ -49,7 +49,7 @@ def test_a_long_queue_is_passed_over_but_for_its_newest(buffer: Buffer) -> None:
 def test_an_image_that_is_gone_is_none(buffer: Buffer) -> None:
     """Evicted between two questions."""
     new = of(buffer, Split.TRAINING)
-    (sample_id,) = questions.after(buffer, 0, is_labelled=False, newest=400, limit=1)
+    ((_, sample_id),) = questions.after(buffer, 0, is_labelled=False, newest=400, limit=1)
     assert questions.image(buffer, sample_id) is not None
     buffer.purge(everything=True)
     assert questions.image(buffer, sample_id) is None
@@ -112,5 +112,20 @@ def test_controls_are_what_people_have_labelled(buffer: Buffer) -> None:
         if entry["label"] is None:
             buffer.label(entry["id"], "lamp", LabelSource.FACTORY)
     by_people = sorted(entry["id"] for entry in rows if entry["label"] == "cat")
-    assert questions.after(buffer, 0, is_labelled=True, newest=400, limit=100) == by_people
+    found = questions.after(buffer, 0, is_labelled=True, newest=400, limit=100)
+    assert sorted(sample_id for _, sample_id in found) == by_people
     assert questions.labels(buffer, [entry["id"] for entry in rows]) == dict.fromkeys(by_people, "cat")
+
+
+def test_what_is_labelled_late_is_a_control_all_the_same(buffer: Buffer) -> None:
+    """People label the newest first: the older ones that follow are not passed over."""
+    buffer.add([sample(n) for n in range(60)])
+    rows = [entry["id"] for entry in buffer.samples(limit=100) if entry["split"] == "training"]
+    newest, older = rows[0], rows[1:9]
+    buffer.label(newest, "cat", LabelSource.API)
+    ((place, sample_id),) = questions.after(buffer, 0, is_labelled=True, newest=400, limit=100)
+    assert sample_id == newest
+    for entry in older:
+        buffer.label(entry, "cat", LabelSource.API)
+    later = questions.after(buffer, place, is_labelled=True, newest=400, limit=100)
+    assert [sample_id for _, sample_id in later] == older
