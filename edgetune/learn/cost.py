@@ -51,6 +51,13 @@ class CostCounter:
         """Put them back."""
         self._change(group, channels, 1)
 
+    def would_empty(self, group: int, channels: Sequence[int]) -> bool:
+        """Whether a layer would have none left: of a concatenation that a sum couples, each part is a layer."""
+        self.remove(group, channels)
+        is_empty = any(0 in self._left[member.layer] for member in self._groups[group].members)
+        self.restore(group, channels)
+        return is_empty
+
     def saving(self, group: int, channels: Sequence[int], unit: str) -> int:
         """What removing these channels would save now, in a unit of `Size.of`."""
         before = self.size

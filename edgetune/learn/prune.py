@@ -132,10 +132,14 @@ def choose_channels(
 
     queue = _Queue(blocks, price)
     taken: list[_Block] = []
+    done: set[int] = set()  # groups that give nothing more
     while counter.size.of(limit.unit) > limit.most:
         block = queue.pop()
         if block is None:
             break
+        if block.group in done or counter.would_empty(block.group, block.channels):
+            done.add(block.group)
+            continue
         counter.remove(block.group, block.channels)
         taken.append(block)
     gone = [set[int]() for _ in groups]

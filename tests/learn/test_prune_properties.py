@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -80,6 +80,7 @@ def random_net(blocks: list[tuple[str, int]], is_flat: bool, seed: int) -> Net:
 
 @settings(max_examples=60, deadline=None)
 @given(BLOCKS, st.booleans(), st.integers(0, 999), st.sampled_from([1, 2, 4]), st.sampled_from([0.2, 0.5, 0.8]))
+@example([("concatenated", 8), ("residual", 8)], False, 0, 4, 0.8)
 def test_cutting_silent_filters_changes_nothing(
     blocks: list[tuple[str, int]], is_flat: bool, seed: int, round_to: int, level: float
 ) -> None:
