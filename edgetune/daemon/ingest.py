@@ -56,8 +56,15 @@ class Ingest:
             if await self.once():
                 continue
             wait_s = max(_WAIT_MIN_S, self._inbox.due_s() - self._clock.now_s())
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._inbox.wake.wait(), wait_s)
+            await self._nap(wait_s)
+
+    async def _nap(self, wait_s: float) -> None:
+        """Wait for news from the inbox, so long; asyncio.wait_for before 3.12 loses a cancellation that meets news."""
+        news = asyncio.ensure_future(self._inbox.wake.wait())
+        try:
+            await asyncio.wait({news}, timeout=wait_s)
+        finally:
+            news.cancel()
 
     async def once(self) -> bool:
         """Take one batch. Returns whether there is more at once."""

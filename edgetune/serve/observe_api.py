@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -101,8 +100,7 @@ class ObserveApi:
             return bool(done)
         finally:
             news.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({news})
+            await asyncio.wait({news})
 
     def _own_metrics(self) -> list[Metric]:
         intake = self._intake
