@@ -17,6 +17,7 @@ from benchmarks.stage import say, table
 
 PAPER_LEVELS = (25.0, 50.0, 75.0, 90.0, 95.0)
 SEEDS = (0, 1)
+_BASELINES = ("agnostic", "agnostic:all", "agnostic+site")
 _DRAWS = 10_000  # of the bootstrap
 _HIGH = 75.0  # levels from here on count as high
 
@@ -50,8 +51,8 @@ def _series(cell: Cell) -> tuple[str, str, str, str]:
 
 
 def _arms(cells: Iterable[Cell]) -> list[str]:
-    order = {"unpruned": 0, "unpruned+site": 1, "agnostic": 2, "agnostic+site": 3}
-    return sorted({cell.arm for cell in cells}, key=lambda arm: (order.get(arm, 4), arm))
+    order = {arm: place for place, arm in enumerate(("unpruned", "unpruned+site", *_BASELINES))}
+    return sorted({cell.arm for cell in cells}, key=lambda arm: (order.get(arm, len(order)), arm))
 
 
 def _subsets(cells: Iterable[Cell]) -> list[str]:
@@ -118,7 +119,7 @@ def _summary(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     for arm in _arms(cells):
         if not arm.startswith("aware") and arm != "agnostic+site":
             continue
-        for over in ("agnostic", "agnostic+site"):
+        for over in _BASELINES:
             if arm == over:
                 continue
             for words, levels in (("all levels", lambda _: True), (f"{_HIGH:g} % and above", lambda x: x >= _HIGH)):

@@ -162,6 +162,7 @@ class Limits:
     power_max_w: float | None = None
     cpu_share_max: float | None = None
     disk_free_min_mib: float | None = None
+    round_energy_max_j: float | None = None  # needs the power to be known; the round keeps the sum
     hours: tuple[tuple[int, int], ...] = ()  # (from, to) in minutes since local midnight; empty: always
     hysteresis: float = 0.05  # how far inside a limit a value must come back before work goes on, as a share of it
 
@@ -229,6 +230,7 @@ class Recipe:
     accuracy_drop_max: float = 0.01  # of a search, on validation samples, 0..1
     trial_epochs: float = 4  # most epochs of one trial of a search
     search_time_max_s: float | None = None  # after it no trial begins
+    search_energy_max_j: float | None = None  # likewise
     remove_branches: bool = True  # where the level is a latency: residual branches as a whole, see learn.depth
     order: str = (
         "auto"  # "tune_first" | "prune_first" | "auto": the second where tuning the whole network takes too much

@@ -15,6 +15,7 @@ UNITS: dict[str, dict[str, float]] = {
         "KiB": 1024.0, "MiB": _MIB, "GiB": _MIB * 1024, "TiB": _MIB * 1024 * 1024,
     },
     "duration": {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0},
+    "energy": {"J": 1.0, "kJ": 1e3, "Wh": 3600.0, "kWh": 3.6e6},
     "power": {"mW": 1e-3, "W": 1.0, "kW": 1e3},
     "temperature": {"C": 1.0, "°C": 1.0},
     "share": {"%": 0.01},
@@ -22,7 +23,7 @@ UNITS: dict[str, dict[str, float]] = {
     "pixels": {"px": 1.0, "Mpx": 1e6},
 }  # fmt: skip
 EXAMPLES = {
-    "bytes": "512MiB", "duration": "30min", "power": "10W", "temperature": "75C", "share": "20%", "points": "1pp",
+    "bytes": "512MiB", "duration": "30min", "power": "10W", "energy": "20Wh", "temperature": "75C", "share": "20%", "points": "1pp",
     "pixels": "50Mpx",
 }  # fmt: skip
 
@@ -37,7 +38,7 @@ def parse(text: object, kind: str, *, signed: bool = False) -> float:
         signed: allow numbers below zero.
 
     Returns:
-        The quantity in the base unit: bytes, seconds, watts, degrees Celsius, a share or difference of shares
+        The quantity in the base unit: bytes, seconds, joules, watts, degrees Celsius, a share or difference of shares
         between 0 and 1 (20 % is 0.2, 1 pp is 0.01), or pixels.
 
     Raises:
@@ -87,6 +88,8 @@ def show(value: float, kind: str) -> str:
             if value >= UNITS["duration"][unit] * (2 if unit == "d" else 1):
                 return f"{_short(value / UNITS['duration'][unit])}{unit}"
         return f"{_short(value * 1000)}ms" if value else "0s"
+    if kind == "energy":
+        return f"{_short(value / UNITS['energy']['Wh'])}Wh"
     if kind == "power":
         return f"{_short(value)}W"
     if kind == "temperature":

@@ -194,6 +194,7 @@ class FakeTrainer:
         self.last_progress: Progress | None = None
         self.last_heartbeat_s = clock.now_s()
         self.said: list[str] = []
+        self.energy_j = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -234,6 +235,10 @@ class FakeTrainer:
     def set_duty(self, duty: float) -> None:
         """Noted."""
         self.said.append(f"duty {duty:.2f}")
+
+    def set_energy(self, joules: float) -> None:
+        """Noted."""
+        self.energy_j = joules
 
     def pause(self) -> None:
         """Noted."""

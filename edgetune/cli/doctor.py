@@ -134,7 +134,7 @@ def check_sensors(config: Config) -> Iterator[Finding]:
             how = "estimated" if measured.is_estimated else f"from {measured.source}"
             yield Finding("sensor", OK, f"{name}: {show_quantity(quantity.value, measured.value)} ({how})")
         elif quantity in needed:
-            key = settings.budget_key(quantity)
+            key = settings.budget_key(quantity, config)
             fix = f"set {key} to null" + (", or budgets.estimate" if quantity is Quantity.POWER_W else "")
             yield Finding("sensor", FAULT, f"{key} is set, but {name} cannot be measured: {measured.why_unknown}", fix)
         else:

@@ -90,7 +90,8 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
     goal = _goal(order, given)
     with locked(order.work, hint="wait for it, or name another --work"):
         teller.searches_after(_earlier_trials(order.work))
-        outcome = _compress(source, data, recipe, goal, work=order.work, teller=teller)
+        with _metered(config, teller, is_needed=goal.joules_max is not None):
+            outcome = _compress(source, data, recipe, goal, work=order.work, teller=teller)
         result = write_result(order.out, source, outcome, recipe, data, control=teller)
     answer = describe(source, outcome, result, data, level_of=order.level_of, goal=goal)
     if order.plot is not None:
@@ -98,6 +99,31 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
 
         draw(answer, order.plot)
     return answer | {"directory": str(order.out), "plot": None if order.plot is None else str(order.plot)}
+
+
+@contextlib.contextmanager
+def _metered(config: Config, teller: Teller, *, is_needed: bool) -> Iterator[None]:
+    """Let the engine know what the board uses, where it can be measured; UsageError where it cannot and has to be."""
+    from edgetune.clock import SystemClock
+    from edgetune.daemon.settings import board_sensors
+    from edgetune.device.energy import PowerWatch
+    from edgetune.types import Quantity
+
+    def told(joules: float) -> None:
+        teller.energy_j = joules
+
+    sensors = board_sensors(config, SystemClock())
+    try:
+        power = sensors.supported()[Quantity.POWER_W]
+        if power.value is None and is_needed:
+            raise UsageError(
+                f"--max-energy is given, but the power cannot be measured: {power.why_unknown}",
+                hint="leave it out, or set budgets.estimate, estimated_idle and estimated_busy in the configuration",
+            )
+        with PowerWatch(sensors, told):
+            yield
+    finally:
+        sensors.close()
 
 
 def _check_criterion(name: str) -> None:
@@ -119,6 +145,7 @@ def _goal(order: Order, given: Mapping[str, Any]) -> Goal:
         trial_epochs=given["trial_epochs"],
         epochs_max=given["max_epochs"],
         seconds_max=given["max_time"],
+        joules_max=given["max_energy"],
     )
 
 

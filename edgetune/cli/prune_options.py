@@ -146,6 +146,12 @@ _OPTIONS = (
         "--max-time", callback=_quantity("duration"), metavar="DURATION", help="Begin no trial after this, e.g. 30min."
     ),
     click.option(
+        "--max-energy",
+        callback=_quantity("energy"),
+        metavar="ENERGY",
+        help="Begin no trial after the whole board has used this, e.g. 20Wh; needs a power sensor.",
+    ),
+    click.option(
         "--max-epochs",
         type=click.FloatRange(min=0, min_open=True),
         metavar="N",
@@ -214,6 +220,8 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
         raise UsageError("--faster and --smaller are two goals", hint="name one of them")
     if given["max_time"] == 0:
         raise UsageError("--max-time is 0: no trial could begin")
+    if given["max_energy"] == 0:
+        raise UsageError("--max-energy is 0: no trial could begin")
     plot: Path | None = given["plot"]
     if plot is not None:
         _check_plot(plot)

@@ -76,6 +76,8 @@ def _end(answer: Mapping[str, Any]) -> str:
     wanted = "a smaller network" if goal["ratio"] is None else f"{percent(goal['ratio'])} of {what}"
     lines = [f"{'reached' if answer['reached'] else 'not reached'}: {wanted} {within}"]
     spent = units.show(answer["seconds"], "duration")
+    if answer["joules"] is not None:
+        spent += f", {units.show(answer['joules'], 'energy')}"
     if answer["removed_branches"]:
         names = ", ".join(answer["removed_branches"])
         lines.append(f"{len(answer['removed_branches'])} residual branches are gone; they ended in {names}")

@@ -217,6 +217,7 @@ def describe(
         "removed_branches": list(removed_exits(outcome.network.module)),
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,
+        "joules": outcome.joules,
     }
 
 

@@ -268,9 +268,17 @@ def _last_round(status: Mapping[str, Any]) -> Paragraph:
     lines = [f"round {last['id']} ({last['kind']}) {what} {when}".rstrip()]
     change = _change(last)
     lines += [change] if change else []
+    lines += [f"trained for {_spent(last)}"] if last.get("trained_s") else []
     lines += [str(reason) for reason in last.get("reasons") or ()]
     lines += [f"note: {warning}" for warning in last.get("warnings") or ()]
     return Paragraph("Last round", tuple(lines), "good" if last["promoted"] else "bad")
+
+
+def _spent(last: Mapping[str, Any]) -> str:
+    spent = units.show(last["trained_s"], "duration")
+    if last.get("trained_j") is not None:
+        spent += f", in which the board used {units.show(last['trained_j'], 'energy')}"
+    return spent
 
 
 def _change(last: Mapping[str, Any]) -> str:

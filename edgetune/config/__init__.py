@@ -67,6 +67,7 @@ def limits(config: Config) -> Limits:
         trainer_rss_max_mib=_mib(budgets.trainer_memory_max),
         soc_temp_max_c=budgets.temperature_max,
         power_max_w=budgets.power_max,
+        round_energy_max_j=budgets.round_energy_max,
         cpu_share_max=budgets.cpu_max,
         disk_free_min_mib=_mib(budgets.disk_free_min),
         hours=budgets.hours,
@@ -88,6 +89,7 @@ def recipe(config: Config) -> Recipe:
         accuracy_drop_max=pruning.accuracy_drop_max,
         trial_epochs=pruning.trial_epochs,
         search_time_max_s=_SEARCHING * config.budgets.round_time_max,
+        search_energy_max_j=_energy(config),
         level_of=pruning.level_of,
         order=pruning.order,
         memory_max_mib=_mib(config.budgets.trainer_memory_max),
@@ -113,6 +115,11 @@ def recipe(config: Config) -> Recipe:
         distillation=_distillation(config),
         temperature=training.temperature,
     )
+
+
+def _energy(config: Config) -> float | None:
+    whole = config.budgets.round_energy_max
+    return None if whole is None else _SEARCHING * whole
 
 
 def _distillation(config: Config) -> float:

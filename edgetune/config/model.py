@@ -18,6 +18,7 @@ from edgetune.config.quantities import (
     Count,
     Duration,
     Hours,
+    Joules,
     LoopbackAddress,
     Name,
     Pixels,
@@ -194,6 +195,9 @@ class Budgets(Section):
         "5%", "How far inside a limit a value must come back before work goes on, as a share of it."
     )
     round_time_max: PositiveDuration = key("2h", "A round is stopped after this much training time.")
+    round_energy_max: Joules | None = key(
+        None, "A round is stopped after the whole board used this much while it trained.", example="20Wh"
+    )
     paused_max: PositiveDuration = key("2h", "A pause longer than this stops the trainer, which frees its memory.")
     spec_max_age: PositiveDuration = key("7d", "A stopped round is given up after this long; its samples are too old.")
     nice: int = key(15, "Niceness of the trainer.", ge=0, le=19)

@@ -51,6 +51,7 @@ class Unit:
 Bytes = Annotated[int, Unit("bytes", is_positive=True, is_whole=True)]
 Duration = Annotated[float, Unit("duration")]
 PositiveDuration = Annotated[float, Unit("duration", is_positive=True)]
+Joules = Annotated[float, Unit("energy", is_positive=True)]
 Watts = Annotated[float, Unit("power", is_positive=True)]
 Celsius = Annotated[float, Unit("temperature", is_positive=True)]
 Share = Annotated[float, Unit("share")]

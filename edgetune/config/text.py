@@ -136,6 +136,6 @@ key. YAML reads `no`, `on`, `yes` and `1` as booleans and numbers: write such na
 marked (restart) take effect when the service starts; `status` names them while they wait.
 
 A budget on a quantity that the board cannot measure is an error at start that names the key. For that reason
-`temperature_max` and `power_max` are null until you set them: `edgetune doctor` says what this board measures. With
+`temperature_max`, `power_max` and `round_energy_max` are null until you set them: `edgetune doctor` says what this board measures. With
 `estimate: true` power is estimated from CPU use, and every number that rests on it says "estimated".
 """

@@ -198,7 +198,7 @@ class Daemon:
         """A budget that this board cannot measure would withhold every round for ever; say so at once."""
         supported = await asyncio.to_thread(self.sensors.supported)
         problems = [
-            f"{settings.budget_key(quantity)} is set, but this board cannot measure {quantity.value}: {why}"
+            f"{settings.budget_key(quantity, config)} is set, but this board cannot measure {quantity.value}: {why}"
             for quantity in budget.budgeted(configuration.limits(config))
             if quantity is not Quantity.TRAINER_RSS_MIB and (why := unmeasured(supported.get(quantity)))
         ]
@@ -296,7 +296,7 @@ class Daemon:
         )
         self.want = await self.consider(self._manual)
         before = self.rounds.machine.state
-        await self.rounds.tick(self.verdict, self.want)
+        await self.rounds.tick(self.verdict, self.want, reading.value(Quantity.POWER_W))
         now = self.rounds.machine.state
         if now is not before and now not in (RoundState.IDLE, RoundState.HELD):
             self._manual = None  # it was begun, well or badly

@@ -158,6 +158,7 @@ class RoundRecords:
         message: str,
         decision: GateDecision | None,
         trained_s: float,
+        trained_j: float | None,
         ended_service_s: float,
         is_consumed: bool,
     ) -> None:
@@ -174,6 +175,7 @@ class RoundRecords:
                 candidate_version=spec.candidate_version,
                 base_version=spec.base_version,
                 trained_s=round(trained_s, 3),
+                trained_j=None if trained_j is None else round(trained_j, 1),
                 decision=decision,
                 summary=summary,
             )

@@ -33,6 +33,9 @@ class Trainer(Protocol):
     def set_duty(self, duty: float) -> None:
         """Pace it."""
 
+    def set_energy(self, joules: float) -> None:
+        """Tell it what the board has used since it was started."""
+
     def pause(self) -> None:
         """SIGSTOP."""
 
@@ -58,6 +61,7 @@ class RoundSettings:
     serving_threads: int
     versions_kept: int
     round_time_max_s: float
+    round_energy_max_j: float | None
     paused_max_s: float
     spec_max_age_s: float
     stall_s: float

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
+from edgetune import units
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.promotion import Promotion
@@ -20,6 +21,7 @@ from edgetune.daemon.serving import Serving
 from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
 from edgetune.decide.trigger import Want
+from edgetune.device.energy import EnergyMeter
 from edgetune.errors import EdgetuneError, NoSamplesError
 from edgetune.store.history import History
 from edgetune.store.models import Models
@@ -60,12 +62,14 @@ class Rounds:
         self.want: Want | None = None
         self.trainer: Trainer | None = None
         self.trained_s = 0.0
+        self.trained_j: float | None = None  # by the whole board meanwhile; None: nothing here measures power
         self.failures = 0
         self.cooldown_ends_s = 0.0  # in service time
         self._entered_s = clock.now_s()
         self._last_tick_s = clock.now_s()
         self._spec_written_s = 0.0  # in service time
         self._memory_stops = 0
+        self._meter = EnergyMeter()
         self._sent_duty: float | None = None
         self._promotion = Promotion(models=models, records=records, store=store, serving=serving)
         self._event = Event(kind=EventKind.UNWANTED)  # the one whose actions are performed
@@ -97,18 +101,30 @@ class Rounds:
         """Whether a trainer process exists."""
         return self.trainer is not None
 
-    async def tick(self, verdict: Verdict, want: Want) -> None:
-        """Turn what has happened since the last tick into events and take them."""
+    async def tick(self, verdict: Verdict, want: Want, power_w: float | None) -> None:
+        """Turn what has happened since the last tick into events and take them; `power_w` is the board's now."""
         if self._fault is not None:
             raise self._fault
         async with self._lock:
+            self._count(power_w)
             await self._look(verdict, want)
+
+    def _count(self, power_w: float | None) -> None:
+        """The time that was trained, and what the board used meanwhile."""
+        now_s = self._clock.now_s()
+        last_s, self._last_tick_s = self._last_tick_s, now_s
+        if self.machine.state is not RoundState.TRAINING:
+            self._meter.rest()
+            return
+        self.trained_s += now_s - last_s
+        used_j = self._meter.add(power_w, now_s)
+        if self._meter.joules is not None:
+            self.trained_j = (self.trained_j or 0.0) + used_j
+            if self.trainer is not None:
+                self.trainer.set_energy(self._meter.joules)
 
     async def _look(self, verdict: Verdict, want: Want) -> None:
         now_s = self._clock.now_s()
-        if self.machine.state is RoundState.TRAINING:
-            self.trained_s += now_s - self._last_tick_s
-        self._last_tick_s = now_s
         before = self.machine.state
         while not self._arrived.empty():
             await self._take_arrived(*self._arrived.get_nowait())
@@ -143,6 +159,8 @@ class Rounds:
             return Event(
                 kind=EventKind.DEADLINE_PASSED, reason=f"trained for {self.trained_s:.0f} s (budgets.round_time_max)"
             )
+        if state in (RoundState.TRAINING, RoundState.PAUSED) and (spent := self._spent()):
+            return Event(kind=EventKind.DEADLINE_PASSED, reason=spent)
         if state is RoundState.TRAINING and self.trainer is not None:
             silent_s = self.trainer.silent_s()
             if silent_s > limits.stall_s:
@@ -165,10 +183,19 @@ class Rounds:
             return Event(kind=EventKind.SPEC_EXPIRED, reason="its samples are too old (budgets.spec_max_age)")
         if self.trained_s > limits.round_time_max_s:
             return Event(kind=EventKind.SPEC_EXPIRED, reason="its training time is used up (budgets.round_time_max)")
+        if spent := self._spent():
+            return Event(kind=EventKind.SPEC_EXPIRED, reason=spent)
         if self._memory_stops >= _MEMORY_STOPS_MAX:
             reason = f"stopped {self._memory_stops} times for memory; lower training.batch_size or raise the budget"
             return Event(kind=EventKind.SPEC_EXPIRED, reason=reason)
         return None
+
+    def _spent(self) -> str:
+        """Whether the round's energy is used up, in words."""
+        limit_j = self.settings.round_energy_max_j
+        if limit_j is None or self.trained_j is None or self.trained_j <= limit_j:
+            return ""
+        return f"the board used {units.show(self.trained_j, 'energy')} while it trained (budgets.round_energy_max)"
 
     def _resumes_in_s(self, now_s: float) -> float:
         """A stop for memory frees it, so an immediate restart would be stopped again: wait, longer each time."""
@@ -225,6 +252,7 @@ class Rounds:
                 "state": self.machine.state.value,
                 "is_cancelled": self.machine.is_cancelled,
                 "trained_s": self.trained_s,
+                "trained_j": self.trained_j,
                 "memory_stops": self._memory_stops,
                 "spec_written_s": self._spec_written_s,
                 "failures": self.failures,
@@ -240,7 +268,7 @@ class Rounds:
         if manifest is None:
             raise NoSamplesError("no model is served, so there is nothing to start from")
         self.spec = None  # should writing it fail, no former round is blamed
-        self.trained_s, self._memory_stops = 0.0, 0
+        self.trained_s, self.trained_j, self._memory_stops = 0.0, None, 0
         self._promotion.forget()
         self._spec_written_s = self._time.now_s()
         limits = self.settings
@@ -261,7 +289,7 @@ class Rounds:
         trainer = self._make_trainer()
         directory = self.records.directory(self.spec.round_id)
         await trainer.start(directory, nice=self.settings.nice, oom_score_adj=self.settings.oom_score_adj)
-        self.trainer, self._sent_duty = trainer, None
+        self.trainer, self._sent_duty, self._meter = trainer, None, EnergyMeter()
         self._spawn(self._await_exit(trainer, self.spec.round_id))
 
     async def _await_exit(self, trainer: Trainer, round_id: int) -> None:
@@ -343,6 +371,7 @@ class Rounds:
             message=ending.reason,
             decision=self._promotion.decision,
             trained_s=self.trained_s,
+            trained_j=self.trained_j,
             ended_service_s=self._time.now_s(),
             is_consumed=is_promoted or is_refused,
         )
@@ -374,6 +403,7 @@ class Rounds:
         self._spec_written_s = self._time.now_s()
         if self.spec is not None and saved.get("round_id") == self.spec.round_id:
             self.trained_s = float(saved["trained_s"])
+            self.trained_j = saved.get("trained_j")
             self._memory_stops = int(saved["memory_stops"])
             self._spec_written_s = float(saved["spec_written_s"])
         else:

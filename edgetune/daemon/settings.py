@@ -27,8 +27,10 @@ _BUDGET_KEYS = {
 }
 
 
-def budget_key(quantity: Quantity) -> str:
-    """The key that sets the budget of a quantity."""
+def budget_key(quantity: Quantity, config: Config) -> str:
+    """The key that sets the budget which needs a quantity."""
+    if quantity is Quantity.POWER_W and config.budgets.power_max is None:
+        return "budgets.round_energy_max"
     return _BUDGET_KEYS[quantity]
 
 
@@ -112,6 +114,7 @@ def round_settings(config: Config) -> RoundSettings:
         serving_threads=configuration.serving_threads(config),
         versions_kept=config.serving.versions_kept,
         round_time_max_s=budgets.round_time_max,
+        round_energy_max_j=budgets.round_energy_max,
         paused_max_s=budgets.paused_max,
         spec_max_age_s=budgets.spec_max_age,
         stall_s=budgets.stall,

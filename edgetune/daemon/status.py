@@ -100,6 +100,8 @@ def last_round(row: dict[str, Any] | None) -> dict[str, Any] | None:
         "reasons": decision.get("reasons") or ([row["message"]] if row["message"] else []),
         "warnings": decision.get("warnings") or [],
         "ended_at_s": row["ended_at_s"],
+        "trained_s": details.get("trained_s"),
+        "trained_j": details.get("trained_j"),
         **details.get("summary", {}),
     }
 

@@ -45,8 +45,14 @@ def rules(limits: Limits) -> tuple[_Rule, ...]:
 
 
 def budgeted(limits: Limits) -> tuple[Quantity, ...]:
-    """The quantities that have a limit, so that the daemon can ask at start whether this board measures them."""
-    return tuple(rule.quantity for rule in rules(limits))
+    """The quantities that a limit needs, so that the daemon can ask at start whether this board measures them."""
+    found = tuple(rule.quantity for rule in rules(limits))
+    return (*found, Quantity.POWER_W) if _is_metered(limits) and Quantity.POWER_W not in found else found
+
+
+def _is_metered(limits: Limits) -> bool:
+    """Whether the sum of the power is budgeted."""
+    return limits.round_energy_max_j is not None
 
 
 def judge(reading: Reading, limits: Limits, last: Verdict, *, is_training: bool, withheld: str = "") -> Verdict:
@@ -77,6 +83,9 @@ def judge(reading: Reading, limits: Limits, last: Verdict, *, is_training: bool,
         duty = min(duty, rule_duty)
         if _ORDER.index(found) > _ORDER.index(kind):
             kind, breach = found, rule.breach
+    if _is_metered(limits) and limits.power_max_w is None and reading.value(Quantity.POWER_W) is None:
+        kind, breach = max((kind, breach), (VerdictKind.PAUSE, BreachKind.TOO_HUNGRY), key=lambda x: _ORDER.index(x[0]))
+        reasons.append(f"power_w unknown ({_why_unknown(reading, Quantity.POWER_W)}) and the round's energy is limited")
     for reason in filter(None, (withheld, _outside(limits.hours, reading.local_minute))):
         reasons.append(reason)
         if _ORDER.index(kind) < _ORDER.index(VerdictKind.PAUSE):
@@ -96,10 +105,8 @@ def _apply(
     name = rule.quantity.value
     value = reading.value(rule.quantity)
     if value is None:
-        measurement = reading.values.get(rule.quantity)
-        why = measurement.why_unknown if measurement is not None else "no sensor"
         kind = VerdictKind.PAUSE if rule.kind is VerdictKind.THROTTLE else rule.kind
-        return kind, 0.0, f"{name} unknown ({why or 'no reason given'}) limit={limit:g}"
+        return kind, 0.0, f"{name} unknown ({_why_unknown(reading, rule.quantity)}) limit={limit:g}"
     words = f"{name} value={value:.4g} limit={limit:g}"
     if rule.quantity is Quantity.CPU_SHARE:
         return _pace(value, limit, last_duty if last_duty > 0 else 0.5, words)
@@ -115,6 +122,11 @@ def _apply(
         # Heat and watts follow the duty, so slow down before the limit is reached.
         return VerdictKind.THROTTLE, max(DUTY_MIN, room / band), words
     return VerdictKind.RUN, 1.0, ""
+
+
+def _why_unknown(reading: Reading, quantity: Quantity) -> str:
+    measurement = reading.values.get(quantity)
+    return (measurement.why_unknown if measurement is not None else "no sensor") or "no reason given"
 
 
 def _pace(value: float, limit: float, last_duty: float, words: str) -> tuple[VerdictKind, float, str]:

@@ -128,13 +128,20 @@ class TrainerProcess:
 
     def set_duty(self, duty: float) -> None:
         """Pace the trainer: the share of the time it may compute, above 0 up to 1."""
+        self._order({"duty": min(1.0, max(0.01, duty))})
+
+    def set_energy(self, joules: float) -> None:
+        """Tell the trainer what the board has used since it was started."""
+        self._order({"energy_j": round(joules, 1)})
+
+    def _order(self, order: Mapping[str, float]) -> None:
         process = self._process
         if process is None or process.stdin is None or self.pid is None or process.stdin.is_closing():
             return
         # A trainer that does not read leaves the pipe full; orders are then dropped rather than piled up without end.
         if process.stdin.transport.get_write_buffer_size() > _CHUNK_BYTES:
             return
-        process.stdin.write(json.dumps({"duty": min(1.0, max(0.01, duty))}).encode() + b"\n")
+        process.stdin.write(json.dumps(order).encode() + b"\n")
 
     def pause(self) -> None:
         """Freeze it: gives back CPU, heat and watts, no memory."""

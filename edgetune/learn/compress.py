@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
 from edgetune.learn.control import Control, SilentControl
@@ -56,6 +57,7 @@ class Goal:
     trial_epochs: float = 4  # most epochs of one trial of "steps"; "dapr" gives each its full retraining
     epochs_max: float | None = None  # over everything; None: no bound
     seconds_max: float | None = None  # likewise; a trial under way is finished
+    joules_max: float | None = None  # likewise, of the whole board; needs a control that knows them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ class Outcome:
     points: list[Point] = field(default_factory=list)  # every trial, in order
     epochs: float = 0.0  # over everything
     seconds: float = 0.0
+    joules: float | None = None  # of the whole board; None: nothing measures them
     stopped_by: str = ""  # why the search ended
 
 
@@ -184,6 +187,7 @@ class _Search:
         self._settle_order()
         self._settle_layout()
         self._began_s = time.monotonic() - float(self._state.facts["seconds"])
+        self._joules_before: float | None = self._state.facts["joules"]
         self._rankings: dict[str, Ranking] = {}
 
     def _settle_order(self) -> None:
@@ -205,8 +209,14 @@ class _Search:
         self._tuner.layout = Layout(**facts["layout"])
         self._tuner.place(self._given)
 
+    def _joules(self) -> float | None:
+        """Of all starts of this search."""
+        before, since = self._joules_before, self._control.energy_j
+        return before if since is None else (before or 0.0) + since
+
     def _write_state(self) -> None:
         self._state.facts["seconds"] = round(time.monotonic() - self._began_s, 1)
+        self._state.facts["joules"] = self._joules()
         self._state.write()
 
     def _kept(self, name: str | None) -> Network | None:
@@ -283,6 +293,8 @@ class _Search:
             return f"{goal.epochs_max:g} epochs are spent"
         if goal.seconds_max is not None and time.monotonic() - self._began_s >= goal.seconds_max:
             return f"{goal.seconds_max:g} s are spent"
+        if goal.joules_max is not None and (self._joules() or 0.0) >= goal.joules_max:
+            return f"{units.show(goal.joules_max, 'energy')} are spent"
         return ""
 
     def _trial_epochs(self) -> float:
@@ -424,6 +436,7 @@ class _Search:
             points=[Point(**trial) for trial in self._state.trials],
             epochs=self._state.facts["epochs"],
             seconds=round(time.monotonic() - self._began_s, 1),
+            joules=self._joules(),
             stopped_by=stopped_by,
         )
 
@@ -431,7 +444,7 @@ class _Search:
 def _digest(network: Network, material: Material, recipe: Recipe, goal: Goal) -> str:
     """Of what the trials depend on: another network, other images or another goal start anew; more time goes on."""
     total = hashlib.sha256(to_json(recipe))
-    total.update(json.dumps(asdict(replace(goal, epochs_max=None, seconds_max=None))).encode())
+    total.update(json.dumps(asdict(replace(goal, epochs_max=None, seconds_max=None, joules_max=None))).encode())
     total.update(json.dumps([material.classes, asdict(material.preprocess)], default=list).encode())
     for data in (material.training, material.validation):
         total.update(data.sample_ids.tobytes())

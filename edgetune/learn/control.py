@@ -19,7 +19,11 @@ class StopAskedError(Exception):
 
 class Control:
     """
-    The one object that a round talks to. `duty` and `stop` may be set from another thread or a signal handler.
+    The one object that a round talks to. What is set here may be set from another thread or a signal handler.
+
+    Attributes:
+        duty: the share of the time in which the trainer may compute.
+        energy_j: what the board has used since this process was started, in joules; None: nothing here measures it.
 
     Args:
         output: gets one JSON object a line.
@@ -39,6 +43,7 @@ class Control:
         self._said_at_s = float("-inf")
         self._phase = "load"
         self.duty = 1.0
+        self.energy_j: float | None = None
         self.is_stop_asked = False
 
     def stop(self) -> None:
@@ -81,13 +86,15 @@ class Control:
             self._sleep(min(left_s, _NAP_S))
 
     def obey(self, order: str) -> None:
-        """Take one line of stdin: {"duty": 0.5}. What is not an order is not obeyed."""
+        """Take one line of stdin: {"duty": 0.5} or {"energy_j": 1200.0}. What is not an order is not obeyed."""
         try:
             plain = json.loads(order)
         except ValueError:
             return
         if isinstance(plain, Mapping) and isinstance(plain.get("duty"), (int, float)):
             self.duty = float(plain["duty"])
+        if isinstance(plain, Mapping) and isinstance(plain.get("energy_j"), (int, float)):
+            self.energy_j = float(plain["energy_j"])
 
 
 class SilentControl(Control):

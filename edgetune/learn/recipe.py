@@ -254,6 +254,7 @@ class _Round:
             strategy=recipe.search,
             trial_epochs=recipe.trial_epochs,
             seconds_max=recipe.search_time_max_s,
+            joules_max=recipe.search_energy_max_j,
             epochs_max=None if recipe.max_steps is None else recipe.max_steps / self._tuner.epoch_steps,
         )
         material = Material(
@@ -278,6 +279,7 @@ class _Round:
             "base": asdict(outcome.base),
             "trials": [asdict(point) for point in outcome.points],
             "epochs": outcome.epochs,
+            "joules": outcome.joules,
             "stopped_by": outcome.stopped_by,
         }
         is_smaller = outcome.best is not outcome.base

@@ -21,7 +21,7 @@ class SearchState:
 
     Attributes:
         trials: every trial so far, as JSON.
-        facts: what was settled on the way: "epochs" and "seconds" spent, "base", "layout", "best" (which directory),
+        facts: what was settled on the way: "epochs", "seconds" and "joules" spent, "base", "layout", "best" (which directory),
             "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way),
             "pruned_first" (why, or nothing) and "scoring_batch": see `Tuner.prunes_first`.
     """
@@ -34,6 +34,7 @@ class SearchState:
         self.facts: dict[str, Any] = {
             "epochs": 0.0,
             "seconds": 0.0,
+            "joules": None,
             "base": None,
             "layout": None,
             "best": None,

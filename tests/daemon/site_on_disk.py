@@ -6,7 +6,9 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import yaml
 from fakes import FakeClock, FakeSensors, FakeTrainer, picture, publish_factory
 
 from edgetune import config as configuration
@@ -31,11 +33,14 @@ budgets: {interval: 1s, stall: 60s, stop_grace: 30s, round_time_max: 10min, paus
 """
 
 
-def write_config(root: Path, new_samples: int = 20) -> Path:
-    """config.yaml with everything below `root`."""
+def write_config(root: Path, new_samples: int = 20, budgets: str = "") -> Path:
+    """config.yaml with everything below `root`; `budgets` are set on top of the others."""
     path = root / "config.yaml"
     paths = f'paths: {{state_dir: "{root}/state", runtime_dir: "{root}/run"}}\n'
-    path.write_text(paths + CONFIG.replace("new_samples: 20", f"new_samples: {new_samples}"))
+    config: dict[str, Any] = yaml.safe_load(CONFIG)
+    config["triggers"]["new_samples"] = new_samples
+    config["budgets"].update(yaml.safe_load(f"{{{budgets}}}"))
+    path.write_text(paths + yaml.safe_dump(config))
     return path
 
 
@@ -63,14 +68,19 @@ class Site:
     """A daemon on fakes, with hands on its world."""
 
     def __init__(
-        self, root: Path, *, new_samples: int = 20, make_trainer: Callable[[FakeClock], FakeTrainer] = FakeTrainer
+        self,
+        root: Path,
+        *,
+        new_samples: int = 20,
+        budgets: str = "",
+        make_trainer: Callable[[FakeClock], FakeTrainer] = FakeTrainer,
     ) -> None:
         self.root, self.clock = root, FakeClock()
         self.sensors = FakeSensors(self.clock)
         self.trainers: list[FakeTrainer] = []
         if not (root / "state" / "models").exists():
             publish_factory(root / "state")
-        path = write_config(root, new_samples)
+        path = write_config(root, new_samples, budgets)
         self.daemon = Daemon(configuration.load(path), path, clock=self.clock, sensors=self.sensors)
 
         def make() -> FakeTrainer:

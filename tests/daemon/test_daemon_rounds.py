@@ -164,6 +164,46 @@ def test_a_budget_on_what_the_board_cannot_measure_is_an_error_at_start(tmp_path
     run(play())
 
 
+def test_a_limit_on_energy_that_cannot_be_measured_is_an_error_at_start(tmp_path: Path) -> None:
+    """It names the key that was set, not the one for watts."""
+
+    async def play() -> None:
+        site = Site(tmp_path, budgets="round_energy_max: 20Wh")
+        site.sensors.values[Quantity.POWER_W] = None
+        with pytest.raises(SensorError, match=r"budgets\.round_energy_max is set"):
+            await site.daemon.open()
+
+    run(play())
+
+
+def test_a_round_ends_when_its_energy_is_used_up_however_often_it_was_interrupted(tmp_path: Path) -> None:
+    """4 W for two hours of training are 8 Wh; the trainer knows what it has used, pauses are not counted."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        long = "round_energy_max: 8Wh, round_time_max: 1d, paused_max: 1d, stall: 1d"
+        async with Site(tmp_path, make_trainer=held, budgets=long) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            await site.tick(60, seconds=60)
+            assert site.trainers[0].energy_j == pytest.approx(4 * 3600, rel=0.03)
+        async with Site(tmp_path, make_trainer=held, budgets=long) as site:
+            await site.until(S.TRAINING)
+            assert site.daemon.rounds.trained_j == pytest.approx(4 * 3600, rel=0.03)
+            site.daemon.is_paused = True
+            await site.tick(60, seconds=60)
+            assert site.state is S.PAUSED
+            site.daemon.is_paused = False
+            await site.tick(50, seconds=60)
+            assert site.state is S.TRAINING
+            await site.until(S.COOLDOWN, seconds=60)
+            last = (await site.daemon.status())["last_round"]
+            assert "Wh while it trained (budgets.round_energy_max)" in last["message"]
+            assert last["trained_j"] == pytest.approx(8 * 3600, rel=0.05)
+
+    run(play())
+
+
 def test_a_silent_trainer_is_killed_and_the_round_recorded(tmp_path: Path) -> None:
     """No heartbeat for `stall`; paused time would not count."""
 

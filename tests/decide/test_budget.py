@@ -68,6 +68,16 @@ def test_unknown_is_over_budget(quantity: Quantity) -> None:
     assert any("gone" in reason for reason in verdict.reasons)
 
 
+def test_a_limit_on_energy_needs_the_power_to_be_known() -> None:
+    """No limit on watts: any power will do, and none will not."""
+    limits = Limits(round_energy_max_j=3600)
+    assert budgeted(limits) == (Quantity.POWER_W,)
+    assert judge(reading(power_w=900), limits, RUN, is_training=True) == RUN
+    verdict = judge(reading(power_w=None), limits, RUN, is_training=True)
+    assert (verdict.kind, verdict.breach) == (VerdictKind.PAUSE, BreachKind.TOO_HUNGRY)
+    assert verdict.reasons == ("power_w unknown (gone) and the round's energy is limited",)
+
+
 def test_a_quantity_without_a_limit_is_not_looked_at() -> None:
     """No limit, no verdict, known or not."""
     assert judge(reading(soc_temp_c=None, power_w=900), Limits(), RUN, is_training=True) == RUN

@@ -150,6 +150,15 @@ def test_orders_arrive_as_json_lines(tmp_path: Path) -> None:
     assert json.loads(play(tmp_path, "orders", order)[1].message) == {"duty": 0.25}
 
 
+def test_it_hears_what_the_board_has_used(tmp_path: Path) -> None:
+    """In joules."""
+
+    async def order(trainer: TrainerProcess) -> None:
+        trainer.set_energy(1234.56)
+
+    assert json.loads(play(tmp_path, "orders", order)[1].message) == {"energy_j": 1234.6}
+
+
 def test_orders_to_a_trainer_that_is_gone_are_dropped(tmp_path: Path) -> None:
     """It may end at any moment; no order raises then."""
     trainer, _ = play(tmp_path, "publish")

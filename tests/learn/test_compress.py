@@ -377,6 +377,28 @@ def test_no_trial_begins_once_the_epochs_are_spent(given: Network, tmp_path: Pat
     check_whole(one.outcome, given)
 
 
+def test_no_trial_begins_once_the_energy_is_spent_and_a_kill_does_not_give_it_back(
+    given: Network, tmp_path: Path
+) -> None:
+    """100 J are used by each of two starts of one search; 150 J are allowed."""
+    material, found = easy_material(), None
+    for stops_in_told in (True, False):
+        control = RecordingControl(stop_after=[])
+        control.energy_j = 100.0
+
+        def told(_: Point, control: RecordingControl = control, *, stops: bool = stops_in_told) -> None:
+            if stops:
+                control.stop()
+
+        goal = replace(GOAL, joules_max=150.0, epochs_max=None)
+        with contextlib.suppress(StopAskedError):
+            found = compress(given, material, RECIPE, goal, work=tmp_path, control=control, told=told)
+    assert found is not None
+    assert found.joules == 200.0
+    assert len(found.points) == 1
+    assert "0.0417Wh are spent" in found.stopped_by
+
+
 @pytest.mark.parametrize("epochs_max", [3, 4, 5, 6, 7, 8, 20])
 def test_no_more_epochs_are_spent_than_allowed(given: Network, tmp_path: Path, epochs_max: int) -> None:
     """Tuning, trials and the retraining of what they find are all in the bound."""

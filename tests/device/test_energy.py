@@ -1,0 +1,78 @@
+"""Joules from readings of power."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from fakes import FakeSensors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.clock import SystemClock
+from edgetune.device.energy import EnergyMeter, PowerWatch
+from edgetune.types import Quantity
+
+
+def test_nothing_is_known_before_the_second_reading() -> None:
+    """One reading covers no time."""
+    meter = EnergyMeter()
+    assert meter.add(10.0, 0.0) == 0
+    assert meter.joules is None
+    assert meter.add(20.0, 2.0) == 30.0  # the mean of both ends, two seconds
+    assert meter.joules == 30.0
+
+
+def test_what_nobody_measured_is_counted_as_time_and_not_as_nothing() -> None:
+    """A sensor that fails for a while leaves a hole of known length."""
+    meter = EnergyMeter()
+    for at_s, power_w in ((0, 5.0), (1, 5.0), (2, None), (3, 5.0), (4, 5.0)):
+        meter.add(power_w, at_s)
+    assert meter.joules == 10.0
+    assert meter.unmetered_s == 2.0
+
+
+def test_a_rest_and_a_long_gap_are_not_counted() -> None:
+    """A paused trainer, and a board that slept."""
+    meter = EnergyMeter()
+    meter.add(5.0, 0)
+    meter.add(5.0, 1)
+    meter.rest()
+    meter.add(5.0, 30)
+    assert meter.joules == 5.0
+    meter.add(5.0, 31)
+    meter.add(5.0, 31 + 3600)
+    assert meter.joules == 10.0
+
+
+@given(st.lists(st.floats(0, 200), min_size=2, max_size=30), st.floats(0.1, 10))
+def test_steady_steps_sum_to_the_area(powers: list[float], step_s: float) -> None:
+    """Against the area under the curve, computed at once."""
+    meter = EnergyMeter()
+    used = sum(meter.add(power, i * step_s) for i, power in enumerate(powers))
+    area = step_s * (sum(powers) - (powers[0] + powers[-1]) / 2)
+    assert used == pytest.approx(area, abs=1e-6)
+    assert meter.joules == pytest.approx(used, abs=1e-9)
+
+
+def watch(power_w: float | None) -> tuple[list[float], float]:
+    """What a watch on a board of that power tells, and how many seconds it watched."""
+    told: list[float] = []
+    sensors = FakeSensors(SystemClock())  # type: ignore[arg-type]
+    sensors.values[Quantity.POWER_W] = power_w
+    began_s = time.monotonic()
+    with PowerWatch(sensors, told.append, interval_s=0.01):
+        time.sleep(0.1)
+    return told, time.monotonic() - began_s
+
+
+def test_a_steady_power_times_the_time() -> None:
+    """To the last reading, which comes at the end."""
+    told, seconds = watch(10.0)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(10 * seconds, rel=0.2)
+
+
+def test_an_unknown_power_tells_nothing() -> None:
+    """None is not 0 J."""
+    assert watch(None)[0] == []
