@@ -43,6 +43,7 @@ import torch
 
 from benchmarks.cells import Cell, append_cell, read_cells
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
+from benchmarks.served import cost_of, metered
 from benchmarks.stage import machine, say
 from edgetune.learn.control import SilentControl
 from edgetune.learn.criteria import Batch, make_criterion
@@ -80,6 +81,15 @@ class Site:
     training: LabelledImages
     validation: LabelledImages
     test: LabelledImages
+
+
+@dataclass
+class Spent:
+    """On one network, from the deployed one on."""
+
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    joules: float | None = None
 
 
 class Grid:
@@ -182,16 +192,16 @@ class Grid:
             part = order[start : start + BATCH]
             yield self._normaliser(data.images(part)), self._normaliser.labels(data.labels[part])
 
-    def finished(self, cell: Cell, network: Network, data: Site, began_s: float) -> Cell:
+    def finished(self, cell: Cell, network: Network, data: Site, spent: Spent) -> Cell:
         """Measure what came out."""
-        seconds, peak = time.monotonic() - began_s, peak_mib()
+        served = cost_of(network, PREPROCESS, threads=1)
         parameters = count_parameters(network.module)
         (mine,), base = self._stopwatch.latencies([network])
         return replace(
             cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole), 2),
             macs=count_macs(network.module, 32, 32), validation=self.top1(network, data.validation),
             test=self.top1(network, data.test), latency_ms=round(mine.median_ms, 4), base_ms=round(base.median_ms, 4),
-            seconds=round(seconds, 1), peak_mib=peak,
+            seconds=round(spent.seconds, 1), peak_mib=spent.peak_mib, joules=spent.joules, served_mib=served.memory_mib, served_joules=served.joules,
         )  # fmt: skip
 
     def top1(self, network: Network, data: LabelledImages) -> float:
@@ -216,65 +226,77 @@ class Grid:
         """Train and measure one."""
         data = self.site(cell.subset, cell.seed)
         if cell.arm == "unpruned":
-            return self.finished(cell, self._base, data, begin())
+            return self.finished(cell, self._base, data, Spent(peak_mib=peak_mib()))
         if cell.arm == "unpruned+site":
             return self._unpruned_site(cell, data)
         if cell.arm in {"agnostic", "agnostic:all"}:
             most = self._most if cell.arm == "agnostic" else None
-            return self._measured(cell, self._agnostic(cell.level, cell.seed, most), data)
+            network, spent = self._agnostic(cell.level, cell.seed, most)
+            return self.finished(cell, network, data, spent)
         if cell.arm == "agnostic+site":
             return self._agnostic_site(cell, data)
         return self._aware(cell, self._tuned(cell.subset, cell.seed), cell.arm.partition(":")[2], data)
 
     def _unpruned_site(self, cell: Cell, data: Site) -> Cell:
-        began_s = begin()
         network = copy.deepcopy(self._base)
-        self.train(
-            network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=self._paper.milestones
-        )
-        return self.finished(cell, network, data, began_s)
+        with spending() as spent:
+            self.train(
+                network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed,
+                milestones=self._paper.milestones,
+            )  # fmt: skip
+        return self.finished(cell, network, data, spent)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
-    def _tuned(self, subset: str, seed: int) -> tuple[Network, float]:
-        began_s = begin()
-        network = copy.deepcopy(self._base)
-        self.train(network, self.site(subset, seed), epochs=self._epochs[0], name="tune", seed=seed, milestones=())
-        return network, time.monotonic() - began_s
+    def _tuned(self, subset: str, seed: int) -> tuple[Network, Spent]:
+        network, data = copy.deepcopy(self._base), self.site(subset, seed)
+        with spending() as spent:
+            self.train(network, data, epochs=self._epochs[0], name="tune", seed=seed, milestones=())
+        return network, spent
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
-    def _agnostic(self, level: float, seed: int, most: int | None) -> tuple[Network, float, float]:
-        began_s = begin()
+    def _agnostic(self, level: float, seed: int, most: int | None) -> tuple[Network, Spent]:
         archive = self._archive
         everything = Site(
             archive.samples("train", archive.classes, range(400), most=most, seed=seed),
             archive.samples("train", archive.classes, range(400, 500), most=VALIDATED_MOST),
             archive.samples("test", archive.classes, range(1)),
         )
-        network = self.cut(copy.deepcopy(self._base), "l1", everything.training, level, seed)
-        self.train(
-            network, everything, epochs=sum(self._epochs), name="retrain", seed=seed, milestones=AGNOSTIC_STEPPED
-        )
-        return network, time.monotonic() - began_s, peak_mib()
-
-    def _measured(self, cell: Cell, trained: tuple[Network, float, float], data: Site) -> Cell:
-        network, seconds, peak = trained
-        return replace(self.finished(cell, network, data, time.monotonic()), seconds=round(seconds, 1), peak_mib=peak)
+        with spending() as spent:
+            network = self.cut(copy.deepcopy(self._base), "l1", everything.training, level, seed)
+            self.train(
+                network, everything, epochs=sum(self._epochs), name="retrain", seed=seed, milestones=AGNOSTIC_STEPPED
+            )
+        return network, spent
 
     def _agnostic_site(self, cell: Cell, data: Site) -> Cell:
-        began_s = begin()
-        network = self.cut(copy.deepcopy(self._base), "l1", data.training, cell.level, cell.seed)
-        self.train(
-            network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed, milestones=self._paper.milestones
-        )
-        return self.finished(cell, network, data, began_s)
+        with spending() as spent:
+            network = self.cut(copy.deepcopy(self._base), "l1", data.training, cell.level, cell.seed)
+            self.train(
+                network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed,
+                milestones=self._paper.milestones,
+            )  # fmt: skip
+        return self.finished(cell, network, data, spent)
 
-    def _aware(self, cell: Cell, tuned: tuple[Network, float], criterion: str, data: Site) -> Cell:
-        began_s = begin() - tuned[1]
-        network = self.cut(copy.deepcopy(tuned[0]), criterion, data.training, cell.level, cell.seed)
-        self.train(
-            network, data, epochs=self._epochs[1], name="retrain", seed=cell.seed, milestones=self._paper.milestones
-        )
-        return self.finished(cell, network, data, began_s)
+    def _aware(self, cell: Cell, tuned: tuple[Network, Spent], criterion: str, data: Site) -> Cell:
+        with spending(tuned[1]) as spent:
+            network = self.cut(copy.deepcopy(tuned[0]), criterion, data.training, cell.level, cell.seed)
+            self.train(
+                network, data, epochs=self._epochs[1], name="retrain", seed=cell.seed,
+                milestones=self._paper.milestones,
+            )  # fmt: skip
+        return self.finished(cell, network, data, spent)
+
+
+@contextlib.contextmanager
+def spending(before: Spent | None = None) -> Iterator[Spent]:
+    """Count what is spent in this context, on top of what was before."""
+    before = before or Spent()
+    spent, began_s = Spent(), begin()
+    with metered() as used:
+        yield spent
+    spent.seconds = before.seconds + time.monotonic() - began_s
+    spent.peak_mib = max(before.peak_mib, peak_mib())
+    spent.joules = None if used.joules is None else (before.joules or 0.0) + used.joules
 
 
 def begin() -> float:

@@ -138,16 +138,36 @@ def _summary(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 
 
 def _costs(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
-    rows = [("arm", "level", "removed", "MACs", "latency of the base", "seconds", "peak MiB")]
+    rows = [
+        (
+            "arm",
+            "level",
+            "removed",
+            "MACs",
+            "latency of the base",
+            "seconds",
+            "peak MiB",
+            "kJ",
+            "served MiB",
+            "mJ a prediction",
+        )
+    ]
     for arm in _arms(cells):
         for level in sorted({cell.level for cell in cells if cell.arm == arm}):
             mine = [cell for cell in cells if cell.arm == arm and cell.level == level]
             rows.append((
                 arm, f"{level:g} %", f"{mean(c.removed for c in mine):.1f} %", f"{mean(c.macs for c in mine) / 1e6:.1f} M",
                 f"{mean(c.latency_ms / c.base_ms for c in mine):.2f}x", f"{mean(c.seconds for c in mine):.0f}",
-                f"{max(c.peak_mib for c in mine):.0f}",
+                f"{max(c.peak_mib for c in mine):.0f}", _mean([c.joules for c in mine], 1e-3),
+                _mean([c.served_mib for c in mine]), _mean([c.served_joules for c in mine], 1e3),
             ))  # fmt: skip
     return rows
+
+
+def _mean(values: Sequence[float | None], factor: float = 1.0) -> str:
+    """Of those that were measured."""
+    known = [factor * value for value in values if value is not None]
+    return f"{mean(known):.1f}" if known else "-"
 
 
 def not_run(cells: Sequence[Cell]) -> list[str]:

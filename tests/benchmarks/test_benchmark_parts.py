@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, append_cell, read_cells
 from benchmarks.cifar import Archive, unpack
+from benchmarks.served import cost_of
 from benchmarks.train_base import RATES, Training, digest_of
 from benchmarks.versus_torch_pruning import (
     LIBRARY,
@@ -25,6 +26,7 @@ from benchmarks.versus_torch_pruning import (
 )
 from edgetune.learn.importer import read_weights
 from edgetune.learn.network import new_network
+from edgetune.types import Preprocess
 
 CELL = Cell(
     net="cifar:resnet20", images="unseen", subset="aquatic", unit="latency", level=50.0, arm="edgetune", seed=0,
@@ -122,3 +124,26 @@ def test_another_length_or_seed_is_another_training() -> None:
     """A checkpoint of other epochs is not gone on with: its schedule was another."""
     digests = {digest_of(net, epochs, seed) for net in RATES for epochs in (1, 2) for seed in (0, 1)}
     assert len(digests) == 4 * len(RATES)
+
+
+def test_cells_that_were_written_before_a_column_was_added_are_kept(tmp_path: Path) -> None:
+    """The file gets the new header and every old row."""
+    path = tmp_path / "cells.csv"
+    append_cell(path, CELL)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line.rsplit(",", 3)[0] for line in lines) + "\n")
+    assert read_cells(path) == [CELL]
+    other = replace(CELL, seed=1, joules=12.5, served_mib=3.0)
+    append_cell(path, other)
+    assert read_cells(path) == [CELL, other]
+    assert path.read_text().splitlines()[0] == lines[0]
+
+
+def test_a_network_in_the_serving_engine_takes_memory() -> None:
+    """Of a fresh process; energy only where this board says."""
+    torch.manual_seed(0)
+    size = Preprocess(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    small, large = (
+        cost_of(new_network(f"cifar:{name}", 10), size, threads=1, seconds=0.1) for name in ("resnet20", "alexnet")
+    )
+    assert 0 < small.memory_mib < large.memory_mib
