@@ -221,7 +221,7 @@ class RoundState(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a round does to the weights, beside the samples. Defaults are config.yaml's."""
+    """What a round does to the weights, beside the samples. Defaults are those of config.yaml that stand for themselves."""
 
     criterion: str = "taylor"  # one of learn.criteria.CRITERIA, or "package.module:Class"
     level: float = 0.5  # share of the factory model's cost to remove; 0 only fine-tunes

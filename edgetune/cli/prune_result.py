@@ -173,7 +173,7 @@ def _pruning(outcome: Outcome, recipe: Recipe, latency_ratio: float) -> Pruning 
         criterion=recipe.criterion,
         level_asked=1 - best.share,
         level_achieved=1 - left[recipe.level_of],
-        round_to=recipe.round_to or 1,
+        round_to=outcome.network.describe().round_to(),
         level_of=recipe.level_of,
     )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,10 @@ class NetworkDescription:
     architecture: str
     num_classes: int
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # of those that pruning changed
+
+    def round_to(self) -> int:
+        """What the output channels of all changed layers are a multiple of; 0 where none was changed."""
+        return math.gcd(*(sizes["out_channels"] for sizes in self.layers.values() if "out_channels" in sizes))
 
     def to_json(self) -> str:
         """The text of network.json."""

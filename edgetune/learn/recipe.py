@@ -15,8 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,15 @@ import torch
 from torch import nn
 
 from edgetune.errors import ModelError, NoSamplesError, OneClassError
+from edgetune.learn.candidate import Candidate
 from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
-from edgetune.learn.data import Images, LabelledImages, load_samples
-from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
+from edgetune.learn.data import LabelledImages, load_samples
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import Layout, arrange
-from edgetune.learn.measure import ask, summarise
+from edgetune.learn.measure import ask
 from edgetune.learn.network import (
     Network,
     load_network,
@@ -42,13 +41,12 @@ from edgetune.learn.network import (
     widen_head,
 )
 from edgetune.learn.prune import check_prunable
-from edgetune.learn.reference import load_reference
 from edgetune.learn.schedules import settle
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
-from edgetune.serve.engine import Engine, time_interleaved
+from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
-from edgetune.store.models import publish, version_name
-from edgetune.types import AbsentClasses, Comparison, Cost, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
+from edgetune.store.models import version_name
+from edgetune.types import Cost, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
 from edgetune.wire import from_json, to_json
 
 JOURNAL_FILE = "journal.json"
@@ -284,11 +282,7 @@ class _Round:
         }
         is_smaller = outcome.best is not outcome.base
         if is_smaller:
-            widths = outcome.network.describe().layers.values()
-            self._journal["pruning"] = {
-                **asdict(outcome.best),
-                "round_to": math.gcd(*(w["out_channels"] for w in widths if "out_channels" in w)),
-            }
+            self._journal["pruning"] = {**asdict(outcome.best), "round_to": outcome.network.describe().round_to()}
         self._is_pruned = is_smaller
         self._write_journal()
         found = self._tuner.place(outcome.network)
@@ -327,48 +321,25 @@ class _Round:
         self._write_journal()
         return shape.network
 
-    # ------------------------------------------------------------------------------------------- measure, publish
-
     def publish(self, network: Network) -> Manifest:
         """Export, compare with the base in the serving engine, publish."""
-        spec, control = self._spec, self._control
-        network.module.to("cpu")
-        control.phase("export")
-        files = artefact_files(network, self._source.preprocess, control.beat)
-        manifest = self._draft(network, len(files["model.onnx"]))
-        staging = self._dir / "candidate"
-        stage(staging, files, manifest)
-        base = Engine.load(Path(spec.models_dir) / version_name(spec.base_version), threads=spec.serving_threads)
-        control.beat()
-        candidate = Engine.load(staging, threads=spec.serving_threads)
-        control.beat()
-        check_export(candidate, network, self._source.preprocess)
-        control.beat()
-        comparison = self._compare(base, candidate, manifest.cost)
-        manifest = replace(manifest, comparison=comparison, latency=comparison.candidate_latency)
-        shutil.rmtree(staging)
-        control.phase("publish")
-        publish(Path(spec.models_dir), spec.candidate_version, files, manifest)
-        published = published_manifest(spec)
+        candidate = Candidate(
+            self._spec,
+            directory=self._dir / "candidate",
+            base=self._base,
+            preprocess=self._source.preprocess,
+            pruning=self._pruning,
+            splits=self._splits,
+            timing_runs=self._recipe.timing_runs,
+            control=self._control,
+        )
+        candidate.publish(network)
+        published = published_manifest(self._spec)
         assert published is not None, "what was just published is there"
         return published
 
-    def _draft(self, network: Network, onnx_bytes: int) -> Manifest:
-        spec = self._spec
-        draft = draft_manifest(network, self._source.preprocess, spec.classes, onnx_bytes)
-        return replace(
-            draft,
-            version=spec.candidate_version,
-            kind=spec.kind.value,
-            parent=spec.base_version,
-            generation=spec.generation,
-            round_id=spec.round_id,
-            pruning=self._pruning(draft.cost),
-            samples_digest=spec.samples_digest,
-            sample_count=len(spec.samples),
-        )
-
     def _pruning(self, cost: Cost) -> Pruning | None:
+        """What the manifest says of the cut, once the candidate's cost is known."""
         if self._spec.kind is RoundKind.ADAPT:
             return self._base.pruning
         if not self._is_pruned:
@@ -385,46 +356,6 @@ class _Round:
             level_achieved=1 - left[recipe.level_of],
             round_to=found["round_to"],
             level_of=recipe.level_of,
-        )
-
-    def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:
-        control, holdout, classes = self._control, self._splits[Split.HOLDOUT], self._spec.classes
-        control.phase("measure")
-        before = ask(base.predict, base.classes, holdout, classes, control.beat)
-        after = ask(candidate.predict, candidate.classes, holdout, classes, control.beat)
-        control.phase("time")
-        # the third in turn is not timed for its own sake: it says that work is done, outside the others' time
-        turns: list[Engine | Callable[[Images], object]] = [base, candidate, lambda _: control.beat()]
-        latencies = time_interleaved(turns, selftest_images(self._source.preprocess), runs=self._recipe.timing_runs)
-        return Comparison(
-            base=summarise(before, holdout, classes),
-            candidate=summarise(after, holdout, classes),
-            only_base_correct=int((before.is_correct & ~after.is_correct).sum()),
-            only_candidate_correct=int((after.is_correct & ~before.is_correct).sum()),
-            base_latency=latencies[0],
-            candidate_latency=latencies[1],
-            base_cost=self._base.cost,
-            candidate_cost=cost,
-            new_classes=tuple(label for label in classes if label not in self._base.classes),
-            absent=self._ask_about_absent(base, candidate),
-        )
-
-    def _ask_about_absent(self, base: Engine, candidate: Engine) -> AbsentClasses | None:
-        """What both know of the classes that the training samples do not show, as far as reference images tell."""
-        classes, spec = self._spec.classes, self._spec
-        shown = {classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
-        absent = [label for label in classes if label not in shown]
-        if not absent:
-            return None
-        images = load_reference(Path(spec.reference_path), classes, absent, self._source.preprocess)
-        if images is None:
-            return AbsentClasses(classes=len(absent))
-        before, after = (ask(e.predict, e.classes, images, classes, self._control.beat) for e in (base, candidate))
-        return AbsentClasses(
-            classes=len(absent),
-            count=len(images),
-            base_correct=int(before.is_correct.sum()),
-            candidate_correct=int(after.is_correct.sum()),
         )
 
 
