@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_nets import TinyNet
 
-from edgetune.errors import ConfigError, LossNotFiniteError, NoGradientError
+from edgetune.errors import ConfigError, LossNotFiniteError, NoGradientError, NoSamplesError
 from edgetune.learn.criteria import CRITERIA, Batch, make_criterion
 from edgetune.learn.groups import CoupledGroup, find_groups
 
@@ -275,6 +275,23 @@ def test_a_gates_derivative_predicts_the_change_of_the_loss(net: nn.Module, batc
         layer_of(net, "head").weight[:, channel] *= 1 - step
     after = functional.cross_entropy(net(image), label).item()
     assert (before - after) / step == pytest.approx(derivative[channel], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_images_without_a_label_are_refused_by_what_asks_the_loss_and_taken_by_the_rest(
+    name: str, net: nn.Module
+) -> None:
+    """In a sentence that names what would do, and the network is as it was."""
+    groups, before = groups_of(net), copy.deepcopy(net.state_dict())
+    batches = [(images_of(4, 1), torch.tensor([0, -1, 1, -1]))]
+    if name in GRADIENT_CRITERIA:
+        with pytest.raises(NoSamplesError, match=f"2 of 4 images have no label, and {name} asks the loss") as caught:
+            make_criterion(name, seed=0).score(net, groups, batches)
+        assert "activation" in caught.value.hint
+    else:
+        assert len(make_criterion(name, seed=0).score(net, groups, batches)) == len(groups)
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[key])
 
 
 @pytest.mark.parametrize("name", GRADIENT_CRITERIA)

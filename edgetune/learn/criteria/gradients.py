@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgetune.errors import LossNotFiniteError, NoGradientError
+from edgetune.errors import LossNotFiniteError, NoGradientError, NoSamplesError
 from edgetune.learn.criteria.base import Batch, filters, readers, spread, untouchable
 from edgetune.learn.groups import CoupledGroup
 
@@ -36,6 +36,7 @@ class _GateGradients(abc.ABC):
         See `Criterion.score`.
 
         Raises:
+            NoSamplesError: an image has no label (a label below 0).
             NoGradientError: there was no batch, or a filter is off the path to the loss.
             LossNotFiniteError: the loss is NaN or infinite.
         """
@@ -62,6 +63,11 @@ class _GateGradients(abc.ABC):
         self, model: nn.Module, groups: Sequence[CoupledGroup], images: torch.Tensor, labels: torch.Tensor
     ) -> list[torch.Tensor]:
         """For each group [N, channels]: derivatives of each sample's own loss."""
+        if (unlabelled := int((labels < 0).sum())) > 0:
+            raise NoSamplesError(
+                f"{unlabelled} of {len(labels)} images have no label, and {type(self).__name__.lower()} asks the loss",
+                hint="label them, or rank with a criterion that needs no label: l1, activation, nonzeros, class_activation",
+            )
         modules = dict(model.named_modules())
         layers = {m.layer for group in groups for m in readers(group)}
         with _gated({layer: modules[layer] for layer in sorted(layers)}, len(images)) as gates:
