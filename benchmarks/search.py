@@ -13,56 +13,36 @@ retrain with the same recipe: 2 epochs before, 12 after (a trial of `steps` has 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-from benchmarks.cifar import PREPROCESS, classes_of, read_archive
+from benchmarks.cifar import PREPROCESS
+from benchmarks.one_site import OneSite, add_arguments
 from benchmarks.stage import machine, say, table
 from edgetune.learn.compress import Goal, Material, compress
-from edgetune.learn.control import SilentControl
-from edgetune.learn.data import Normaliser
-from edgetune.learn.finetune import validation_score
-from edgetune.learn.importer import read_weights
-from edgetune.learn.network import Network, load_strictly, new_network
 from edgetune.types import Recipe
 
 
 def main() -> int:
     """Read the arguments, run every strategy on every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--subset", default="aquatic")
+    add_arguments(parser)
     parser.add_argument("--strategies", nargs="+", default=["steps", "dapr"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--ratio", type=float)
     parser.add_argument("--distillation", type=float, default=0.5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    archive = read_archive(arguments.data, arguments.work)
-    network = new_network("cifar:resnet20", len(archive.classes))
-    load_strictly(network.module, read_weights(arguments.weights))
-    shown = classes_of(arguments.subset)
-    test = archive.samples("test", shown, range(100))
-    normaliser = Normaliser(PREPROCESS, torch.device("cpu"))
-
-    def top1(found: Network) -> float:
-        return validation_score(found.module, test, normaliser, 250, SilentControl())[0]
-
+    site = OneSite(arguments)
     say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads, {arguments.subset}")
     rows = [("strategy", "seed", "test top-1", "parameters", "latency", "trials", "epochs", "seconds", "ended because")]
-    rows.append(("as given", "", f"{top1(network):.1%}", "278,324", "1.00x", "", "", "", ""))
+    rows.append(("as given", "", f"{site.top1(site.given, site.test):.1%}", "278,324", "1.00x", "", "", "", ""))
     for seed in arguments.seeds:
         material = Material(
-            training=archive.samples("train", shown, range(400, 480), seed=seed),
-            validation=archive.samples("train", shown, range(480, 500)),
+            training=site.training(seed),
+            validation=site.validation,
             preprocess=PREPROCESS,
-            classes=archive.classes,
+            classes=site.archive.classes,
         )
         for strategy in arguments.strategies:
             recipe = Recipe(
@@ -72,14 +52,14 @@ def main() -> int:
             goal = Goal(strategy=strategy, ratio=arguments.ratio)
             with tempfile.TemporaryDirectory(prefix="edgetune-search-") as scratch:
                 outcome = compress(
-                    network, material, recipe, goal, work=Path(scratch), threads=1,
+                    site.given, material, recipe, goal, work=Path(scratch), threads=1,
                     told=lambda p: say(
                         f"    {p.share:.0%} asked: {p.latency_ratio:.2f}x, {p.parameters:,} parameters, "
                         f"validation {p.accuracy:.1%}, {p.epochs:g} epochs, {'kept' if p.is_success else 'not kept'}"
                     ),
                 )  # fmt: skip
             rows.append((
-                strategy, str(seed), f"{top1(outcome.network):.1%}", f"{outcome.best.parameters:,}",
+                strategy, str(seed), f"{site.top1(outcome.network, site.test):.1%}", f"{outcome.best.parameters:,}",
                 f"{outcome.best.latency_ratio:.2f}x", str(len(outcome.points)), f"{outcome.epochs:g}",
                 f"{outcome.seconds:.0f}", outcome.stopped_by,
             ))  # fmt: skip

@@ -1,0 +1,82 @@
+"""What several benchmarks begin with: the given ResNet20, and a site that shows images which it was not trained on."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+from pathlib import Path
+
+import torch
+
+from benchmarks.cifar import PREPROCESS, classes_of, read_archive
+from edgetune.learn.control import SilentControl
+from edgetune.learn.data import LabelledImages
+from edgetune.learn.finetune import validation_score
+from edgetune.learn.importer import read_weights
+from edgetune.learn.layout import arrange
+from edgetune.learn.network import Network, load_strictly, new_network
+from edgetune.learn.schedules import settle
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.types import Recipe
+
+ARCHITECTURE = "cifar:resnet20"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that `OneSite` reads."""
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--subset", default="aquatic")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+
+
+class OneSite:
+    """
+    A subset of CIFAR-100's classes; the network answers among all hundred.
+
+    Attributes:
+        given: trained on the first 400 images of each class.
+        shown: names of the site's classes.
+        validation: 20 images of each that were not trained on.
+        test: the test images of each.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, subset: str | None = None) -> None:
+        """`subset`: default is the arguments'."""
+        torch.set_num_threads(arguments.threads)
+        self.archive = read_archive(arguments.data, arguments.work)
+        self.given = new_network(ARCHITECTURE, len(self.archive.classes))
+        load_strictly(self.given.module, read_weights(arguments.weights))
+        self.shown = classes_of(subset or arguments.subset)
+        self.validation = self.archive.samples("train", self.shown, range(480, 500))
+        self.test = self.archive.samples("test", self.shown, range(100))
+
+    def training(self, seed: int) -> LabelledImages:
+        """80 images of each class, in the order of a seed, that were not trained on."""
+        return self.archive.samples("train", self.shown, range(400, 480), seed=seed)
+
+    def tuner(self, recipe: Recipe) -> Tuner:
+        """A round's hands; the given network is the teacher."""
+        device = torch.device("cpu")
+        return Tuner(
+            settle(recipe, ARCHITECTURE), self.training(recipe.seed), self.validation, preprocess=PREPROCESS,
+            device=device, control=SilentControl(),
+            teacher=arrange(copy.deepcopy(self.given).module, device, "contiguous").eval(),
+        )  # fmt: skip
+
+    def pruned(self, recipe: Recipe) -> Network:
+        """Tuned, cut to the recipe's level of parameters, retrained."""
+        recipe = settle(recipe, ARCHITECTURE)
+        tuner = self.tuner(recipe)
+        network = tuner.place(copy.deepcopy(self.given))
+        tuner.fine_tune(network, TUNE, round(recipe.epochs_before * tuner.epoch_steps))
+        whole = size_of(self.given, PREPROCESS)
+        shape, _ = tuner.cut(network, share=1 - recipe.level, whole=whole, stopwatch=None)
+        tuner.fine_tune(shape.network, RETRAIN, round(recipe.epochs_after * tuner.epoch_steps))
+        return shape.network
+
+    def top1(self, network: Network, data: LabelledImages) -> float:
+        """Share of right answers among all outputs."""
+        return validation_score(network.module, data, self.tuner(Recipe()).normaliser, 250, SilentControl())[0]
