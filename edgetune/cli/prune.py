@@ -90,7 +90,7 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
     goal = _goal(order, given)
     with locked(order.work, hint="wait for it, or name another --work"):
         teller.searches_after(_earlier_trials(order.work))
-        with _metered(config, teller, is_needed=goal.joules_max is not None):
+        with _metered(config, teller, is_needed=goal.joules_max is not None) as is_estimated:
             outcome = _compress(source, data, recipe, goal, work=order.work, teller=teller)
         result = write_result(order.out, source, outcome, recipe, data, control=teller)
     answer = describe(source, outcome, result, data, level_of=order.level_of, goal=goal)
@@ -98,12 +98,18 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
         from edgetune.cli.prune_report import draw
 
         draw(answer, order.plot)
+    answer["is_energy_estimated"] = is_estimated
     return answer | {"directory": str(order.out), "plot": None if order.plot is None else str(order.plot)}
 
 
 @contextlib.contextmanager
-def _metered(config: Config, teller: Teller, *, is_needed: bool) -> Iterator[None]:
-    """Let the engine know what the board uses, where it can be measured; UsageError where it cannot and has to be."""
+def _metered(config: Config, teller: Teller, *, is_needed: bool) -> Iterator[bool]:
+    """
+    Let the engine know what the board uses, where it can be measured; yields whether that is an estimate.
+
+    Raises:
+        UsageError: it has to be measured and cannot be.
+    """
     from edgetune.clock import SystemClock
     from edgetune.daemon.settings import board_sensors
     from edgetune.device.energy import PowerWatch
@@ -121,7 +127,7 @@ def _metered(config: Config, teller: Teller, *, is_needed: bool) -> Iterator[Non
                 hint="leave it out, or set budgets.estimate, estimated_idle and estimated_busy in the configuration",
             )
         with PowerWatch(sensors, told):
-            yield
+            yield power.is_estimated
     finally:
         sensors.close()
 

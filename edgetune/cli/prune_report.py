@@ -9,7 +9,7 @@ from typing import Any
 from edgetune import units
 from edgetune.cli.base import columns
 from edgetune.cli.prune_progress import is_trained, verdict
-from edgetune.cli.words import count, percent
+from edgetune.cli.words import count, energy, percent
 
 _UNREADABLE_SHOWN = 5
 
@@ -77,7 +77,7 @@ def _end(answer: Mapping[str, Any]) -> str:
     lines = [f"{'reached' if answer['reached'] else 'not reached'}: {wanted} {within}"]
     spent = units.show(answer["seconds"], "duration")
     if answer["joules"] is not None:
-        spent += f", {units.show(answer['joules'], 'energy')}"
+        spent += f", {energy(answer['joules'], is_estimated=answer['is_energy_estimated'])}"
     if answer["removed_branches"]:
         names = ", ".join(answer["removed_branches"])
         lines.append(f"{len(answer['removed_branches'])} residual branches are gone; they ended in {names}")

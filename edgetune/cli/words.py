@@ -274,10 +274,15 @@ def _last_round(status: Mapping[str, Any]) -> Paragraph:
     return Paragraph("Last round", tuple(lines), "good" if last["promoted"] else "bad")
 
 
+def energy(joules: float, *, is_estimated: bool) -> str:
+    """As the operator reads it."""
+    return units.show(joules, "energy") + (" (estimated)" if is_estimated else "")
+
+
 def _spent(last: Mapping[str, Any]) -> str:
     spent = units.show(last["trained_s"], "duration")
     if last.get("trained_j") is not None:
-        spent += f", in which the board used {units.show(last['trained_j'], 'energy')}"
+        spent += f", in which the board used {energy(last['trained_j'], is_estimated=last['is_energy_estimated'])}"
     return spent
 
 

@@ -296,7 +296,7 @@ class Daemon:
         )
         self.want = await self.consider(self._manual)
         before = self.rounds.machine.state
-        await self.rounds.tick(self.verdict, self.want, reading.value(Quantity.POWER_W))
+        await self.rounds.tick(self.verdict, self.want, reading.values.get(Quantity.POWER_W))
         now = self.rounds.machine.state
         if now is not before and now not in (RoundState.IDLE, RoundState.HELD):
             self._manual = None  # it was begun, well or badly

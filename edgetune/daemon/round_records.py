@@ -159,6 +159,7 @@ class RoundRecords:
         decision: GateDecision | None,
         trained_s: float,
         trained_j: float | None,
+        is_energy_estimated: bool,
         ended_service_s: float,
         is_consumed: bool,
     ) -> None:
@@ -176,6 +177,7 @@ class RoundRecords:
                 base_version=spec.base_version,
                 trained_s=round(trained_s, 3),
                 trained_j=None if trained_j is None else round(trained_j, 1),
+                is_energy_estimated=is_energy_estimated,
                 decision=decision,
                 summary=summary,
             )

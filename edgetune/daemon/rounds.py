@@ -25,7 +25,7 @@ from edgetune.device.energy import EnergyMeter
 from edgetune.errors import EdgetuneError, NoSamplesError
 from edgetune.store.history import History
 from edgetune.store.models import Models
-from edgetune.types import BreachKind, GateDecision, RoundSpec, RoundState, TrainerOutcome, Verdict
+from edgetune.types import BreachKind, GateDecision, Measurement, RoundSpec, RoundState, TrainerOutcome, Verdict
 
 _STATE_KEY = "round"
 _VERIFY_TIMEOUT_S = 600.0
@@ -63,6 +63,7 @@ class Rounds:
         self.trainer: Trainer | None = None
         self.trained_s = 0.0
         self.trained_j: float | None = None  # by the whole board meanwhile; None: nothing here measures power
+        self.is_energy_estimated = False
         self.failures = 0
         self.cooldown_ends_s = 0.0  # in service time
         self._entered_s = clock.now_s()
@@ -101,15 +102,15 @@ class Rounds:
         """Whether a trainer process exists."""
         return self.trainer is not None
 
-    async def tick(self, verdict: Verdict, want: Want, power_w: float | None) -> None:
-        """Turn what has happened since the last tick into events and take them; `power_w` is the board's now."""
+    async def tick(self, verdict: Verdict, want: Want, power: Measurement | None) -> None:
+        """Turn what has happened since the last tick into events and take them; `power` is the board's now, in watts."""
         if self._fault is not None:
             raise self._fault
         async with self._lock:
-            self._count(power_w)
+            self._count(power)
             await self._look(verdict, want)
 
-    def _count(self, power_w: float | None) -> None:
+    def _count(self, power: Measurement | None) -> None:
         """The time that was trained, and what the board used meanwhile."""
         now_s = self._clock.now_s()
         last_s, self._last_tick_s = self._last_tick_s, now_s
@@ -117,7 +118,8 @@ class Rounds:
             self._meter.rest()
             return
         self.trained_s += now_s - last_s
-        used_j = self._meter.add(power_w, now_s)
+        used_j = self._meter.add(None if power is None else power.value, now_s)
+        self.is_energy_estimated |= power is not None and power.is_estimated
         if self._meter.joules is not None:
             self.trained_j = (self.trained_j or 0.0) + used_j
             if self.trainer is not None:
@@ -195,7 +197,8 @@ class Rounds:
         limit_j = self.settings.round_energy_max_j
         if limit_j is None or self.trained_j is None or self.trained_j <= limit_j:
             return ""
-        return f"the board used {units.show(self.trained_j, 'energy')} while it trained (budgets.round_energy_max)"
+        used = units.show(self.trained_j, "energy") + (" (estimated)" if self.is_energy_estimated else "")
+        return f"the board used {used} while it trained (budgets.round_energy_max)"
 
     def _resumes_in_s(self, now_s: float) -> float:
         """A stop for memory frees it, so an immediate restart would be stopped again: wait, longer each time."""
@@ -253,6 +256,7 @@ class Rounds:
                 "is_cancelled": self.machine.is_cancelled,
                 "trained_s": self.trained_s,
                 "trained_j": self.trained_j,
+                "is_energy_estimated": self.is_energy_estimated,
                 "memory_stops": self._memory_stops,
                 "spec_written_s": self._spec_written_s,
                 "failures": self.failures,
@@ -269,6 +273,7 @@ class Rounds:
             raise NoSamplesError("no model is served, so there is nothing to start from")
         self.spec = None  # should writing it fail, no former round is blamed
         self.trained_s, self.trained_j, self._memory_stops = 0.0, None, 0
+        self.is_energy_estimated = False
         self._promotion.forget()
         self._spec_written_s = self._time.now_s()
         limits = self.settings
@@ -372,6 +377,7 @@ class Rounds:
             decision=self._promotion.decision,
             trained_s=self.trained_s,
             trained_j=self.trained_j,
+            is_energy_estimated=self.is_energy_estimated,
             ended_service_s=self._time.now_s(),
             is_consumed=is_promoted or is_refused,
         )
@@ -404,6 +410,7 @@ class Rounds:
         if self.spec is not None and saved.get("round_id") == self.spec.round_id:
             self.trained_s = float(saved["trained_s"])
             self.trained_j = saved.get("trained_j")
+            self.is_energy_estimated = bool(saved.get("is_energy_estimated", False))
             self._memory_stops = int(saved["memory_stops"])
             self._spec_written_s = float(saved["spec_written_s"])
         else:

@@ -102,6 +102,7 @@ def last_round(row: dict[str, Any] | None) -> dict[str, Any] | None:
         "ended_at_s": row["ended_at_s"],
         "trained_s": details.get("trained_s"),
         "trained_j": details.get("trained_j"),
+        "is_energy_estimated": details.get("is_energy_estimated", False),
         **details.get("summary", {}),
     }
 

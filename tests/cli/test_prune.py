@@ -434,7 +434,7 @@ def test_a_trial_that_could_not_be_cut_has_no_figures(tmp_path: Path) -> None:
         "reached": False, "stopped_by": "why", "model": "m", "trials": [point], "given": side, "final": side,
         "removed_branches": ["layer1.1.conv2", "layer2.2.conv2"],
         "epochs": 4.0, "seconds": 1.0,
-        "joules": 36_000.0, "directory": "out", "plot": "p.svg",
+        "joules": 36_000.0, "is_energy_estimated": True, "directory": "out", "plot": "p.svg",
         "goal": {"level_of": "latency", "ratio": 0.5, "accuracy_drop_max": 0.01},
         "data": {"training": 8, "validation": 2, "test": 3, "notes": [], "unreadable": []},
     }  # fmt: skip
@@ -452,7 +452,7 @@ def test_the_report_names_some_of_many_bad_files() -> None:
     answer = {
         "reached": False, "stopped_by": "1 s are spent", "trials": [], "given": side, "final": side, "epochs": 4.0,
         "removed_branches": [], "seconds": 1.0,
-        "joules": 36_000.0, "directory": "out", "plot": None,
+        "joules": 36_000.0, "is_energy_estimated": True, "directory": "out", "plot": None,
         "goal": {"level_of": "latency", "ratio": None, "accuracy_drop_max": 0.01},
         "data": {"training": 8, "validation": 2, "test": None, "notes": ["few"],
                  "unreadable": [{"file": f"cat/{n}.jpg", "why": "the file is empty"} for n in range(7)]},
