@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import numpy as np
 import numpy.typing as npt
@@ -138,6 +138,7 @@ def _summary(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 
 
 def _costs(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    """Of each arm and level: times as medians over the cells, for a machine may have been suspended during one of them."""
     rows = [
         (
             "arm",
@@ -157,7 +158,7 @@ def _costs(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
             mine = [cell for cell in cells if cell.arm == arm and cell.level == level]
             rows.append((
                 arm, f"{level:g} %", f"{mean(c.removed for c in mine):.1f} %", f"{mean(c.macs for c in mine) / 1e6:.1f} M",
-                f"{mean(c.latency_ms / c.base_ms for c in mine):.2f}x", f"{mean(c.seconds for c in mine):.0f}",
+                f"{median(c.latency_ms / c.base_ms for c in mine):.2f}x", f"{median(c.seconds for c in mine):.0f}",
                 f"{max(c.peak_mib for c in mine):.0f}", _mean([c.joules for c in mine], 1e-3),
                 _mean([c.served_mib for c in mine]), _mean([c.served_joules for c in mine], 1e3),
             ))  # fmt: skip
