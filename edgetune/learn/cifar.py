@@ -8,15 +8,20 @@ from typing import cast
 import torch
 from torch import nn
 
+from edgetune.learn.wide_resnet import WideResNet, Widths, convolution
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; [N, C, H, W] -> [N, width, H / stride, W / stride]."""
 
-    def __init__(self, channels: int, width: int, stride: int, shortcut: nn.Module | None, shortcut_name: str) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int, shortcut: nn.Module | None, shortcut_name: str, *, inner: int
+    ) -> None:
+        """`inner`: channels between the two."""
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels, inner, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self._shortcut = shortcut_name if shortcut is not None else ""
@@ -40,8 +45,14 @@ def zero_padding(channels: int, width: int, stride: int) -> nn.Module:
     The parameter-free shortcut of the CIFAR ResNets, as a frozen 1x1 convolution with weights 0 and 1.
 
     Equal to taking every second pixel and padding (width - channels) / 2 empty channels on both sides; written as a
-    convolution so that pruning can follow the channels through it.
+    convolution so that pruning can follow the channels through it. Its weights are in the state and in `count_parameters`;
+    `count_learnt` leaves them out.
+
+    Raises:
+        ValueError: the width is less than the channels.
     """
+    if width < channels:
+        raise ValueError(f"a zero-padded shortcut cannot lead {channels} channels into {width}")
     conv = nn.Conv2d(channels, width, 1, stride, bias=False)
     start = (width - channels) // 2
     weight = torch.zeros(width, channels, 1, 1)
@@ -51,8 +62,21 @@ def zero_padding(channels: int, width: int, stride: int) -> nn.Module:
     return conv
 
 
+def convolved(channels: int, width: int, stride: int) -> nn.Module:
+    """A learned shortcut: a 1x1 convolution alone, as in wide residual networks."""
+    return convolution(channels, width, 1, stride)
+
+
+def count_learnt(module: nn.Module) -> int:
+    """How many weights training can change: without those of zero-padded shortcuts, or of layers that are frozen."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+RESNET_WIDTHS = Widths.even(16, 16, 32, 64)
+
+
 class CifarResNet(nn.Module):
-    """ResNet for 32x32 images: three stages of 16, 32 and 64 channels (He et al. 2015, section 4.2)."""
+    """ResNet for 32x32 images: three stages, of 16, 32 and 64 channels if not said (He et al. 2015, section 4.2)."""
 
     def __init__(
         self,
@@ -61,23 +85,28 @@ class CifarResNet(nn.Module):
         shortcut: Callable[[int, int, int], nn.Module],
         shortcut_name: str,
         head: str,
+        *,
+        widths: Widths = RESNET_WIDTHS,
     ) -> None:
+        """`widths`: as wide at the end of the first stage as the stem, for there the shortcut is the input itself."""
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        channels = widths.stem
+        if widths.groups[0][1] != channels:
+            raise ValueError(f"the first stage of a ResNet ends as wide as the stem: {widths}")
+        self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        channels = 16
-        for stage, width in enumerate((16, 32, 64), start=1):
+        for stage, (inner, width) in enumerate(widths.groups, start=1):
             layers: list[nn.Module] = []
             for index in range(blocks):
                 stride = 2 if stage > 1 and index == 0 else 1
-                cut = shortcut(channels, width, stride) if channels != width else None
-                layers.append(BasicBlock(channels, width, stride, cut, shortcut_name))
+                cut = shortcut(channels, width, stride) if stage > 1 and index == 0 else None
+                layers.append(BasicBlock(channels, width, stride, cut, shortcut_name, inner=inner))
                 channels = width
             self.add_module(f"layer{stage}", nn.Sequential(*layers))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self._head = head
-        self.add_module(head, nn.Linear(64, num_classes))
+        self.add_module(head, nn.Linear(channels, num_classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, 3, H, W] float32 -> logits [N, num_classes]."""
@@ -95,6 +124,14 @@ def resnet(depth: int) -> Callable[[int], nn.Module]:
 def resnet_zero_padded(depth: int) -> Callable[[int], nn.Module]:
     """ResNet with parameter-free shortcuts and the head `linear`."""
     return lambda num_classes: CifarResNet((depth - 2) // 6, num_classes, zero_padding, "shortcut", "linear")
+
+
+def wide_resnet(
+    depth: int, widening: int, shortcut: Callable[[int, int, int], nn.Module] = zero_padding
+) -> Callable[[int], nn.Module]:
+    """WRN-depth-widening; its shortcuts have no parameters unless told otherwise."""
+    widths = Widths.even(16, 16 * widening, 32 * widening, 64 * widening)
+    return lambda num_classes: WideResNet((depth - 4) // 6, widths, num_classes, shortcut)
 
 
 class InvertedResidual(nn.Module):
@@ -239,10 +276,16 @@ class CifarSqueezeNet(nn.Module):
 
 
 CIFAR_BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet8": resnet(8),
     "resnet20": resnet(20),
     "resnet56": resnet(56),
+    "resnet8a": resnet_zero_padded(8),
     "resnet20a": resnet_zero_padded(20),
     "resnet56a": resnet_zero_padded(56),
+    "wrn10_10": wide_resnet(10, 10),
+    "wrn28_10": wide_resnet(28, 10),
+    "wrn10_10p": wide_resnet(10, 10, convolved),  # p: the shortcuts are projections
+    "wrn28_10p": wide_resnet(28, 10, convolved),
     "mobilenet_v2": CifarMobileNetV2,
     "alexnet": CifarAlexNet,
     "squeezenet": CifarSqueezeNet,

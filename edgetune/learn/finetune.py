@@ -6,18 +6,20 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from edgetune.errors import LossNotFiniteError
+from edgetune.errors import LossNotFiniteError, UsageError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.layout import computing_in
 from edgetune.learn.network import Network, load_strictly, state_tensors
+from edgetune.learn.transfer import Output, Shown, Teacher, TransferLoss, group_taps, look, make_transfer
 
 # Least share that a batch has in a batch norm's running statistics while it is trained. Some networks come with 0.01, for
 # schedules of many thousand steps; after a short fine-tuning theirs are still those of other images: an EfficientNet-Lite0
@@ -38,14 +40,16 @@ class Phase:
     milestones: tuple[float, ...] = ()  # of "steps": shares of the phase after which the rate is multiplied by `decay`
     decay: float = 0.1
     momentum: float
+    nesterov: bool = False
     weight_decay: float
     augment: str
     checkpoint_steps: int
     seed: int
     round_id: int
     dtype: str = "float32"  # "bfloat16": convolutions compute in it, the weights stay float32
-    distillation: float = 0.0  # 0..1, the teacher's share of the loss
-    temperature: float = 2.0  # of the distillation
+    transfer: str = "hinton"  # how to learn from a teacher, see `transfer.make_transfer`
+    distillation: float = 0.0  # 0..1, the teacher's share of the loss; "label_free" has no other part
+    temperature: float = 2.0  # of "hinton"
 
 
 def never(_accuracies: Sequence[float]) -> bool:
@@ -58,6 +62,11 @@ def steps_per_epoch(data: LabelledImages, batch_size: int) -> int:
     return len(plan_epoch(data, seed=0, round_id=0, phase="", epoch=0, batch_size=batch_size).edges) - 1
 
 
+def without_labels(data: LabelledImages) -> LabelledImages:
+    """The same images as if they were all of one class: so they are planned where labels must not matter."""
+    return replace(data, labels=np.zeros_like(data.labels))
+
+
 def fine_tune(
     network: Network,
     phase: Phase,
@@ -68,14 +77,16 @@ def fine_tune(
     resume: Checkpoint | None,
     save: Callable[[Checkpoint], None],
     control: Control,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Teacher | None = None,
     is_enough: Callable[[Sequence[float]], bool] = never,
 ) -> tuple[float, float] | None:
     """
     Train for `phase.steps` steps of SGD with momentum; afterwards the network has the weights of its best epoch.
 
     The best epoch is the one with the highest validation top-1, then the lowest loss; without validation samples it
-    is the last one.
+    is the last one. A label-free transfer does not look at the labels of `training` at all, which may be anything: no
+    class is repeated for being rare, and an epoch has the steps of `without_labels(training)`. Those of `validation`, if
+    there are any, still choose the epoch.
 
     Args:
         network: in place; on the device of `normaliser`.
@@ -86,7 +97,8 @@ def fine_tune(
         resume: the checkpoint of this phase that `network` was built from.
         save: writes a checkpoint.
         control: hears of progress, sets the pace, asks for a stop.
-        teacher: in eval mode, with as many outputs; asked when `phase.distillation` is above 0.
+        teacher: as many outputs; asked once a step when the phase gives it a share. A module is in eval mode and sees
+            the network's own input; anything else is asked by sample.
         is_enough: after each epoch takes the validation top-1 of all so far; True ends the phase. Not remembered over a resume.
 
     Returns:
@@ -94,9 +106,13 @@ def fine_tune(
 
     Raises:
         LossNotFiniteError: the loss is NaN or infinite.
+        ModelError: what is to be transferred does not fit the network.
+        UsageError: the transfer is unknown, or needs a teacher and there is none.
         StopAskedError: a stop was asked for; the checkpoint is written.
     """
     run = _Run(network, phase, resume, teacher)
+    if run.is_label_free:
+        training = without_labels(training)
     accuracies: list[float] = []
     epoch_steps = steps_per_epoch(training, phase.batch_size)
     plan: EpochPlan | None = None
@@ -113,8 +129,10 @@ def fine_tune(
                 batch_size=phase.batch_size,
             )
         part = slice(plan.edges[index], plan.edges[index + 1])
-        images = augment(training.images(plan.positions[part]), plan.draws[part], phase.augment)
-        loss = run.train_step(normaliser(images), normaliser.labels(training.labels[plan.positions[part]]))
+        positions, draws = plan.positions[part], plan.draws[part]
+        images = augment(training.images(positions), draws, phase.augment)
+        shown = Shown(images=normaliser(images), sample_ids=training.sample_ids[positions], draws=draws)
+        loss = run.train_step(shown, normaliser.labels(training.labels[positions]))
         is_epochs_end = run.step % epoch_steps == 0 or run.step == phase.steps
         if is_epochs_end:
             accuracies += run.judge(validation, normaliser, control)
@@ -157,11 +175,11 @@ class _Run:
     """The state of one phase between two steps: all of it goes into the checkpoint."""
 
     def __init__(
-        self, network: Network, phase: Phase, resume: Checkpoint | None, teacher: nn.Module | None = None
+        self, network: Network, phase: Phase, resume: Checkpoint | None, teacher: nn.Module | Teacher | None = None
     ) -> None:
         self._network = network
         self._phase = phase
-        self._teacher = teacher if phase.distillation > 0 else None
+        self._lesson = _lesson(phase, teacher)
         self._best: dict[str, torch.Tensor] = {}
         self.best_score: tuple[float, float] | None = None
         self.step = 0
@@ -170,6 +188,7 @@ class _Run:
             list(self._parameters.values()),
             lr=phase.learning_rate,
             momentum=phase.momentum,
+            nesterov=phase.nesterov,
             weight_decay=phase.weight_decay,
             foreach=False,
         )
@@ -179,8 +198,13 @@ class _Run:
                 parameter = self._parameters[name]
                 self._optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
 
-    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """One step; images float32 [B, 3, H, W], labels int64 [B]. Returns the loss before it."""
+    @property
+    def is_label_free(self) -> bool:
+        """Whether the labels that are trained on do not matter."""
+        return self._lesson is not None and self._lesson[0].is_label_free
+
+    def train_step(self, shown: Shown, labels: torch.Tensor) -> float:
+        """One step; labels int64 [B]. Returns the loss before it."""
         phase = self._phase
         torch.manual_seed(step_seed(phase.seed, phase.round_id, sum(phase.name.encode()), self.step))
         for group in self._optimiser.param_groups:
@@ -188,7 +212,7 @@ class _Run:
         self._network.module.train()
         self._optimiser.zero_grad(set_to_none=True)
         with _quick_statistics(self._network.module):
-            loss = self._loss(images, labels)
+            loss = self._loss(shown, labels)
         value = loss.item()
         if not math.isfinite(value):
             raise LossNotFiniteError(f"the loss became {value} at step {self.step} of {phase.name}")
@@ -197,27 +221,16 @@ class _Run:
         self.step += 1
         return value
 
-    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """
-        Cross-entropy, and beside it the teacher's word, put right where it contradicts the label.
-
-        Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, with a weight; where the teacher's likeliest class is
-        not the label, the probabilities of the two change places, as in Wen et al. 2019 (arXiv 1911.07471), section 3.2:
-        a factory model may be wrong on half of what a turned camera shows, and still knows what resembles what.
-        """
-        phase = self._phase
-        with computing_in(phase.dtype, images.device):
-            logits = self._network.module(images)
-        logits = logits.float()
-        if self._teacher is None:
-            return functional.cross_entropy(logits, labels)
-        with torch.no_grad(), computing_in(phase.dtype, images.device):
-            taught = self._teacher(images)
-        taught = taught.float()
-        soft = _put_right(functional.softmax(taught / phase.temperature, dim=1), labels)
-        said = functional.log_softmax(logits / phase.temperature, dim=1)
-        divergence = functional.kl_div(said, soft, reduction="batchmean") * phase.temperature**2
-        return (1 - phase.distillation) * functional.cross_entropy(logits, labels) + phase.distillation * divergence
+    def _loss(self, shown: Shown, labels: torch.Tensor) -> torch.Tensor:
+        """Of what the network makes of a batch: by the labels, or by what a teacher says of it."""
+        module = self._network.module
+        wants_features = self._lesson is not None and self._lesson[0].wants_features
+        with computing_in(self._phase.dtype, shown.images.device):
+            mine = look(module, shown.images, group_taps(module) if wants_features else ())
+        if self._lesson is None:
+            return functional.cross_entropy(mine.logits, labels)
+        transfer, teacher = self._lesson
+        return transfer(mine, teacher(shown), labels)
 
     def judge(self, validation: LabelledImages, normaliser: Normaliser, control: Control) -> list[float]:
         """Keep the weights if they are the best so far; the top-1, if there is anything to judge on."""
@@ -247,10 +260,22 @@ class _Run:
         )
 
 
-def _put_right(soft: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Probabilities [B, C] whose largest changes places with that of the label [B]."""
-    likeliest, label = soft.argmax(dim=1, keepdim=True), labels[:, None]
-    return soft.scatter(1, likeliest, soft.gather(1, label)).scatter(1, label, soft.gather(1, likeliest))
+def _lesson(phase: Phase, teacher: nn.Module | Teacher | None) -> tuple[TransferLoss, Teacher] | None:
+    """How the phase learns from whom; None where it learns from labels alone."""
+    transfer = make_transfer(phase.transfer, share=phase.distillation, temperature=phase.temperature)
+    if teacher is None and transfer is not None and transfer.is_label_free:
+        raise UsageError("without labels there is nothing to learn from but a teacher, and there is none")
+    if teacher is None or transfer is None:
+        return None
+    if not isinstance(teacher, nn.Module):
+        return transfer, teacher
+    module, taps = teacher, group_taps(teacher) if transfer.wants_features else ()
+
+    def ask(shown: Shown) -> Output:
+        with torch.no_grad(), computing_in(phase.dtype, shown.images.device):
+            return look(module, shown.images, taps)
+
+    return transfer, ask
 
 
 def learning_rate(phase: Phase, step: int) -> float:

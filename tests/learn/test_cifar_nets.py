@@ -16,8 +16,9 @@ PAPER = {
     "squeezenet": (781_156, 53.3),
 }
 HEADS = {
-    "alexnet": "classifier", "resnet20": "fc", "resnet56": "fc", "resnet20a": "linear", "resnet56a": "linear",
-    "mobilenet_v2": "linear", "squeezenet": "conv10",
+    "alexnet": "classifier", "resnet8": "fc", "resnet20": "fc", "resnet56": "fc", "resnet8a": "linear",
+    "resnet20a": "linear", "resnet56a": "linear", "mobilenet_v2": "linear", "squeezenet": "conv10",
+    "wrn10_10": "fc", "wrn28_10": "fc", "wrn10_10p": "fc", "wrn28_10p": "fc",
 }  # fmt: skip
 
 

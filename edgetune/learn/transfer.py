@@ -1,0 +1,285 @@
+"""
+What a network learns from another one: three losses of one shape, and where the features they compare are taken.
+
+Shapes: B images, K classes, C channels, H height, W width. A loss takes what the student and the teacher made of the
+same images; its gradient reaches the student alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgetune.errors import ModelError, UsageError
+from edgetune.learn.data import Integers
+
+TRANSFERS = ("hinton", "label_free", "replay")
+# Of a position of a map over the batch: below it the position counts as silent, without a gradient that would explode.
+_LEAST_NORM = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a network made of a batch."""
+
+    logits: torch.Tensor  # float32 [B, K]
+    features: tuple[torch.Tensor, ...] = ()  # of each group of layers float32 [B, C, H, W]; none: it was not looked at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A batch as it is asked about: whoever has an answer in store knows it by the sample and its change."""
+
+    images: torch.Tensor  # float32 [B, 3, H, W], normalised for the student
+    sample_ids: Integers  # [B]
+    draws: npt.NDArray[np.uint64]  # [B] the hash that each image's change was made from
+
+
+Teacher = Callable[[Shown], Output]
+
+
+class TransferLoss(Protocol):
+    """One way to learn from a teacher."""
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether the labels [B] int64 are not looked at."""
+        ...
+
+    @property
+    def wants_features(self) -> bool:
+        """Whether it can do more with features than with logits alone."""
+        ...
+
+    def __call__(self, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:
+        """
+        The loss, a scalar.
+
+        Raises:
+            ModelError: the two do not fit together.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFree:
+    """
+    The distance of features and of logits: what the teacher saw and said, and nothing else.
+
+    For each group sqrt(mean((N(T) - Pad(N(S)))^2)), and for the logits sqrt(mean((T - S)^2)), all added up. N is the L2
+    norm along the batch, Pad appends channels of zeros up to the teacher's. Logits alone where one of the two has no
+    features. In a batch of one N leaves the signs, so that only the logits have a gradient.
+
+    Source: Zhao, Chen, Zhao 2022 (arXiv 2201.10947); differs from it in: norms below 1e-6 count as 0.
+    """
+
+    is_label_free: ClassVar[bool] = True
+    wants_features: ClassVar[bool] = True
+
+    def __call__(self, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002, D102
+        total = _distance(student.logits, _answers(student, teacher))
+        if not student.features or not teacher.features:
+            return total
+        if len(student.features) != len(teacher.features):
+            raise ModelError(
+                f"the student has {len(student.features)} groups of layers and the teacher {len(teacher.features)}",
+                hint="take a student of the teacher's family, or a transfer that looks at logits alone",
+            )
+        for number, (mine, theirs) in enumerate(zip(student.features, teacher.features, strict=True), start=1):
+            total = total + _distance(_padded(_along_batch(mine), theirs, number), _along_batch(theirs.detach()))
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hinton:
+    """
+    Cross-entropy, and beside it the teacher's word, put right where it contradicts the label.
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, with a weight; where the teacher's likeliest class is
+    not the label, the probabilities of the two change places, as in Wen et al. 2019 (arXiv 1911.07471), section 3.2:
+    a factory model may be wrong on half of what a turned camera shows, and still knows what resembles what.
+    """
+
+    share: float  # 0..1, the teacher's
+    temperature: float
+
+    is_label_free: ClassVar[bool] = False
+    wants_features: ClassVar[bool] = False
+
+    def __call__(self, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        soft = _put_right(functional.softmax(_answers(student, teacher) / self.temperature, dim=1), labels)
+        said = functional.log_softmax(student.logits / self.temperature, dim=1)
+        divergence = functional.kl_div(said, soft, reduction="batchmean") * self.temperature**2
+        return (1 - self.share) * functional.cross_entropy(student.logits, labels) + self.share * divergence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """
+    The mean squared distance to logits, those of now or of long ago; a share below one adds the cross-entropy.
+
+    Source: Buzzega et al. 2020 (arXiv 2004.07211), section 3, with a share in the place of its factor alpha.
+    """
+
+    share: float = 1.0  # 0..1, the logits'
+
+    wants_features: ClassVar[bool] = False
+
+    @property
+    def is_label_free(self) -> bool:  # noqa: D102
+        return self.share == 1.0
+
+    def __call__(self, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        distance = functional.mse_loss(student.logits, _answers(student, teacher))
+        if self.is_label_free:
+            return distance
+        return (1 - self.share) * functional.cross_entropy(student.logits, labels) + self.share * distance
+
+
+def make_transfer(name: str, *, share: float, temperature: float) -> TransferLoss | None:
+    """
+    The loss of that name; None where the teacher has no share in it.
+
+    Args:
+        name: one of TRANSFERS.
+        share: 0..1, the teacher's; "label_free" has no other part and does not ask for it.
+        temperature: of "hinton".
+
+    Raises:
+        UsageError: there is no such loss.
+    """
+    if name not in TRANSFERS:
+        raise UsageError(f"there is no transfer {name!r}", hint=f"use one of: {', '.join(TRANSFERS)}")
+    if name == "label_free":
+        return LabelFree()
+    if share <= 0:
+        return None
+    return Hinton(share=share, temperature=temperature) if name == "hinton" else Replay(share=share)
+
+
+class StoredLogits:
+    """A teacher that is not there any more: what it said of each sample, whatever change the sample is shown with."""
+
+    def __init__(self, sample_ids: Integers, logits: npt.NDArray[np.float32]) -> None:
+        """`sample_ids` [N] and what was said of them [N, K]."""
+        self._rows = {int(sample_id): row for row, sample_id in enumerate(sample_ids)}
+        self._logits = logits
+
+    def __call__(self, shown: Shown) -> Output:
+        """
+        Look the batch up.
+
+        Raises:
+            UsageError: nothing is stored of one of its samples.
+        """
+        missing = [int(i) for i in shown.sample_ids if int(i) not in self._rows]
+        if missing:
+            raise UsageError(f"no logits are stored of sample {missing[0]}", hint="store those of all samples first")
+        logits = self._logits[[self._rows[int(i)] for i in shown.sample_ids]]
+        return Output(logits=torch.from_numpy(np.asarray(logits, dtype=np.float32)).to(shown.images.device))
+
+
+@contextlib.contextmanager
+def tapped(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """
+    While it lasts, keep what the named layers give in the last forward pass: name -> [B, C, H, W].
+
+    Raises:
+        ModelError: the module has no such layer.
+    """
+    seen: dict[str, torch.Tensor] = {}
+
+    def remember(name: str, _layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        seen[name] = output
+
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            try:
+                layer = module.get_submodule(name)
+            except AttributeError as error:
+                raise ModelError(f"the network has no layer {name!r} to take features from") from error
+            hooks.callback(layer.register_forward_hook(functools.partial(remember, name)).remove)
+        yield seen
+
+
+def group_taps(module: nn.Module) -> tuple[str, ...]:
+    """
+    The layers that give the features of a network's groups, after their ReLU; none where it has no such groups.
+
+    A network says so itself in an attribute `taps`; else they are its children layer1, layer2, ... as in a ResNet.
+    """
+    own = getattr(module, "taps", None)
+    if own is not None:
+        return tuple(own)
+    children = dict(module.named_children())
+    return tuple(itertools.takewhile(children.__contains__, (f"layer{i}" for i in itertools.count(1))))
+
+
+def look(module: nn.Module, images: torch.Tensor, taps: Sequence[str] = ()) -> Output:
+    """
+    Run a network once; images [B, 3, H, W] -> its logits and the features at `taps`, in float32.
+
+    Raises:
+        ModelError: a tapped layer does not exist or took no part.
+    """
+    with tapped(module, taps) as seen:
+        logits = module(images)
+    if missing := [name for name in taps if name not in seen]:
+        raise ModelError(f"the layer {missing[0]!r} took no part in the network's answer")
+    return Output(logits=logits.float(), features=tuple(seen[name].float() for name in taps))
+
+
+def _answers(student: Output, teacher: Output) -> torch.Tensor:
+    """The teacher's logits, once they are known to fit."""
+    if teacher.logits.shape != student.logits.shape:
+        raise ModelError(
+            f"the teacher answers {list(teacher.logits.shape)} (images, classes) and the student "
+            f"{list(student.logits.shape)}",
+            hint="map the teacher's classes to the student's first",
+        )
+    return teacher.logits.detach()
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The root of the mean squared difference; its gradient is zero, and not NaN, where the two are equal."""
+    norm: torch.Tensor = torch.linalg.vector_norm(one - other)
+    return norm / math.sqrt(one.numel())
+
+
+def _along_batch(features: torch.Tensor) -> torch.Tensor:
+    """Each position of each channel over the L2 norm that it has in the batch, 0 where silent; [B, C, H, W]."""
+    norms = torch.linalg.vector_norm(features, dim=0, keepdim=True)
+    return torch.where(norms > _LEAST_NORM, features / norms.clamp_min(_LEAST_NORM), 0.0)
+
+
+def _padded(mine: torch.Tensor, theirs: torch.Tensor, group: int) -> torch.Tensor:
+    """[B, C, H, W] with channels of zeros appended, as many as the teacher has more."""
+    if mine.shape[2:] != theirs.shape[2:]:
+        sizes = [" x ".join(str(side) for side in features.shape[2:]) for features in (mine, theirs)]
+        raise ModelError(
+            f"the features of group {group} are {sizes[0]} in the student and {sizes[1]} in the teacher",
+            hint="both must halve the image in the same places; or take a transfer that looks at logits alone",
+        )
+    if mine.shape[1] > theirs.shape[1]:
+        raise ModelError(
+            f"group {group} has {mine.shape[1]} channels in the student and only {theirs.shape[1]} in the teacher",
+            hint="take a student that is nowhere wider; or take a transfer that looks at logits alone",
+        )
+    return functional.pad(mine, (0, 0, 0, 0, 0, theirs.shape[1] - mine.shape[1]))
+
+
+def _put_right(soft: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Probabilities [B, K] whose largest changes places with that of the label [B]."""
+    likeliest, label = soft.argmax(dim=1, keepdim=True), labels[:, None]
+    return soft.scatter(1, likeliest, soft.gather(1, label)).scatter(1, label, soft.gather(1, likeliest))
