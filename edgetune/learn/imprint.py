@@ -1,0 +1,192 @@
+"""
+Classifier rows from features: a new class answered at once, and the whole head fitted again to a few images of each class.
+
+Shapes: N images, D features that the head reads, C outputs. The head is the output layer of a `Network`: linear, or a 1x1
+convolution whose output is averaged over the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from edgetune.errors import ModelError
+from edgetune.learn.network import Network
+
+REFIT_DECAY = 1e-3
+_MISSED_SHARE = 0.1  # of the new class's images, where there are none of other classes to weigh them against
+
+
+def features_of(network: Network, batches: Iterable[torch.Tensor]) -> torch.Tensor:
+    """
+    What the head reads for each image.
+
+    Args:
+        network: put into eval mode.
+        batches: images [B, 3, H, W], normalised, on the network's device.
+
+    Returns:
+        [N, D] float32 on that device; of a convolutional head the mean over the positions.
+    """
+    seen: list[torch.Tensor] = []
+
+    def look(_head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].mean(dim=(2, 3)) if inputs[0].ndim == 4 else inputs[0])
+
+    head = _head_of(network)
+    hook = head.register_forward_pre_hook(look)
+    try:
+        with torch.no_grad():
+            network.module.eval()
+            for images in batches:
+                network.module(images)
+    finally:
+        hook.remove()
+    return torch.cat(seen) if seen else torch.empty(0, _matrix(head).shape[1], device=_matrix(head).device)
+
+
+def imprint(network: Network, features: Mapping[int, torch.Tensor], others: torch.Tensor | None = None) -> None:
+    """
+    Write the rows of new classes, in place; no other row changes, so no other class's logit does.
+
+    The direction of a row is the mean of the new images' normalised features, less that of `others`; its length is the mean
+    length of the rows there were. Its bias is the one that separates best: the new class is to win on its own images and
+    to lose on `others`, where both count the same. Several classes are written one after the other, each against
+    those before it.
+
+    Args:
+        network: whose head has the rows already, see `network.widen_head`.
+        features: row -> [N, D] of that class, as `features_of` returns them; N at least 1.
+        others: [M, D] of the classes that the head knows, as evenly as can be; None: there are none at hand. Then the
+            class wins on nine of ten of its own images, and nothing is known about what it takes from the others.
+
+    Raises:
+        ModelError: a class without images, or no row but the new ones.
+
+    Source: Qi et al. 2018, "Low-shot learning with imprinted weights" (arXiv 1712.07136), section 3.2; differs from it
+    in: the head stays linear with lengths and biases, so the other rows need no training of another kind; `others`.
+    """
+    head = _head_of(network)
+    matrix = _matrix(head)
+    known = [row for row in range(len(matrix)) if row not in features]
+    if not known:
+        raise ModelError("a head without a trained row has no scale for a new one")
+    length = matrix[known].norm(dim=1).mean()
+    background = others
+    for row, mine in features.items():
+        if len(mine) == 0:
+            raise ModelError(f"output {row} has no image to be imprinted from")
+        direction = _mean_direction(mine)
+        if background is not None and len(background):
+            direction = direction - _mean_direction(background)
+        _write(head, row, length * nn.functional.normalize(direction, dim=0))
+        _set_bias(head, row, known, mine, background)
+        known.append(row)
+        background = mine if background is None else torch.cat([background, mine])
+
+
+def refit_head(
+    network: Network, features: torch.Tensor, labels: torch.Tensor, *, decay: float = REFIT_DECAY, steps: int = 100
+) -> None:
+    """
+    Fit the rows of the classes at hand to features, in place: what a stream did to the head's balance is undone.
+
+    Logistic regression from the rows that there are: every class counts the same however many images it has, and only
+    these classes compete. Rows of other classes stay.
+
+    Args:
+        network: whose head is fitted.
+        features: [N, D] as `features_of` returns them, best of several changed copies of each image.
+        labels: [N] int64, on the same device.
+        decay: weight of the rows' squared length in the loss.
+        steps: of L-BFGS, at most.
+    """
+    head = _head_of(network)
+    rows, targets = torch.unique(labels, return_inverse=True)
+    counts = torch.bincount(targets)
+    weights = (len(labels) / (len(rows) * counts.to(features.dtype)))[targets]
+    matrix = _matrix(head)[rows].clone().requires_grad_()
+    bias = (head.bias.detach()[rows] if head.bias is not None else features.new_zeros(len(rows))).clone()
+    fitted = [matrix, bias.requires_grad_()] if head.bias is not None else [matrix]
+    optimiser = torch.optim.LBFGS(fitted, max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        each = nn.functional.cross_entropy(nn.functional.linear(features, matrix, bias), targets, reduction="none")
+        value = (weights * each).mean() + decay * matrix.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]  # as above
+    with torch.no_grad():
+        for place, row in enumerate(rows.tolist()):
+            _write(head, row, matrix[place])
+        if head.bias is not None:
+            head.bias[rows] = bias
+
+
+def _set_bias(
+    head: nn.Linear | nn.Conv2d, row: int, known: list[int], mine: torch.Tensor, others: torch.Tensor | None
+) -> None:
+    if head.bias is None:
+        return
+    with torch.no_grad():
+        head.bias[row] = 0.0
+        lacking, at_most = (_lacking(head, row, known, features) for features in (mine, others))
+        assert lacking is not None
+        if at_most is None:
+            head.bias[row] = torch.quantile(lacking, 1 - _MISSED_SHARE) + 1e-4
+        else:
+            head.bias[row] = best_threshold(at_most, lacking)
+
+
+def _lacking(
+    head: nn.Linear | nn.Conv2d, row: int, known: list[int], features: torch.Tensor | None
+) -> torch.Tensor | None:
+    """By how much the row's logit is below the largest of the known ones, [N]."""
+    if features is None or len(features) == 0:
+        return None
+    logits = nn.functional.linear(features, _matrix(head), head.bias)
+    return logits[:, known].amax(dim=1) - logits[:, row]
+
+
+def best_threshold(above: torch.Tensor, below: torch.Tensor) -> float:
+    """
+    The number t for which mean(above > t) + mean(below < t) is largest; the middle of the gap it lies in.
+
+    Args:
+        above: [M] values that should be larger.
+        below: [N] values that should be smaller.
+    """
+    values = torch.cat([above, below]).sort().values
+    outside = torch.stack([values[0] - 1.0, values[-1] + 1.0])
+    middles = torch.cat([outside[:1], (values[1:] + values[:-1]) / 2, outside[1:]])
+    score = (above[None, :] > middles[:, None]).double().mean(dim=1) + (
+        below[None, :] < middles[:, None]
+    ).double().mean(dim=1)
+    is_best = score >= score.max() - 1e-9
+    gaps = torch.cat([torch.ones(1), values[1:] - values[:-1], torch.ones(1)]).masked_fill(~is_best, -1.0)
+    return float(middles[int(gaps.argmax())])
+
+
+def _mean_direction(features: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(features, dim=1).mean(dim=0)
+
+
+def _head_of(network: Network) -> nn.Linear | nn.Conv2d:
+    head = network.module.get_submodule(network.head)
+    if not isinstance(head, (nn.Linear, nn.Conv2d)):
+        raise ModelError(f"the output layer {network.head} is neither linear nor a convolution")
+    return head
+
+
+def _matrix(head: nn.Linear | nn.Conv2d) -> torch.Tensor:
+    """[C, D] of a linear layer or of a 1x1 convolution, sharing its memory."""
+    return head.weight.detach().flatten(1)
+
+
+def _write(head: nn.Linear | nn.Conv2d, row: int, weights: torch.Tensor) -> None:
+    with torch.no_grad():
+        head.weight[row] = weights.reshape(head.weight[row].shape)

@@ -1,0 +1,151 @@
+"""A classifier row computed from a few images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgetune.errors import ModelError
+from edgetune.learn.imprint import best_threshold, features_of, imprint, refit_head
+from edgetune.learn.network import Network, new_network, widen_head
+
+
+class Blobs(nn.Module):
+    """Images [N, 3, 4, 4] whose mean colour is the feature, made positive as after a ReLU."""
+
+    def __init__(self, num_classes: int, *, is_convolution: bool) -> None:
+        super().__init__()
+        self.is_convolution = is_convolution
+        self.head = nn.Conv2d(3, num_classes, 1) if is_convolution else nn.Linear(3, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        x = torch.relu(x)
+        return self.head(x).mean(dim=(2, 3)) if self.is_convolution else self.head(x.mean(dim=(2, 3)))
+
+
+CENTRES = torch.tensor([[4.0, 1.0, 1.0], [1.0, 4.0, 1.0], [1.0, 1.0, 4.0], [3.0, 3.0, 3.0]])
+
+
+def _images(label: int, count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = 0.3 * torch.randn(count, 3, 4, 4, generator=generator)
+    return CENTRES[label].reshape(1, 3, 1, 1) + noise
+
+
+def _network(outputs: int, *, is_convolution: bool) -> Network:
+    """Right on the first `outputs` colours; rows of length 2."""
+    module = Blobs(outputs, is_convolution=is_convolution)
+    with torch.no_grad():
+        for row in range(outputs):
+            module.head.weight[row] = (2.0 * torch.eye(3)[row]).reshape(module.head.weight[row].shape)
+        module.head.bias.zero_()
+    return Network(module, "test:blobs", outputs, "head")
+
+
+def _answers(network: Network, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return network.module.eval()(images)
+
+
+@pytest.mark.parametrize("is_convolution", [False, True])
+def test_a_separable_new_class_is_right_at_once_and_the_old_logits_do_not_move(is_convolution: bool) -> None:
+    """Five images imprint it; all of a hundred others are right, and all old ones still."""
+    network = _network(2, is_convolution=is_convolution)
+    old = {label: _images(label, 50, seed=label) for label in (0, 1)}
+    before = {label: _answers(network, images) for label, images in old.items()}
+    widen_head(network, ["red", "green"], ["red", "green", "blue"])
+    others = features_of(network, [_images(label, 5, seed=10 + label) for label in (0, 1)])
+    imprint(network, {2: features_of(network, [_images(2, 5, seed=7)])}, others)
+    assert (_answers(network, _images(2, 100, seed=8)).argmax(dim=1) == 2).all()
+    for label, images in old.items():
+        now = _answers(network, images)
+        assert torch.equal(now[:, :2], before[label]) and (now.argmax(dim=1) == label).all()
+    rows = network.module.head.weight.detach().flatten(1).norm(dim=1)
+    assert rows[2].item() == pytest.approx(rows[:2].mean().item())
+
+
+def test_two_new_classes_at_once_are_told_from_each_other() -> None:
+    """The second is written against the first; their colours need not be extreme."""
+    network = _network(2, is_convolution=False)
+    widen_head(network, ["red", "green"], ["red", "green", "blue", "grey"])
+    others = features_of(network, [_images(label, 8, seed=10 + label) for label in (0, 1)])
+    imprint(network, {row: features_of(network, [_images(row, 8, seed=row)]) for row in (2, 3)}, others)
+    for label in range(4):
+        right = (_answers(network, _images(label, 100, seed=20 + label)).argmax(dim=1) == label).float().mean()
+        assert right >= 0.9
+
+
+def test_without_images_of_the_old_classes_the_new_one_wins_on_its_own() -> None:
+    """About nine of ten of the images it was made from, and most of others like them."""
+    network = _network(2, is_convolution=False)
+    widen_head(network, ["red", "green"], ["red", "green", "blue"])
+    mine = _images(2, 20, seed=3)
+    imprint(network, {2: features_of(network, [mine])})
+    assert (_answers(network, mine).argmax(dim=1) == 2).float().mean() >= 0.85
+    assert (_answers(network, _images(0, 50, seed=4)).argmax(dim=1) == 0).all()
+
+
+def test_the_features_are_what_the_head_reads() -> None:
+    """The logits follow from them; batches are put together in order, and nothing is left behind."""
+    torch.manual_seed(0)
+    network = new_network("cifar:resnet20", 5)
+    images = torch.randn(6, 3, 32, 32)
+    features = features_of(network, [images[:4], images[4:]])
+    assert features.shape == (6, 64)
+    assert torch.allclose(network.module.fc(features), _answers(network, images), atol=1e-5)
+    assert features_of(network, []).shape == (0, 64)
+    assert not network.module.fc._forward_pre_hooks
+
+
+def test_the_threshold_errs_least_and_lies_in_the_middle() -> None:
+    """Both sides count the same, however many they are."""
+    above, below = torch.tensor([3.0, 4.0, 5.0, 6.0]), torch.tensor([0.0, 1.0])
+    assert best_threshold(above, below) == 2.0
+    assert 1.0 < best_threshold(above, torch.tensor([0.0, 1.0, 4.5])) < 3.0  # one of three against two of four
+    assert best_threshold(torch.tensor([1.0]), torch.tensor([0.0] * 9 + [2.0])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("features", "words"), [({1: torch.empty(0, 3)}, "no image"), ({0: torch.ones(1, 3), 1: torch.ones(1, 3)}, "scale")]
+)
+def test_what_cannot_be_imprinted_is_refused(features: dict[int, torch.Tensor], words: str) -> None:
+    """A class without images, and a head without any trained row."""
+    with pytest.raises(ModelError, match=words):
+        imprint(_network(2, is_convolution=False), features)
+
+
+def test_a_refitted_head_is_the_minimum_of_a_balanced_loss_and_leaves_other_rows_alone() -> None:
+    """The gradient, computed by hand with numpy, is nothing there; a class of few images counts as much as one of many."""
+    torch.manual_seed(0)
+    network = _network(3, is_convolution=False)
+    untouched = network.module.head.weight[1].clone(), network.module.head.bias[1].clone()
+    labels = torch.tensor([0] * 60 + [2] * 6)
+    features = torch.relu(torch.randn(66, 3) + CENTRES[labels] / 2)
+    refit_head(network, features, labels, decay=0.01, steps=500)
+    assert torch.equal(network.module.head.weight[1], untouched[0])
+    assert torch.equal(network.module.head.bias[1], untouched[1])
+    rows = network.module.head.weight.detach().double().numpy()[[0, 2]]
+    bias = network.module.head.bias.detach().double().numpy()[[0, 2]]
+    x, one_hot = features.double().numpy(), np.eye(2)[(labels == 2).long().numpy()]
+    scores = np.exp(x @ rows.T + bias)
+    wrong = scores / scores.sum(axis=1, keepdims=True) - one_hot
+    wrong *= np.where(labels.numpy() == 2, 66 / (2 * 6), 66 / (2 * 60))[:, None]
+    assert np.abs(wrong.T @ x / 66 + 2 * 0.01 * rows).max() < 2e-3
+    assert np.abs(wrong.mean(axis=0)).max() < 2e-3
+
+
+@pytest.mark.parametrize("is_convolution", [False, True])
+def test_a_head_that_leans_to_the_newest_class_is_right_again_after_a_refit(is_convolution: bool) -> None:
+    """As after a step without replay: everything is answered with the last class, until the head is fitted to some of each."""
+    network = _network(3, is_convolution=is_convolution)
+    with torch.no_grad():
+        network.module.head.bias[2] = 20.0
+    images = torch.cat([_images(label, 50, seed=label) for label in range(3)])
+    truth = torch.arange(3).repeat_interleave(50)
+    assert (_answers(network, images).argmax(dim=1) == truth).float().mean() < 0.4
+    few = torch.cat([_images(label, 4, seed=30 + label) for label in range(3)])
+    refit_head(network, features_of(network, [few]), torch.arange(3).repeat_interleave(4))
+    assert (_answers(network, images).argmax(dim=1) == truth).all()
