@@ -34,6 +34,7 @@ VERBS = {
     "predict": "edgetune.cli.predict:predict",
     "bench": "edgetune.cli.bench:bench",
     "prune": "edgetune.cli.prune:prune",
+    "compress": "edgetune.cli.compress:compress",
     "events": "edgetune.cli.service:events",
     "version": "edgetune.cli.service:version",
 }

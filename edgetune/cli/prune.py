@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,8 @@ from edgetune.errors import (
 )
 
 if TYPE_CHECKING:
+    from edgetune.cli.artefacts import Source
     from edgetune.cli.prune_progress import Teller
-    from edgetune.cli.prune_result import Source
     from edgetune.config import Config
     from edgetune.learn.compress import Goal, Outcome
     from edgetune.learn.folders import Folders
@@ -58,8 +57,8 @@ def prune(model: str, config_path: Path, *, as_json: bool, **given: Any) -> int:
     order = read_order(model, given)
     config = read_config(config_path)
     with learning_libraries("pruning"):
-        from edgetune.cli.prune_progress import StopAskedError, telling
-    with telling(is_quiet=as_json) as teller, _stopping(teller):
+        from edgetune.cli.prune_progress import StopAskedError, stopping, telling
+    with telling(is_quiet=as_json) as teller, stopping(teller):
         try:
             answer = _work(order, config, given, teller)
         except StopAskedError:
@@ -79,7 +78,8 @@ def prune(model: str, config_path: Path, *, as_json: bool, **given: Any) -> int:
 def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller) -> dict[str, Any]:
     """Read, compress, write, tell."""
     with learning_libraries("pruning"):
-        from edgetune.cli.prune_result import describe, read_model, write_result
+        from edgetune.cli.artefacts import read_model, write_result
+        from edgetune.cli.prune_result import describe, pruning_of
         from edgetune.learn.folders import read_folders
     from edgetune.config import serving_threads
 
@@ -92,7 +92,17 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
         teller.searches_after(_earlier_trials(order.work))
         with _metered(config, teller, is_needed=goal.joules_max is not None) as is_estimated:
             outcome = _compress(source, data, recipe, goal, work=order.work, teller=teller)
-        result = write_result(order.out, source, outcome, recipe, data, control=teller)
+        result = write_result(
+            order.out,
+            source,
+            outcome.network,
+            data,
+            kind="compressed",
+            pruning=lambda ratio: pruning_of(outcome, recipe, ratio),
+            threads=recipe.threads,
+            timing_runs=recipe.timing_runs,
+            control=teller,
+        )
     answer = describe(source, outcome, result, data, level_of=order.level_of, goal=goal)
     if order.plot is not None:
         from edgetune.cli.prune_report import draw
@@ -174,22 +184,6 @@ def _compress(source: Source, data: Folders, recipe: Recipe, goal: Goal, *, work
         )
     except (LossNotFiniteError, UnprunableError) as error:
         raise type(error)(error.message, hint=_HINTS[type(error)]) from error
-
-
-@contextlib.contextmanager
-def _stopping(teller: Teller) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask for a stop between two steps; the second Ctrl-C is the shell's usual one."""
-
-    def stop(_number: int, _frame: object) -> None:
-        teller.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
 
 
 def _earlier_trials(work: Path) -> int:

@@ -224,7 +224,7 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
         raise UsageError("--max-energy is 0: no trial could begin")
     plot: Path | None = given["plot"]
     if plot is not None:
-        _check_plot(plot)
+        check_plot(plot)
     factor = given["faster"] or given["smaller"]
     return Order(
         model=model,
@@ -236,7 +236,7 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
     )
 
 
-def _check_plot(path: Path) -> None:
+def check_plot(path: Path) -> None:
     """Before hours of work, not after them."""
     if path.suffix.lower() not in _PICTURES:
         raise UsageError(f"--plot is {path}; its name has to end in {', '.join(_PICTURES)}")

@@ -1,9 +1,10 @@
-"""What `edgetune prune` says while it works: a bar on a terminal, lines in a log, nothing to a program."""
+"""What `edgetune prune` and `edgetune compress` say while they work: a bar on a terminal, lines in a log, nothing to a program."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgetune.learn.compress import Point
 
-__all__ = ["StopAskedError", "Teller", "is_trained", "telling", "verdict"]
+__all__ = ["StopAskedError", "Teller", "is_trained", "stopping", "telling", "verdict"]
 
 _LINE_INTERVAL_S = 10.0
 _WORDS = {
@@ -30,6 +31,7 @@ _WORDS = {
     "score": "ranking filters",
     "prune": "cutting and timing",
     "retrain": "retraining the best",
+    "teach": "teaching the student",
     "export": "exporting",
     "measure": "asking the test images",
     "time": "timing",
@@ -164,3 +166,19 @@ def telling(*, is_quiet: bool) -> Iterator[Teller]:
     # Four times a second: drawing is work too, and latencies are measured meanwhile.
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as progress:
         yield _Bar(progress)
+
+
+@contextlib.contextmanager
+def stopping(teller: Teller) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a stop between two steps; the second Ctrl-C is the shell's usual one."""
+
+    def stop(_number: int, _frame: object) -> None:
+        teller.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)

@@ -16,11 +16,12 @@ _UNREADABLE_SHOWN = 5
 
 def words(answer: Mapping[str, Any]) -> str:
     """The whole report."""
-    parts = [_data(answer["data"]), _trials(answer), _sides(answer), _end(answer)]
+    parts = [data_words(answer["data"]), _trials(answer), side_words(answer, ("given", "final")), _end(answer)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def data_words(data: Mapping[str, Any]) -> str:
+    """What was read, and what of it could not be."""
     images = f"{count(data['training'], 'image')} to learn from, {data['validation']:,} to judge by"
     lines = [images + ("" if data["test"] is None else f", {data['test']:,} to test")]
     bad = data["unreadable"]
@@ -49,9 +50,10 @@ def _trials(answer: Mapping[str, Any]) -> str:
     return columns(rows, right=range(7))
 
 
-def _sides(answer: Mapping[str, Any]) -> str:
+def side_words(answer: Mapping[str, Any], names: tuple[str, str]) -> str:
+    """The model as given and what became of it, side by side under those names."""
     given, final = answer["given"], answer["final"]
-    rows = [("", "given", "final", "")]
+    rows = [("", *names, "")]
     rows.append(("validation accuracy", *_pair(given, final, "validation_accuracy", percent), ""))
     if given["test_accuracy"] is not None:
         rows.append(("test accuracy", *_pair(given, final, "test_accuracy", percent), ""))

@@ -86,7 +86,7 @@ def fine_tune(
     The best epoch is the one with the highest validation top-1, then the lowest loss; without validation samples it
     is the last one. A label-free transfer does not look at the labels of `training` at all, which may be anything: no
     class is repeated for being rare, and an epoch has the steps of `without_labels(training)`. Those of `validation`, if
-    there are any, still choose the epoch.
+    there are any, are told to `is_enough` and choose nothing: the weights are the last ones.
 
     Args:
         network: in place; on the device of `normaliser`.
@@ -102,7 +102,7 @@ def fine_tune(
         is_enough: after each epoch takes the validation top-1 of all so far; True ends the phase. Not remembered over a resume.
 
     Returns:
-        Validation top-1 and -loss of the best epoch; None without validation samples.
+        Validation top-1 and -loss of the epoch whose weights were taken; None without validation samples.
 
     Raises:
         LossNotFiniteError: the loss is NaN or infinite.
@@ -237,7 +237,9 @@ class _Run:
         if len(validation) == 0:
             return []
         score = validation_score(self._network.module, validation, normaliser, self._phase.batch_size, control)
-        if self.best_score is None or score > self.best_score:
+        if self.is_label_free:  # labels choose nothing either
+            self.best_score = score
+        elif self.best_score is None or score > self.best_score:
             self._best, self.best_score = state_tensors(self._network.module), score
         return [score[0]]
 
