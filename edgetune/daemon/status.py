@@ -122,6 +122,7 @@ def whole(daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None) -> di
         "round": _round(daemon),
         "trigger": trigger(daemon.want),
         "returning": daemon.returning.summary(),
+        "watching": daemon.watching.summary(),
         "verdict": verdict(daemon.verdict),
         "readings": readings(daemon.reading, limits),
         "last_round": last_round(last),

@@ -83,7 +83,7 @@ def test_the_verbs_of_the_design_are_there_and_documented() -> None:
     wanted += [f"models {verb}" for verb in ("ls", "show", "diff", "promote", "rollback", "import", "export", "gc")]
     wanted += [
         f"data {verb}"
-        for verb in ("ls", "stats", "label", "accept", "refuse", "quarantine", "purge", "export", "backup")
+        for verb in ("ls", "next", "stats", "label", "accept", "refuse", "quarantine", "purge", "export", "backup")
     ]
     assert sorted(VERBS) == sorted(wanted)
 
