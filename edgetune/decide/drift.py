@@ -3,7 +3,9 @@ Does the board see something else than it did? The served model's confidences, i
 
 The first answers of a version, `warm_up` of them, are the reference. After them every full window of answers is compared with
 it once, by the two-sample Kolmogorov-Smirnov test: so many false alarms in a thousand windows as the policy allows, however
-long the stream is, and whatever the confidences are distributed like. Near-twins would count as a shift of their own, so of
+long the stream is, and whatever the confidences are distributed like. Windows that are like the reference join it until it is
+three times as long: a board whose first images are odd by chance would have ten times its share of false alarms else (10 of
+100 windows seen). Near-twins would count as a shift of their own, so of
 every group only the first image takes part. After an alarm nobody looks for the length of the cool-down; the alarm stands
 until a later window is like the reference again, or another version is served.
 """
@@ -15,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 _TERMS = 100
+_GROWTH = 3  # times the warm-up that the reference is in the end; longer ones would hide a slow change
+_DIGITS = 4  # of a confidence: all of it is written at every look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,7 @@ def after(watched: Watched, sample: int, confidence: float, policy: DriftPolicy)
         confidence: probability of the version's best class for it, the same temperature for all of a version.
         policy: the operator's numbers; changed ones count from the next window on.
     """
+    confidence = round(confidence, _DIGITS)
     if len(watched.reference) < policy.warm_up:
         return replace(watched, reference=(*watched.reference, confidence))
     if watched.skip:
@@ -76,7 +81,8 @@ def after(watched: Watched, sample: int, confidence: float, policy: DriftPolicy)
     seen = [value for _, value in window]
     distance, chance = compare(watched.reference, seen)
     if chance > policy.false_alarms:
-        return replace(watched, window=(), shift=None)
+        grown = () if len(watched.reference) >= _GROWTH * policy.warm_up else tuple(seen)
+        return replace(watched, reference=watched.reference + grown, window=(), shift=None)
     shift = Shift(
         since=window[0][0],
         distance=distance,

@@ -5,8 +5,8 @@ Its confidence is calibrated on answers to validation and hold-out samples that 
 maximum likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2). On the same samples a threshold is found below which
 as many answers lie as are wrong; the estimate is the share of recent unlabelled answers above it (average thresholded
 confidence, Garg et al. 2022, arXiv 2201.04234). Without a shift it is right whatever the calibration is worth. Under one it
-errs, mostly by saying too much, and less than the mean confidence does (docs/benchmarks.md has by how much): the error bar
-is that of the samples, not of this.
+errs: mostly it says too much, though less so than the mean confidence does (docs/benchmarks.md has by how much), and too
+little where the model becomes unsure and stays right. The error bar is that of the samples, not of this.
 """
 
 from __future__ import annotations

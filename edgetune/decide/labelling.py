@@ -3,8 +3,8 @@ What should a person label next? Answers of the served model -> the samples whos
 
 The least certain samples first: a small margin between the two best classes. Among several times as many of them as are
 asked for, those that differ most (greedy k-centre over the answers, Gonzalez 1985; for active learning Sener and Savarese
-2018, arXiv 1708.00489, there without the margin): near-twins have near answers and are not asked about twice, and of one
-group, or of a group beside one labelled already, only what differs is.
+2018, arXiv 1708.00489, there without the margin): near-twins have near answers and come last, after what was labelled
+lately too, and of one group at most one sample is asked about.
 """
 
 from __future__ import annotations

@@ -96,9 +96,10 @@ def consider(
     cause, missing = _cause(stats, policy, served, since_last_s)
     cause = next((each.reason for each in returned), cause)  # says more than the samples that it labelled
     if cause is None and concern is not None:
-        # Without labels of what has changed a round would learn what the model knows already.
-        lacking = [*_lacking_for(concern, policy), *lacking]
         cause = concern.reason
+        if concern.labelled < policy.concern_samples:  # a round would learn what the model knows already
+            labels = f"{concern.labelled} of {policy.concern_samples} new labels of such images: edgetune data next"
+            missing, lacking = [], [labels, *missing, *lacking]
     if cause is None or lacking:
         return Want(is_wanted=False, kind=kind, reason=cause or "not enough that is new", missing=(*missing, *lacking))
     if since_last_s is not None and since_last_s < policy.min_interval_s:
@@ -111,12 +112,6 @@ def consider(
             next_in_s=wait_s,
         )
     return Want(is_wanted=True, kind=kind, reason=f"{cause}; {kind.value}: {kind_reason}")
-
-
-def _lacking_for(concern: Concern, policy: TriggerPolicy) -> list[str]:
-    if concern.labelled >= policy.concern_samples:
-        return []
-    return [f"{concern.labelled} of {policy.concern_samples} new labels of such images: edgetune data next"]
 
 
 def _cause(
