@@ -11,6 +11,7 @@ from edgetune import units
 from edgetune.cli.readings import compare, explain
 
 _CLASSES_SHOWN = 6
+_ESTIMATES_SHOWN = 5
 _NEWS = 2  # a class is named once it has half of the sightings that it takes; fewer are errors more often than not
 
 
@@ -115,6 +116,9 @@ def _watching(watching: Mapping[str, Any]) -> list[str]:
         )
     elif watching.get("is_watched"):
         lines.append(f"how often it is right on unlabelled images is unknown: {watching.get('why_unknown')}")
+    if found and watching.get("kept"):
+        kept = [f"{row['accuracy'] * 100:.0f} % (version {row['model_version']})" for row in watching["kept"]]
+        lines.append(f"in the windows before: {', '.join(kept[-_ESTIMATES_SHOWN:])}")
     if watching.get("is_low"):
         lines.append("that is less than it was: label some images (edgetune data next)")
     if shift:

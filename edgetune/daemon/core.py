@@ -368,7 +368,8 @@ class Daemon:
         """Everything `edgetune status` shows."""
         stats = self.stats if self.stats is not None else await self.store(self.buffer.stats)
         rows = await self.store(self.history.rounds, 5)
-        return words.whole(self, stats, next((row for row in rows if row["ended_at_s"] is not None), None))
+        last = next((row for row in rows if row["ended_at_s"] is not None), None)
+        return words.whole(self, stats, last, await self.store(self.history.estimates, words.ESTIMATES_SHOWN))
 
     # ------------------------------------------------------------------------------------------ operator's acts
 

@@ -79,6 +79,8 @@ def test_status_says_how_often_the_model_is_right_without_labels_and_that_the_im
         "about 87 ± 3 % right on the last 400 unlabelled images, by its calibrated confidence (91.4 % on 140" in words
     )
     assert "data next" not in words
+    kept = [{"accuracy": 0.9, "model_version": 6}, {"accuracy": 0.88, "model_version": 7}]
+    assert "in the windows before: 90 % (version 6), 88 % (version 7)" in said(watching={**watching, "kept": kept})
     assert "label some images (edgetune data next)" in said(watching={**watching, "is_low": True})
     unknown = {**watching, "estimate": None, "why_unknown": "12 of 50 answers to unlabelled images"}
     assert "on unlabelled images is unknown: 12 of 50 answers" in said(watching=unknown)

@@ -136,6 +136,7 @@ def test_the_accuracy_on_unlabelled_images_is_estimated_with_its_error(tmp_path:
             (kept,) = await site.daemon.store(site.daemon.history.estimates)
             assert kept["model_version"] == 1
             assert 0 <= kept["accuracy"] <= 1
+            assert (await site.daemon.status())["watching"]["kept"] == [kept]
 
     run(play())
 
