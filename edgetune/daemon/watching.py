@@ -104,7 +104,8 @@ class Watching:
             reasons.append((memory.watched.shift.since, memory.watched.shift.reason))
         if self.policy is None or not reasons:
             return None
-        labelled = await self._store(answers.new_labels_since, self._buffer, min(since for since, _ in reasons))
+        # The window of an estimate reaches further back than the change does; that of a shift is known better.
+        labelled = await self._store(answers.new_labels_since, self._buffer, max(since for since, _ in reasons))
         return Concern(reason=reasons[0][1], labelled=labelled)
 
     def _take_note(self, version: int | None) -> None:

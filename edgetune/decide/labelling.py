@@ -2,9 +2,9 @@
 What should a person label next? Answers of the served model -> the samples whose labels would tell it most.
 
 The least certain samples first: a small margin between the two best classes. Among several times as many of them as are
-asked for, those that differ most (greedy k-centre over the answers, Gonzalez 1985; for active learning Sener and Savarese
-2018, arXiv 1708.00489, there without the margin): near-twins have near answers and come last, after what was labelled
-lately too, and of one group at most one sample is asked about.
+asked for, those that differ most, weighed with the doubt (greedy k-centre over the answers, Gonzalez 1985; for active
+learning Sener and Savarese 2018, arXiv 1708.00489, there without the doubt): near-twins have near answers and come last, and
+so does what is like a sample labelled lately; of one group at most one sample is asked about.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from edgetune.decide.estimate import probabilities
 
+_DOUBT_MIN = 1e-9  # of an answer with a margin of one
 _FIELD = 8  # times as many uncertain samples as are asked for are compared with each other
 _COMPARED_MAX = 400  # the latest labelled samples that what is asked next should differ from
 
@@ -69,8 +70,8 @@ def next_questions(
     distances = [min((math.dist(place, centre) for centre in centres), default=math.inf) for _, place in field]
     chosen = []
     for _ in range(min(count, len(field))):
-        # The first of the farthest, which is the least certain of them.
-        index = max(range(len(field)), key=distances.__getitem__)
+        # The first of equals, which is the least certain of them; where doubts are few, sure answers come last.
+        index = max(range(len(field)), key=lambda i: distances[i] * max(_DOUBT_MIN, 1 - field[i][0].margin))
         question, place = field[index]
         chosen.append(question)
         distances = [min(far, math.dist(place, other)) for far, (_, other) in zip(distances, field, strict=True)]

@@ -58,6 +58,13 @@ def test_certain_answers_are_no_diversity() -> None:
     assert set(ask(*sure, *doubtful, count=2)) <= set(range(16))
 
 
+def test_sure_answers_come_last_where_doubts_are_few() -> None:
+    """They differ from the doubtful ones more than those from each other, and their labels would say nothing."""
+    doubtful = [candidate(i, 1.0 + i / 50, 1.0) for i in range(6)]
+    sure = [candidate(100 + i, 30.0 * (i % 2), 30.0 * (1 - i % 2)) for i in range(10)]
+    assert set(ask(*sure, *doubtful, count=6)) == set(range(6))
+
+
 def test_nothing_to_ask_about_is_no_question() -> None:
     """An empty queue."""
     assert ask(count=20) == []
