@@ -1,4 +1,4 @@
-"""`edgetune data`: ls, stats, label, accept, refuse, quarantine, purge, export, backup."""
+"""`edgetune data`: ls, next, stats, label, accept, refuse, quarantine, purge, export, backup."""
 
 from __future__ import annotations
 
@@ -48,6 +48,23 @@ def ls(
         for row in found
     ]
     emit(found, columns(lines, right=(0,)) if found else "no such sample", as_json=as_json)
+
+
+@data.command("next")
+@with_socket
+@with_json
+@click.option("--count", "-n", type=click.IntRange(min=1, max=100), default=20, show_default=True, help="How many.")
+def next_(client: Client, *, as_json: bool, count: int) -> None:
+    """Say which samples are worth a label now: those that the served model is least sure of, and that differ."""
+    answer = client.get("/v1/data/next", count=count)
+    lines = [("sample", "the model says", "why")]
+    for row in answer["samples"]:
+        guess = "-" if row["guess"] is None else f"{row['guess']} ({row['confidence']:.0%})"
+        lines.append((str(row["sample"]), guess, row["why"]))
+    words = "no unlabelled sample has an answer of the served model yet (triggers.watch_interval)"
+    if answer["samples"]:
+        words = f"{columns(lines, right=(0,))}\n\nlabel them with: edgetune data label SAMPLE CLASS"
+    emit(answer, words, as_json=as_json)
 
 
 @data.command()

@@ -11,6 +11,7 @@ from edgetune import units
 from edgetune.cli.readings import compare, explain
 
 _CLASSES_SHOWN = 6
+_ESTIMATES_SHOWN = 5
 _NEWS = 2  # a class is named once it has half of the sightings that it takes; fewer are errors more often than not
 
 
@@ -96,11 +97,33 @@ def _model(status: Mapping[str, Any]) -> Paragraph:
     if served.get("latency_ms") is not None:
         size.append(f"{served['latency_ms']:.2f} ms a prediction")
     lines.append(", ".join(size))
+    lines += _watching(status.get("watching") or {})
     probation = status.get("probation")
     if probation:
         left = units.show(probation["ends_in_s"], "duration")
         lines.append(f"on probation for another {left}; falls back to version {probation['fallback']} if it does worse")
     return Paragraph("Model", tuple(lines), "good")
+
+
+def _watching(watching: Mapping[str, Any]) -> list[str]:
+    """What its own confidence says about it, and about the images."""
+    found, shift, lines = watching.get("estimate"), watching.get("shift"), []
+    if found:
+        images = count(found["unlabelled"], "unlabelled image")
+        lines.append(
+            f"about {found['accuracy'] * 100:.0f} ± {found['error'] * 100:.0f} % right on the last {images}, by its calibrated"
+            f" confidence ({percent(found['labelled_accuracy'])} on {count(found['labelled'], 'labelled image')})"
+        )
+    elif watching.get("is_watched"):
+        lines.append(f"how often it is right on unlabelled images is unknown: {watching.get('why_unknown')}")
+    if found and watching.get("kept"):
+        kept = [f"{row['accuracy'] * 100:.0f} % (version {row['model_version']})" for row in watching["kept"]]
+        lines.append(f"in the windows before: {', '.join(kept[-_ESTIMATES_SHOWN:])}")
+    if watching.get("is_low"):
+        lines.append("that is less than it was: label some images (edgetune data next)")
+    if shift:
+        lines.append(f"{shift['reason']}; label some (edgetune data next)")
+    return lines + ([f"note: {watching['trouble']}"] if watching.get("trouble") else [])
 
 
 def _requests(status: Mapping[str, Any]) -> Paragraph:

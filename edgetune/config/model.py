@@ -22,6 +22,7 @@ from edgetune.config.quantities import (
     LoopbackAddress,
     Name,
     Pixels,
+    Points,
     PositiveCount,
     PositiveDuration,
     PositiveShare,
@@ -154,6 +155,30 @@ class Triggers(Section):
     )
     returned_class_interval: PositiveDuration = key(
         "1min", "Time between two looks, each at 32 images at most; none while a round trains or over budget."
+    )
+    watch_interval: PositiveDuration | None = key(
+        "1min",
+        "Time between two looks of the served model at unlabelled images, each at 32 at most, none while a round trains or"
+        " over budget: for what to label next, its accuracy without labels, and whether the images change; null: never.",
+    )
+    estimate_window: PositiveCount = key(
+        400, "Unlabelled images, the last ones, whose accuracy is estimated.", le=10_000
+    )
+    estimate_drop_max: Points | None = key(
+        "10pp", "Want a round when this estimate is lower than on labelled images by more than this; null: never."
+    )
+    drift_window: PositiveCount | None = key(
+        100,
+        "Compare the model's confidence in so many images with its beginning, and want a round when it has changed; of near-"
+        "twins only the first image counts; null: never.",
+        le=10_000,
+    )
+    drift_warm_up: PositiveCount = key(
+        200, "Images of a version's beginning that later ones are compared with.", le=10_000
+    )
+    drift_cool_down: Count = key(500, "Images after an alarm that are not compared.")
+    drift_samples: PositiveCount = key(
+        20, "New labelled training samples of such images that a round for either of these reasons needs."
     )
     max_interval: PositiveDuration | None = key(
         None, "Want a round after this long if there is anything new at all; null: never for this reason.", example="7d"

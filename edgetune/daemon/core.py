@@ -28,6 +28,7 @@ from edgetune.daemon.returning import Returning
 from edgetune.daemon.round_records import RoundRecords, iso
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
+from edgetune.daemon.watching import Watching
 from edgetune.decide import budget, trigger
 from edgetune.decide.trigger import ManualRequest, ServedSummary, Want
 from edgetune.device.board import identify
@@ -108,6 +109,16 @@ class Daemon:
             policy=settings.return_policy(config),
             interval_s=config.triggers.returned_class_interval,
         )
+        self.watching = Watching(
+            buffer=self.buffer,
+            history=self.history,
+            store=self.store,
+            events=self.events,
+            clock=clock,
+            serving=self.serving,
+            image_limits=self.image_limits,
+            policy=settings.watch_policy(config),
+        )
         self.rounds = Rounds(
             records=records,
             settings=settings.round_settings(config),
@@ -171,6 +182,7 @@ class Daemon:
         await self._note_served()
         await self._apply_classes()
         await self.returning.load()
+        await self.watching.load()
         await self.rounds.recover()
         self._start_ingest()
         self._check_task = asyncio.create_task(self._check_buffer())
@@ -260,6 +272,7 @@ class Daemon:
         self.notifier.extend_timeout(self.config.budgets.stop_grace + 10)
         for step in (
             self.returning.close,
+            self.watching.close,
             self.rounds.close,
             self.serving.close,
             lambda: self.store(self.service_time.save),
@@ -302,6 +315,7 @@ class Daemon:
             self._manual = None  # it was begun, well or badly
         is_round_active = now not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN)
         await self.returning.tick(self.verdict, is_round_active=is_round_active)
+        await self.watching.tick(self.verdict, is_round_active=is_round_active)
         await self.serving.check_probation(self.rounds.settings.probation)
         await self._keep_books(reading)
         if self.notifier.is_active:
@@ -330,6 +344,7 @@ class Daemon:
         last_s = await self.store(self.history.get_state, "last_round_ended_s")
         manifest = self.serving.manifest()
         returned = await self.returning.refresh(manifest, stats)
+        concern = await self.watching.concern(None if manifest is None else manifest.version)
         served = None
         if manifest is not None:
             achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
@@ -346,13 +361,15 @@ class Daemon:
             since_last_s=None if last_s is None else self.service_time.now_s() - last_s,
             manual=manual,
             returned=returned,
+            concern=concern,
         )
 
     async def status(self) -> dict[str, Any]:
         """Everything `edgetune status` shows."""
         stats = self.stats if self.stats is not None else await self.store(self.buffer.stats)
         rows = await self.store(self.history.rounds, 5)
-        return words.whole(self, stats, next((row for row in rows if row["ended_at_s"] is not None), None))
+        last = next((row for row in rows if row["ended_at_s"] is not None), None)
+        return words.whole(self, stats, last, await self.store(self.history.estimates, words.ESTIMATES_SHOWN))
 
     # ------------------------------------------------------------------------------------------ operator's acts
 
@@ -397,6 +414,7 @@ class Daemon:
         self.rounds.settings = settings.round_settings(self.config)
         self.returning.policy = settings.return_policy(self.config)
         self.returning.interval_s = self.config.triggers.returned_class_interval
+        self.watching.policy = settings.watch_policy(self.config)
         await self.store(self.buffer.configure, **settings.buffer_settings(self.config))
         await self._apply_classes()
         if self.serving.served.version is None:

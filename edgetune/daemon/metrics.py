@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def collect(daemon: Daemon) -> list[Metric]:
     """All metrics; a value that is unknown is left out by whoever writes the text."""
-    return [*_serving(daemon), *_samples(daemon), *_round(daemon), *_board(daemon)]
+    return [*_serving(daemon), *_watching(daemon), *_samples(daemon), *_round(daemon), *_board(daemon)]
 
 
 def _serving(daemon: Daemon) -> list[Metric]:
@@ -30,6 +30,26 @@ def _serving(daemon: Daemon) -> list[Metric]:
         ("edgetune_predictions_total", "counter", "Predictions asked for.", [({}, float(serving.total_requests))]),
         ("edgetune_predictions_failed_total", "counter", "Predictions failed.", [({}, float(serving.total_failed))]),
         ("edgetune_prediction_seconds", "gauge", "Recent latency of the served version.", quantiles),
+    ]
+
+
+def _watching(daemon: Daemon) -> list[Metric]:
+    summary = daemon.watching.summary()
+    found = summary["estimate"] or {}
+    return [
+        (
+            "edgetune_estimated_accuracy",
+            "gauge",
+            "Of the served version on the last unlabelled images, by its calibrated confidence.",
+            [({}, found.get("accuracy"))],
+        ),
+        (
+            "edgetune_estimated_accuracy_error",
+            "gauge",
+            "Half of the 95 % interval of the sampling.",
+            [({}, found.get("error"))],
+        ),
+        ("edgetune_drift", "gauge", "1 while the images have changed.", [({}, float(summary["shift"] is not None))]),
     ]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from edgetune import __version__, images
 from edgetune.config import to_plain as config_to_plain
-from edgetune.daemon import metrics
+from edgetune.daemon import labelling, metrics
 from edgetune.decide.trigger import ManualRequest
-from edgetune.errors import ConflictError, RefusedError, UsageError
+from edgetune.errors import ConflictError, NoModelError, RefusedError, UsageError
 from edgetune.types import AddOutcome, Answer, LabelSource, Manifest, NewSample, RoundKind, RoundState
 from edgetune.wire import to_plain
 
@@ -207,6 +207,25 @@ class DaemonService:
         """What the buffer holds of each class."""
         plain: list[dict[str, Any]] = [to_plain(c) for c in await self._daemon.store(self._daemon.buffer.classes)]
         return plain
+
+    async def data_next(self, *, count: int) -> dict[str, Any]:
+        """What to label next, and why."""
+        daemon, manifest = self._daemon, self._daemon.serving.manifest()
+        if manifest is None:
+            raise NoModelError
+        holdout = sum(
+            entry.holdout for entry in await daemon.store(daemon.buffer.classes) if entry.status == "accepted"
+        )
+        wanted = daemon.config.gate.holdout_min
+        material = await daemon.store(labelling.read, daemon.buffer, manifest.version, count)
+        return await asyncio.to_thread(
+            labelling.next_rows,
+            material,
+            manifest,
+            count=count,
+            sharpness=daemon.watching.sharpness,
+            holdout=(holdout, wanted),
+        )
 
     async def data_accept(self, name: str) -> dict[str, Any]:
         """Let a pending class into rounds."""

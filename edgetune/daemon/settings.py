@@ -8,6 +8,8 @@ from edgetune import config as configuration
 from edgetune.clock import Clock
 from edgetune.config import Config
 from edgetune.daemon.round_settings import RoundSettings
+from edgetune.daemon.watching import WatchPolicy
+from edgetune.decide.drift import DriftPolicy
 from edgetune.decide.probation import ProbationPolicy
 from edgetune.decide.returning import ReturnPolicy
 from edgetune.decide.trigger import TriggerPolicy
@@ -81,6 +83,24 @@ def trigger_policy(config: Config) -> TriggerPolicy:
         max_interval_s=triggers.max_interval,
         min_interval_s=triggers.min_interval,
         holdout_min=config.gate.holdout_min,
+        concern_samples=triggers.drift_samples,
+    )
+
+
+def watch_policy(config: Config) -> WatchPolicy | None:
+    """How the served model's answers to unlabelled images are watched; None: nobody asks it."""
+    triggers = config.triggers
+    if triggers.watch_interval is None:
+        return None
+    return WatchPolicy(
+        interval_s=triggers.watch_interval,
+        window=triggers.estimate_window,
+        drop_max=triggers.estimate_drop_max,
+        drift=None
+        if triggers.drift_window is None
+        else DriftPolicy(
+            warm_up=triggers.drift_warm_up, window=triggers.drift_window, cool_down=triggers.drift_cool_down
+        ),
     )
 
 

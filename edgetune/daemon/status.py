@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgetune.daemon.core import Daemon
 
 _QUARANTINE_FULL = 1000  # files; nothing removes them but the operator
+ESTIMATES_SHOWN = 10
 _ETA_FROM = 0.02  # below this share of a round its pace says little
 _UNITS = {"mib": "MiB", "c": "C", "w": "W", "share": "share"}
 
@@ -107,8 +108,10 @@ def last_round(row: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def whole(daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None) -> dict[str, Any]:
-    """Everything `edgetune status` shows; `last` is the newest ended round's row."""
+def whole(
+    daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None, estimates: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything `edgetune status` shows; `last` is the newest ended round's row, `estimates` those kept last."""
     limits = limits_of(daemon.config)
     return {
         "version": __version__,
@@ -123,6 +126,7 @@ def whole(daemon: Daemon, stats: BufferStats, last: dict[str, Any] | None) -> di
         "round": _round(daemon),
         "trigger": trigger(daemon.want),
         "returning": daemon.returning.summary(),
+        "watching": {**daemon.watching.summary(), "kept": estimates},
         "verdict": verdict(daemon.verdict),
         "readings": readings(daemon.reading, limits),
         "last_round": last_round(last),

@@ -15,6 +15,7 @@ class TriggerPolicy:
 
     new_samples: int = 200
     new_class_samples: int = 20
+    concern_samples: int = 20
     max_interval_s: float | None = None  # a round is wanted after this long if there is anything new
     min_interval_s: float = 0.0
     holdout_min: int = 50  # the gate would refuse below this, so do not train in vain
@@ -28,6 +29,14 @@ class ServedSummary:
     tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
     absent_classes: frozenset[str] = frozenset()  # it has outputs for them, and its round did not show them
     is_target_met: bool  # it was pruned to the level that the configuration asks for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concern:
+    """Unlabelled images say that the served version does worse than it did; a round can help once some have labels."""
+
+    reason: str
+    labelled: int  # training samples of such images, labelled and not yet used by a round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +67,7 @@ def consider(
     since_last_s: float | None,
     manual: ManualRequest | None = None,
     returned: Sequence[Returned] = (),
+    concern: Concern | None = None,
 ) -> Want:
     """
     Say whether a round is wanted.
@@ -69,6 +79,7 @@ def consider(
         since_last_s: seconds since the last round ended, None when there was none.
         manual: an operator's request, if one is open.
         returned: classes that the factory model sees again, their samples labelled and not yet used by a round.
+        concern: that the images have changed, or that the served version errs more often.
 
     Returns:
         The answer; when no, `missing` says what would make it a yes.
@@ -84,6 +95,11 @@ def consider(
         return Want(is_wanted=True, kind=kind, reason=f"asked for by {manual.by}")
     cause, missing = _cause(stats, policy, served, since_last_s)
     cause = next((each.reason for each in returned), cause)  # says more than the samples that it labelled
+    if cause is None and concern is not None:
+        cause = concern.reason
+        if concern.labelled < policy.concern_samples:  # a round would learn what the model knows already
+            labels = f"{concern.labelled} of {policy.concern_samples} new labels of such images: edgetune data next"
+            missing, lacking = [], [labels, *missing, *lacking]
     if cause is None or lacking:
         return Want(is_wanted=False, kind=kind, reason=cause or "not enough that is new", missing=(*missing, *lacking))
     if since_last_s is not None and since_last_s < policy.min_interval_s:

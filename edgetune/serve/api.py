@@ -62,6 +62,7 @@ def endpoints(service: Service, intake: Intake, closing: asyncio.Event) -> list[
         ("GET", "/v1/models/{version}", observe.model),
         ("GET", "/v1/config", observe.config),
         ("GET", "/v1/data/samples", data.samples),
+        ("GET", "/v1/data/next", data.next),
         ("GET", "/v1/data/classes", data.classes),
         ("GET", "/v2", work.server_metadata),
         ("GET", "/v2/health/live", work.is_live),

@@ -14,6 +14,7 @@ from edgetune.serve.service import Service
 from edgetune.types import Split
 
 _LIST_MAX = 10_000
+_NEXT_MAX = 100  # its cost grows with the square
 
 
 class DataApi:
@@ -36,6 +37,11 @@ class DataApi:
             offset=query.number("offset", 0),
         )
         return JSONResponse(rows)
+
+    async def next(self, request: Request) -> Response:
+        """GET /v1/data/next?count=."""
+        count = Query(request, ("count",)).number("count", 20, least=1, most=_NEXT_MAX)
+        return JSONResponse(await self._service.data_next(count=count))
 
     async def classes(self, _request: Request) -> Response:
         """GET /v1/data/classes."""

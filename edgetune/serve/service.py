@@ -108,6 +108,9 @@ class Service(Protocol):
     async def data_classes(self) -> list[dict[str, Any]]:
         """The classes the buffer knows."""
 
+    async def data_next(self, *, count: int) -> dict[str, Any]:
+        """What a person should label next, and why."""
+
     async def data_accept(self, name: str) -> dict[str, Any]:
         """Let a pending class into training."""
 

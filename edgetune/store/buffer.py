@@ -198,7 +198,7 @@ class Buffer:
         with self._contents.change("label"):
             row = self._contents.row(column, sample)
             if row is None:
-                raise NotFoundError(f"there is no sample {sample}", hint="see: edgetune data ls")
+                raise self._no_such(sample)
             self._contents.relabel(row, label, source)
 
     def samples(
@@ -445,6 +445,13 @@ class Buffer:
             if not self.database.execute("UPDATE classes SET status = ? WHERE name = ?", (status, name)).rowcount:
                 raise NotFoundError(f"no sample was ever labelled {name!r}", hint="see: edgetune data stats")
             self._contents.forget()
+
+    def _no_such(self, sample: int | str) -> NotFoundError:
+        last = scalar(self.database, "SELECT seq FROM sqlite_sequence WHERE name = 'samples'")
+        if isinstance(sample, int) and 0 < sample <= int(last or 0):
+            text = f"sample {sample} is not in the buffer any more: it was evicted for the quota, or purged"
+            return NotFoundError(text, hint="label one that is there: edgetune data next")
+        return NotFoundError(f"there is no sample {sample}", hint="see: edgetune data ls")
 
     def _unpin(self, round_id: int) -> None:
         self.database.execute("UPDATE samples SET pinned_by = NULL WHERE pinned_by = ?", (round_id,))

@@ -20,6 +20,7 @@ from edgetune.errors import NotFoundError
 from edgetune.store.database import connect_read_only, explained, scalar, transaction
 from edgetune.types import Reading
 
+_ESTIMATES_MAX = 1000
 _ROUND_COLUMNS = ("kind", "reason", "state", "started_at_s", "ended_at_s", "outcome", "message")
 
 
@@ -173,6 +174,25 @@ class History:
         with explained():
             rows = self._db.execute("SELECT wall_s, data FROM readings ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
         return [{"wall_s": wall_s, **json.loads(data)} for wall_s, data in reversed(rows)]
+
+    # ------------------------------------------------------------------------------------------------- estimates
+
+    def add_estimate(self, model_version: int, data: Mapping[str, Any]) -> None:
+        """Keep what a version's accuracy was estimated to be; the oldest beyond a thousand are dropped."""
+        with self._change("add_estimate"):
+            newest = self._db.execute(
+                "INSERT INTO estimates (model_version, wall_s, data) VALUES (?, ?, ?)",
+                (model_version, self._clock.wall_s(), _to_text(data)),
+            ).lastrowid
+            self._db.execute("DELETE FROM estimates WHERE id <= ?", (int(newest or 0) - _ESTIMATES_MAX,))
+
+    def estimates(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The latest estimates, oldest first: `model_version`, `wall_s`, and what was kept of each."""
+        with explained():
+            rows = self._db.execute(
+                "SELECT model_version, wall_s, data FROM estimates ORDER BY id DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [{"model_version": row[0], "wall_s": row[1], **json.loads(row[2])} for row in reversed(rows)]
 
     # ----------------------------------------------------------------------------------------------------- state
 

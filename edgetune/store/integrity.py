@@ -159,7 +159,7 @@ def _copy_tables(source: sqlite3.Connection, db: Database) -> list[str]:
         _insert(db, "groups", row)
     lost, kept = _copy_samples(source, db)
     counts = {}
-    for table in ("labels", "freezes", "counters", "predictions", "rounds", "events", "readings", "state"):
+    for table in ("labels", "freezes", "counters", "predictions", "rounds", "events", "readings", "state", "estimates"):
         counts[table] = sum(_insert(db, table, row) for row in _rows(source, table))
     for row in _rows(source, "prediction_images"):
         _insert(db, "prediction_images", row)

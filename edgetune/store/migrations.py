@@ -148,6 +148,27 @@ def m003_history(db: Database) -> None:
     )
 
 
+@migrations()
+def m004_answers(db: Database) -> None:
+    """What the served version says about samples, and what was made of it: estimates of its accuracy."""
+    db.executescript(
+        """
+        CREATE TABLE answers (
+            sample_id INTEGER PRIMARY KEY REFERENCES samples (id) ON DELETE CASCADE,
+            model_version INTEGER NOT NULL,
+            was_labelled INTEGER NOT NULL,
+            logits BLOB
+        ) STRICT;
+        CREATE TABLE estimates (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            model_version INTEGER NOT NULL,
+            wall_s REAL NOT NULL,
+            data TEXT NOT NULL
+        ) STRICT;
+        """
+    )
+
+
 def migrate(db: Database) -> None:
     """
     Bring a database to this program's schema.

@@ -83,7 +83,7 @@ def test_the_verbs_of_the_design_are_there_and_documented() -> None:
     wanted += [f"models {verb}" for verb in ("ls", "show", "diff", "promote", "rollback", "import", "export", "gc")]
     wanted += [
         f"data {verb}"
-        for verb in ("ls", "stats", "label", "accept", "refuse", "quarantine", "purge", "export", "backup")
+        for verb in ("ls", "next", "stats", "label", "accept", "refuse", "quarantine", "purge", "export", "backup")
     ]
     assert sorted(VERBS) == sorted(wanted)
 
@@ -152,6 +152,22 @@ def test_train_sends_what_was_asked_and_waits_for_the_outcome(run: Any, daemon: 
     for outcome, code in (("refused", errors.EXIT_REFUSED), ("out_of_memory", errors.EXIT_FAILED)):
         row["outcome"] = outcome
         assert run("train", "--wait", "--json").code == code
+
+
+def test_what_to_label_next_is_a_table_with_the_command(run: Any, daemon: Any) -> None:
+    """Each with the model's guess and why; or why there is nothing to label yet."""
+    rows = [
+        {"sample": 12, "guess": "cat", "confidence": 0.513, "why": "margin 0.03 between cat and dog", "how": "x"},
+        {"sample": 7, "guess": None, "confidence": None, "why": "drawn at random", "how": "y"},
+    ]
+    daemon.answers["GET", "/v1/data/next"] = {"model_version": 3, "answered": 40, "samples": rows}
+    lines = run("data", "next", "--count", "2").out.splitlines()
+    assert lines[1].split() == ["12", "cat", "(51%)", "margin", "0.03", "between", "cat", "and", "dog"]
+    assert lines[2].split() == ["7", "-", "drawn", "at", "random"]
+    assert lines[-1] == "label them with: edgetune data label SAMPLE CLASS"
+    assert json.loads(run("data", "next", "--json").out)["samples"] == rows
+    daemon.answers["GET", "/v1/data/next"] = {"model_version": 3, "answered": 0, "samples": []}
+    assert "no unlabelled sample has an answer" in run("data", "next").out
 
 
 @pytest.mark.parametrize(

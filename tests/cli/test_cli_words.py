@@ -68,6 +68,27 @@ def test_status_names_a_class_that_comes_back() -> None:
     assert "is back: the factory model sees it in 23 of 150 unlabelled images" in said(returning=back)
 
 
+def test_status_says_how_often_the_model_is_right_without_labels_and_that_the_images_change() -> None:
+    """With the error bar, or why it is unknown; and what to do about it."""
+    watching = {
+        "is_watched": True, "why_unknown": "", "is_low": False, "shift": None, "trouble": "",
+        "estimate": {"accuracy": 0.8712, "error": 0.031, "unlabelled": 400, "labelled": 140, "labelled_accuracy": 0.9143},
+    }  # fmt: skip
+    words = said(watching=watching)
+    assert (
+        "about 87 ± 3 % right on the last 400 unlabelled images, by its calibrated confidence (91.4 % on 140" in words
+    )
+    assert "data next" not in words
+    kept = [{"accuracy": 0.9, "model_version": 6}, {"accuracy": 0.88, "model_version": 7}]
+    assert "in the windows before: 90 % (version 6), 88 % (version 7)" in said(watching={**watching, "kept": kept})
+    assert "label some images (edgetune data next)" in said(watching={**watching, "is_low": True})
+    unknown = {**watching, "estimate": None, "why_unknown": "12 of 50 answers to unlabelled images"}
+    assert "on unlabelled images is unknown: 12 of 50 answers" in said(watching=unknown)
+    shift = {"reason": "the images have changed: the served model is less sure of them"}
+    assert f"{shift['reason']}; label some (edgetune data next)" in said(watching={**watching, "shift": shift})
+    assert "on unlabelled images is unknown" not in said(watching={**unknown, "is_watched": False})
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgetune.decide.returning import Returned
-from edgetune.decide.trigger import ManualRequest, ServedSummary, TriggerPolicy, Want, consider
+from edgetune.decide.trigger import Concern, ManualRequest, ServedSummary, TriggerPolicy, Want, consider
 from edgetune.types import BufferStats, ClassStats, RoundKind
 
 POLICY = TriggerPolicy(new_samples=200, new_class_samples=20, min_interval_s=3600, max_interval_s=7 * 86400)
@@ -161,3 +161,24 @@ def test_a_few_labelled_samples_of_an_absent_class_want_a_round() -> None:
     assert with_owls(20, 20).is_wanted
     assert not with_owls(19, 19).is_wanted
     assert not with_owls(40, 19).is_wanted, "a round has used the others"
+
+
+def test_a_concern_wants_a_round_once_there_are_labels_for_it() -> None:
+    """Without them it says what it takes, before all else; another reason, and the interval, hold beside it."""
+    dusk = Concern(reason="the images have changed", labelled=19)
+
+    def ask_for(concern: Concern, new: int = 30, since: float = 1e5) -> Want:
+        return consider(stats(new=new), POLICY, SERVED, since_last_s=since, concern=concern)
+
+    unlabelled = ask_for(dusk)
+    assert not unlabelled.is_wanted
+    assert unlabelled.reason == "the images have changed"
+    assert unlabelled.missing[:2] == ("19 of 20 new labels of such images: edgetune data next", "30 of 200 new samples")
+    enough = replace(dusk, labelled=20)
+    assert ask_for(enough).is_wanted
+    assert ask_for(enough).reason.startswith("the images have changed; adapt")
+    assert not ask_for(enough, since=600).is_wanted
+    assert ask_for(dusk, new=200).reason.startswith("200 of 200 new samples")
+    assert not consider(
+        stats(new=30, cat=("accepted", 500)), POLICY, SERVED, since_last_s=1e5, concern=enough
+    ).is_wanted

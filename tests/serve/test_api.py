@@ -96,6 +96,7 @@ def test_a_prediction_names_its_version_and_classes(running: Running) -> None:
         ("POST", "/v1/data/purge", b"{}", 400, "usage"),
         ("POST", "/v1/data/purge", b'{"everything": true, "label": "cat"}', 400, "usage"),
         ("POST", "/v1/data/export", b'{"directory": "here"}', 400, "usage"),
+        ("GET", "/v1/data/next?count=101", b"", 400, "usage"),
         ("GET", "/v1/data/samples?split=test", b"", 400, "usage"),
         ("GET", "/v2/models/other", b"", 404, "not_found"),
         ("GET", "/v2/models/edgetune/versions/9", b"", 404, "not_found"),
@@ -279,6 +280,7 @@ def test_calls_carry_what_the_request_says(running: Running) -> None:
     assert client.post("/v1/data/samples/12/label", {"label": "cat"})["args"] == ["12", "cat"]
     assert client.post("/v1/predictions/p/label", {"label": "dog"})["args"] == ["p", "dog"]
     assert client.post("/v1/data/purge", {"label": "cat"})["label"] == "cat"
+    assert client.get("/v1/data/next", count=3) == {"called": "data_next", "args": [], "count": 3}
     assert client.get("/v1/data/samples", label="cat", labelled=True, limit=3) == {
         "called": "data_samples", "args": [], "label": "cat", "split": None, "labelled": True, "limit": 3, "offset": 0,
     }  # fmt: skip

@@ -83,3 +83,15 @@ def test_state_is_kept_and_set_together(buffer: Buffer) -> None:
     with pytest.raises(TypeError):
         history.set_states({"generation": 4, "bad": object()})
     assert history.get_state("generation") == 3
+
+
+def test_estimates_are_kept_in_their_order_and_the_oldest_go(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all versions, each with its time; a restart changes nothing."""
+    monkeypatch.setattr("edgetune.store.history._ESTIMATES_MAX", 3)
+    history = History(buffer, clock=StillClock())
+    for number in range(5):
+        history.add_estimate(number // 3 + 1, {"accuracy": number / 10})
+    buffer.close()
+    buffer.open()
+    assert [(row["model_version"], row["accuracy"]) for row in history.estimates()] == [(1, 0.2), (2, 0.3), (2, 0.4)]
+    assert history.estimates(1) == [{"model_version": 2, "wall_s": 1_700_000_000.0, "accuracy": 0.4}]
