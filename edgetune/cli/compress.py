@@ -130,8 +130,6 @@ def compress(teacher: str, config_path: Path, *, as_json: bool, **given: Any) ->
 def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], teller: Teller) -> dict[str, Any]:
     """Read, teach, write, tell."""
     with learning_libraries("compressing"):
-        import torch
-
         from edgetune.cli.artefacts import read_model, write_result
         from edgetune.learn.compress import Material
         from edgetune.learn.folders import read_folders
@@ -139,9 +137,8 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
     from edgetune.config import serving_threads
 
     source = read_model(teacher, given, config.builders)
-    lesson = _lesson(source, given)
     threads = given["threads"] or serving_threads(config)
-    torch.set_num_threads(threads)
+    lesson = _lesson(source, given, threads)
     data = read_folders(given["data"], source.classes, source.preprocess, control=teller)
     material = Material(
         training=data.training, validation=data.validation, preprocess=source.preprocess, classes=source.classes
@@ -169,7 +166,7 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
     return _describe(source, lesson, taught, data) | _sides(result, taught) | {"directory": str(given["out"])}
 
 
-def _lesson(source: Source, given: Mapping[str, Any]) -> Lesson:
+def _lesson(source: Source, given: Mapping[str, Any], threads: int) -> Lesson:
     from edgetune.learn.cifar import count_learnt
     from edgetune.learn.teach import Lesson
 
@@ -182,6 +179,7 @@ def _lesson(source: Source, given: Mapping[str, Any]) -> Lesson:
         batch_size=given["batch_size"],
         learning_rate=given["learning_rate"],
         seed=given["seed"],
+        threads=threads,
     )
 
 

@@ -56,6 +56,7 @@ class Lesson:
     augment: str = "crop_flip"
     checkpoint_steps: int = 100
     seed: int = 0
+    threads: int = 1
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class _Teaching:
         self._material, self._lesson, self._work = material, lesson, work
         self._control, self._told = control, told
         self._began_s = time.monotonic()
+        torch.set_num_threads(lesson.threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._normaliser = Normaliser(material.preprocess, self._device)
         self._teacher = copy.deepcopy(teacher)

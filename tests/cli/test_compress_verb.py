@@ -1,0 +1,101 @@
+"""`edgetune compress`: from a large model and folders of images to a small student that a board takes over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="compressing needs the extra: train")
+
+from edgetune.cli import main  # noqa: E402 - after what may skip this file
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained ResNet20, its classes, and folders of small pictures."""
+    import numpy as np
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    from edgetune.learn.network import new_network
+
+    root = tmp_path_factory.mktemp("given")
+    torch.manual_seed(0)
+    save_file(new_network("cifar:resnet20", 3).module.state_dict(), root / "w.safetensors")
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 4), ("test", 4)):
+        for label in CLASSES:
+            (root / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: Path) -> Any:
+    """Run the verb here: exit code, stdout, stderr."""
+    monkeypatch.delenv("EDGETUNE_CONFIG", raising=False)
+    threads = torch.get_num_threads()
+    model = ("cifar:resnet20", "--weights", str(given / "w.safetensors"), "--classes", str(given / "classes.txt"))
+    quick = ("--size", "16", "--epochs", "1", "--batch-size", "8", "--threads", "1")
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["compress", *model, *quick, "--data", str(given), *words])
+        return code, *capsys.readouterr()
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_a_student_is_written_told_of_and_goes_to_a_board(run: Any, tmp_path: Path) -> None:
+    """As small as asked; a directory that a board imports; nothing else is left."""
+    out = tmp_path / "student"
+    code, text, err = run("--out", str(out), "--target-params", "20%", "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(text)
+    assert answer["learnt_parameters"]["final"] <= 0.2 * answer["learnt_parameters"]["given"]
+    assert len(answer["curve"]) == 1
+    assert answer["final"]["test_accuracy"] is not None
+    assert json.loads((out / "manifest.json").read_text())["kind"] == "distilled"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    config = tmp_path / "config.yaml"
+    config.write_text(f'paths: {{state_dir: "{tmp_path}/state", runtime_dir: "{tmp_path}/run"}}\n')
+    assert main(["models", "import", "--config", str(config), "--from", str(out)]) == 0
+
+
+def test_the_report_says_what_is_gone(run: Any, tmp_path: Path) -> None:
+    """In words, with both sides."""
+    code, text, err = run("--out", str(tmp_path / "student"), "--target-params", "60000", "--transfer", "hinton")
+    assert code == 0
+    assert "epoch 1:" in err
+    assert "teacher" in text
+    assert "of the learnt parameters are gone: 27" in text
+    assert "taught with labels: 1 epoch" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (("--target-params", "0%"), "a student has fewer"),
+        (("--target-params", "100%"), "a student has fewer"),
+        (("--target-params", "few"), "write a share such as 1%"),
+        (("--target-params", "10"), "10 are allowed"),
+        (("--student", "cifar:nonsense"), "nonsense"),
+        (("--out", "/"), "exists already"),
+        (("--plot", "p.doc"), "has to end in .png"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(extra: tuple[str, ...], sentence: str, run: Any, tmp_path: Path) -> None:
+    """In a sentence, and nothing is written."""
+    code, _, err = run("--out", str(tmp_path / "student"), *extra)
+    assert code != 0
+    assert sentence in err
+    assert not (tmp_path / "student").exists()
