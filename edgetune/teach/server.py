@@ -191,6 +191,8 @@ class _Metered(http.client.HTTPConnection):
     sent_bytes = 0
 
     def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()  # which may fail: then nothing was sent
         self.sent_bytes += len(data)
         super().send(data)
 
