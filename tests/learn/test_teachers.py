@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "teach")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "teach"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest_site import RECIPE, SIZE, RecordingControl, Site, make_site, run_here
 from teacher_models import COLOURS, colour_model, stand_in, status
@@ -51,7 +52,9 @@ def teacher(site: Site) -> TeacherSource:
     return TeacherSource(kind="file", file=str(path), classes={"red": 0, "green": 1}, timeout_s=120)
 
 
-def prepare(site: Site, name: str, source: TeacherSource, recipe: Recipe = LEARNING, **changes: Any) -> tuple[Path, Path]:
+def prepare(
+    site: Site, name: str, source: TeacherSource, recipe: Recipe = LEARNING, **changes: Any
+) -> tuple[Path, Path]:
     """A round directory and models of its own."""
     models = Path(shutil.copytree(site.root / "models", site.root / f"models-{name}"))
     answers = site.root / f"answers-{name}"
@@ -106,7 +109,9 @@ def test_the_logits_of_unknown_classes_get_nothing_from_the_teacher() -> None:
     """With all of the loss the teacher's, their gradient is zero."""
     mine = torch.randn(5, 4, requires_grad=True)
     loss = Hinton(share=1.0, temperature=2)
-    loss(Output(logits=mine), Output(logits=torch.randn(5, 2), classes=(1, 3)), torch.tensor([0, 1, 2, 3, 2])).backward()
+    loss(
+        Output(logits=mine), Output(logits=torch.randn(5, 2), classes=(1, 3)), torch.tensor([0, 1, 2, 3, 2])
+    ).backward()
     assert mine.grad is not None
     assert not mine.grad[:, [0, 2]].any()
     assert mine.grad[:, [1, 3]].any()
@@ -163,7 +168,9 @@ def test_a_round_stopped_and_gone_on_with_ends_with_the_same_bits(
     assert total >= before["images_asked"] + before["images_kept"]
 
 
-def test_a_warm_cache_asks_nothing_and_changes_nothing(site: Site, teacher: TeacherSource, whole: tuple[Path, Path]) -> None:
+def test_a_warm_cache_asks_nothing_and_changes_nothing(
+    site: Site, teacher: TeacherSource, whole: tuple[Path, Path]
+) -> None:
     """The same round again with the answers of the first one, of which one was damaged."""
     shutil.copytree(site.root / "answers-whole", site.root / "answers-warm")
     (file,) = (site.root / "answers-warm").iterdir()
@@ -199,7 +206,7 @@ def test_a_round_learns_from_a_server_and_meters_what_left(site: Site) -> None:
     """Every image in full precision as JSON: more bytes than the pixels are; kept answers are not sent for again."""
     with stand_in() as server:
         source = TeacherSource(kind="server", server=server.url, classes=NAMES)
-        directory, models = prepare(site, "server", source)
+        directory, _ = prepare(site, "server", source)
         assert run_here(directory, RecordingControl(stop_after=[4]))[0] is TrainerOutcome.CHECKPOINTED
         assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
         sent = sum(shape[0] for shape in server.asked)

@@ -73,7 +73,7 @@ class StandIn:
         self.paths: list[str] = []
         self.asked: list[list[int]] = []  # shapes
         self.port = 0
-        self.change: Callable[[dict[str, Any]], None] = lambda answer: None
+        self.change: Callable[[dict[str, Any]], None] = lambda _: None
 
     @property
     def url(self) -> str:

@@ -157,7 +157,10 @@ def misbehaving(what: str, **limits: float) -> FileModel:
     """A process that describes itself, hears a question, and then does something else."""
     command = [sys.executable, "-c", STAND_IN + what]
     model = FileModel(
-        Path("none"), threads=1, command=command, **{"memory_max_mib": 2000, "timeout_s": 60, **limits}  # type: ignore[arg-type]
+        Path("none"),
+        threads=1,
+        command=command,
+        **{"memory_max_mib": 2000, "timeout_s": 60, **limits},  # type: ignore[arg-type]
     )
     model.describe()
     return model

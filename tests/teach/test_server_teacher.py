@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "serve")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from serving_fakes import CLASSES, SIZE, serving, write_version
 from teacher_models import COLOURS, StandIn, break_off, describe, hang, send, stand_in, status, trickle
@@ -218,7 +219,7 @@ def test_without_the_server_what_is_kept_still_answers(tmp_path: Path) -> None:
 def test_a_model_of_other_things_is_named_before_any_image_is_sent(server: StandIn, tmp_path: Path) -> None:
     """Its description is enough."""
     server.metadata = describe([-1, 3, 16, 16], 2)
-    with pytest.raises(TeacherError, match="has 2|does not name its classes"):
+    with pytest.raises(TeacherError, match="does not name its classes"):
         opened(server.url, tmp_path / "a")
     assert server.asked == []
 
@@ -267,7 +268,7 @@ def test_a_file_of_certificates_that_is_none_is_named(tmp_path: Path) -> None:
     """Before anything is sent."""
     (tmp_path / "ca.pem").write_text("nothing")
     for name in ("ca.pem", "absent.pem"):
-        with pytest.raises(TeacherError, match="training.teacher_ca"):
+        with pytest.raises(TeacherError, match=r"training\.teacher_ca"):
             model("https://127.0.0.1/v2/models/m", ca_file=tmp_path / name)
 
 
