@@ -7,7 +7,6 @@ import select
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 
 from edgetune.errors import TeacherError
+from edgetune.teach.patience import Patience
 from edgetune.teach.protocol import read_json
 
 _LENGTHS = struct.Struct("<II")
@@ -100,12 +100,12 @@ class FileModel:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TeacherError("the teacher's process has ended")
-        deadline_s = time.monotonic() + self._timeout_s
+        patience = Patience(self._timeout_s, _TURN_S)
         unsent, received = memoryview(request), bytearray()
         while not _is_whole(received):
             writers = [process.stdin] if unsent else []
             readable, writable, _ = select.select([process.stdout], writers, [], _TURN_S)
-            self._look_after(process, deadline_s)
+            self._look_after(process, patience)
             if readable:
                 chunk = os.read(process.stdout.fileno(), _CHUNK_BYTES)
                 if not chunk:
@@ -116,7 +116,7 @@ class FileModel:
                     unsent = unsent[os.write(process.stdin.fileno(), unsent[:_CHUNK_BYTES]) :]
                 except BrokenPipeError:
                     unsent = memoryview(b"")  # its last words are still to be read
-        self._look_after(process, deadline_s)
+        self._look_after(process, patience)
         header_bytes, data_bytes = _LENGTHS.unpack_from(received)
         start = _LENGTHS.size
         header, data = received[start : start + header_bytes], received[start + header_bytes :]
@@ -126,7 +126,7 @@ class FileModel:
             raise TeacherError(str(value.get("error", "the teacher's process answered more than it announced")))
         return value, bytes(header), bytes(data)
 
-    def _look_after(self, process: subprocess.Popen[bytes], deadline_s: float) -> None:
+    def _look_after(self, process: subprocess.Popen[bytes], patience: Patience) -> None:
         self._alive()
         try:
             held_mib = psutil.Process(process.pid).memory_info().rss / _MIB
@@ -138,7 +138,7 @@ class FileModel:
                 f"the teacher holds {held_mib:.0f} MiB; {self._memory_max_mib:.0f} are allowed",
                 hint="raise training.teacher_memory_max, or take a smaller teacher",
             )
-        if time.monotonic() > deadline_s:
+        if patience.is_over():
             self.close()
             raise TeacherError(
                 f"the teacher did not answer within {self._timeout_s:g} s",

@@ -19,6 +19,7 @@ from typing import Any
 
 from edgetune.config.quantities import split_server
 from edgetune.errors import TeacherError
+from edgetune.teach.patience import Patience
 from edgetune.teach.protocol import BINARY, HEADER_LENGTH, read_json
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before the second, third, ... try
@@ -69,8 +70,9 @@ class ServerModel:
 
     def describe(self) -> dict[str, Any]:
         """What the model is."""
-        root = self._path[: self._path.index("/v2/models/") + len("/v2")]
-        extensions = read_json(self._request("GET", root)[1]).get("extensions")
+        root = self._path[: self._path.rindex("/v2/models/") + len("/v2")]
+        about = self._request("GET", root, may_be_missing=True)[1]  # some gateways lead to models alone
+        extensions = read_json(about).get("extensions") if about else None
         self.is_binary = isinstance(extensions, list) and BINARY in extensions
         return read_json(self._request("GET", self._path)[1])
 
@@ -98,7 +100,13 @@ class ServerModel:
             connection.close()
 
     def _request(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        *,
+        may_be_missing: bool = False,
     ) -> tuple[str, bytes]:
         """The head's length and the body of the answer, after as many tries as it takes or are allowed."""
         why = ""
@@ -114,6 +122,8 @@ class ServerModel:
                 continue
             if status == http.client.OK:
                 return head_bytes, answer
+            if may_be_missing and status == http.client.NOT_FOUND:
+                return "", b""
             why = f"{status} {answer[:200].decode(errors='replace')}".strip()
             if status not in _AGAIN:
                 raise self._refused(f"it answered {why}")
@@ -160,10 +170,11 @@ class ServerModel:
         is_done, is_late = threading.Event(), threading.Event()
 
         def watch() -> None:
-            ends_s = time.monotonic() + self._timeout_s
-            while not is_done.wait(min(_TURN_S, self._timeout_s)):
+            turn_s = min(_TURN_S, self._timeout_s)
+            patience = Patience(self._timeout_s, turn_s)
+            while not is_done.wait(turn_s):
                 self._alive()
-                if time.monotonic() >= ends_s:
+                if patience.is_over():
                     is_late.set()
                     with contextlib.suppress(OSError):
                         if connection.sock is not None:

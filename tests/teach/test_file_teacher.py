@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from edgetune.errors import TeacherError
 from edgetune.learn.control import SilentControl
 from edgetune.learn.teachers import OutsideTeacher, open_teacher
 from edgetune.teach.file import FileModel
+from edgetune.teach.patience import Patience
 from edgetune.types import Preprocess, TeacherSource
 
 SIZE = Preprocess(height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -153,6 +156,13 @@ hear()
 """
 
 
+SLOW = """
+time.sleep(1)
+say({"late": True})
+time.sleep(60)
+"""
+
+
 def misbehaving(what: str, **limits: float) -> FileModel:
     """A process that describes itself, hears a question, and then does something else."""
     command = [sys.executable, "-c", STAND_IN + what]
@@ -188,6 +198,37 @@ def test_a_process_that_misbehaves_is_ended_and_named(what: str, limits: dict[st
     assert not psutil.pid_exists(pid)
 
 
+def test_a_pause_is_not_time_that_was_waited() -> None:
+    """A trainer that was stopped for an hour in the middle of a wait has waited for a turn."""
+    now_s = [0.0]
+    patience = Patience(1.0, 0.1, now_s=lambda: now_s[0])
+    for _ in range(4):
+        now_s[0] += 0.1
+        assert not patience.is_over()
+    now_s[0] += 3600
+    assert not patience.is_over()
+    now_s[0] += 0.2
+    assert patience.is_over()
+
+
+@pytest.mark.slow  # it is paused for five seconds
+def test_a_trainer_that_was_paused_in_a_question_still_gets_its_answer(tmp_path: Path) -> None:
+    """SIGSTOP for longer than the time-out, while the answer is on its way; then SIGCONT."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom edgetune.teach.file import FileModel\n"
+        f"command = [sys.executable, '-c', {STAND_IN + SLOW!r}]\n"
+        "model = FileModel(Path('none'), threads=1, memory_max_mib=2000, timeout_s=3, command=command)\n"
+        "model.describe()\nprint('asking', flush=True)\nprint(model.ask(b'{}', b''), flush=True)\nmodel.close()"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert asking.stdout is not None
+    assert asking.stdout.readline() == "asking\n"
+    asking.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    asking.send_signal(signal.SIGCONT)
+    assert asking.communicate()[0] == "(b'{\"late\": true}', b'')\n"
+
+
 def test_a_killed_parent_takes_its_teacher_along(tmp_path: Path) -> None:
     """The teacher reads the end of its stdin, and leaves."""
     path = colour_model(tmp_path / "t.onnx")
@@ -196,8 +237,6 @@ def test_a_killed_parent_takes_its_teacher_along(tmp_path: Path) -> None:
         f"model = FileModel(Path({str(path)!r}), threads=1, memory_max_mib=2000, timeout_s=60)\n"
         "model.describe()\nprint(model.pid, flush=True)\ntime.sleep(60)"
     )
-    import subprocess
-
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     teacher = psutil.Process(int(parent.stdout.readline()))

@@ -126,6 +126,15 @@ def test_a_server_that_does_not_answer_is_named_in_the_end(server: StandIn, faul
     asked.close()
 
 
+def test_a_server_without_a_description_of_itself_is_asked_in_json(server: StandIn) -> None:
+    """A gateway may lead to models alone."""
+    server.faults = [status(404)]
+    asked = model(server.url)
+    assert asked.describe()["name"] == "colours"
+    assert not asked.is_binary
+    asked.close()
+
+
 def test_nobody_there_is_named() -> None:
     """A port on which nothing listens, and a name that nobody has."""
     for url in ("http://127.0.0.1:1/v2/models/m", "https://nobody.invalid/v2/models/m"):
