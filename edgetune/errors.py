@@ -222,3 +222,10 @@ class NoGradientError(RoundError):
     """A prunable layer got no gradient, so its filters cannot be ranked."""
 
     code = "no_gradient"
+
+
+class TeacherError(RoundError):
+    """The teacher that the round is to learn from cannot be used."""
+
+    code = "teacher"
+    default_hint = "see training.teacher; with training.teacher: ancestor rounds need nobody else"

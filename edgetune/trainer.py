@@ -38,6 +38,7 @@ from edgetune.errors import (
     NoSamplesError,
     OneClassError,
     OutOfMemoryError,
+    TeacherError,
     UnprunableError,
     UsageError,
 )
@@ -61,6 +62,7 @@ _OUTCOMES: tuple[tuple[type[EdgetuneError], TrainerOutcome], ...] = (
     (NoGradientError, TrainerOutcome.UNPRUNABLE),
     (ModelError, TrainerOutcome.BAD_MODEL),
     (MissingLibraryError, TrainerOutcome.MISSING_LIBRARY),
+    (TeacherError, TrainerOutcome.BAD_TEACHER),
 )
 _HEAVY = ("numpy", "onnxruntime", "torch", "onnx", "edgetune.learn.recipe")
 # How torch says that there is no memory: a RuntimeError, told from others by its text alone.

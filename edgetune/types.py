@@ -259,6 +259,23 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSource:
+    """Whom a round learns from beside the labels."""
+
+    kind: str = "ancestor"  # the factory model | "file" | "server"
+    file: str = ""  # an ONNX file, or the directory of a version
+    server: str = ""  # https://HOST[:PORT]/v2/models/NAME
+    ca_file: str = ""  # who vouches for the server; empty: those whom the system trusts
+    classes: Mapping[str, str | int] = field(default_factory=dict)  # ours -> its output, by name or number
+    size: int | None = None  # side of its input where it leaves that open; None: the student's
+    mean: tuple[float, float, float] | None = None  # of RGB in 0..1, for an input of floats; None: the student's
+    std: tuple[float, float, float] | None = None
+    memory_max_mib: float = 512.0  # of a file's process
+    cache_max_bytes: int = 64 * 2**20
+    timeout_s: float = 30.0  # of one answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSpec:
     """What a trainer is told: rounds/0042/spec.json. With the buffer it is all that a round depends on."""
 
@@ -279,6 +296,8 @@ class RoundSpec:
     created_at: str  # ISO 8601 wall time, for people
     builders: Mapping[str, str] = field(default_factory=dict)  # reserved names -> "package.module:function"
     reference_path: str = "reference.npz"  # images of the factory model's classes, if there are any
+    teacher: TeacherSource = TeacherSource()
+    answers_dir: str = "answers"  # where a teacher's answers are kept
 
 
 class TrainerOutcome(str, enum.Enum):
@@ -294,6 +313,7 @@ class TrainerOutcome(str, enum.Enum):
     BAD_MODEL = "bad_model"
     DISK_FULL = "disk_full"
     MISSING_LIBRARY = "missing_library"
+    BAD_TEACHER = "bad_teacher"
     FAILED = "failed"
     KILLED = "killed"  # written by the daemon: no outcome was left
 

@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "device": BASE,
     "serve": BASE,
     "client": BASE,
-    "learn": BASE | {"store", "serve.engine", "decide.search"},
+    "teach": BASE | {"store.durable"},
+    "learn": BASE | {"store", "serve.engine", "decide.search", "teach"},
     "daemon": BASE | FOLDERS,
     "trainer": BASE | {"learn", "store"},
     "cli": BASE | FOLDERS | {"client", "daemon", "learn", "trainer"},
@@ -56,6 +57,8 @@ CONFINED: dict[str, set[str]] = {
     "matplotlib": {"cli"},  # an extra, imported when a plot is asked for
     "rich": {"cli"},
     "click": {"cli"},
+    "ssl": {"teach.server"},  # the only code that speaks to another machine
+    "http": {"teach.server", "client", "cli.bench"},  # the latter two over the Unix socket
     "pickle": set(),  # no artefact is a pickle
     "multiprocessing": set(),  # programs of their own instead, which can be stopped and killed alone
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgetune.cli.prune_progress import Teller
     from edgetune.config import Config
     from edgetune.learn.folders import Folders
-    from edgetune.learn.teach import Lesson, Taught
+    from edgetune.learn.student import Lesson, Taught
 
 _STOPPED = 130  # as after any Ctrl-C
 _TIMING_RUNS = 100
@@ -133,7 +133,7 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
         from edgetune.cli.artefacts import read_model, write_result
         from edgetune.learn.compress import Material
         from edgetune.learn.folders import read_folders
-        from edgetune.learn.teach import teach
+        from edgetune.learn.student import teach
     from edgetune.config import serving_threads
 
     source = read_model(teacher, given, config.builders)
@@ -168,7 +168,7 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
 
 def _lesson(source: Source, given: Mapping[str, Any], threads: int) -> Lesson:
     from edgetune.learn.cifar import count_learnt
-    from edgetune.learn.teach import Lesson
+    from edgetune.learn.student import Lesson
 
     return Lesson(
         parameters_max=_parameters(given["target_params"], count_learnt(source.network.module)),

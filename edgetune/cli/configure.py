@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgetune.cli.base import emit, with_config, with_json
-from edgetune.config import Config, default_text, json_schema, load, to_plain
+from edgetune.config import Config, default_text, json_schema, load, privacy_note, to_plain
 
 
 @click.group()
@@ -22,8 +22,9 @@ def config() -> None:
 @with_json
 def check(config_path: Path, *, as_json: bool) -> None:
     """Report every problem in the file at once, each with its line. Exits 78 when there is one."""
-    load(config_path)
-    emit({"valid": True, "path": str(config_path)}, f"{config_path} is valid", as_json=as_json)
+    note = privacy_note(load(config_path))
+    text = f"{config_path} is valid" + (f"; {note}" if note else "")
+    emit({"valid": True, "path": str(config_path), "notes": [note] if note else []}, text, as_json=as_json)
 
 
 @config.command()

@@ -292,9 +292,24 @@ def _last_round(status: Mapping[str, Any]) -> Paragraph:
     change = _change(last)
     lines += [change] if change else []
     lines += [f"trained for {_spent(last)}"] if last.get("trained_s") else []
+    lines += _asked(last.get("teacher") or {})
     lines += [str(reason) for reason in last.get("reasons") or ()]
     lines += [f"note: {warning}" for warning in last.get("warnings") or ()]
     return Paragraph("Last round", tuple(lines), "good" if last["promoted"] else "bad")
+
+
+def _asked(teacher: Mapping[str, Any]) -> list[str]:
+    """What it took to ask a teacher outside the trainer."""
+    if "images_asked" not in teacher:
+        return []
+    line = (
+        f"its teacher was asked about {count(teacher['images_asked'], 'image')}, {teacher['images_kept']:,} times its"
+    )
+    line += " answer was kept from before"
+    if teacher["kind"] != "server":
+        return [line]
+    sent, got = (units.show(teacher[key], "bytes") for key in ("sent_bytes", "received_bytes"))
+    return [line, f"images left this device: {sent} were sent to {teacher['server']}, {got} came back"]
 
 
 def energy(joules: float, *, is_estimated: bool) -> str:

@@ -9,13 +9,13 @@ from pydantic import TypeAdapter
 
 from edgetune.config.load import known_keys, load, parse
 from edgetune.config.model import Config
-from edgetune.config.quantities import split_address
+from edgetune.config.quantities import split_address, split_server
 from edgetune.config.text import default_text, reference_text
-from edgetune.types import GatePolicy, Limits, Recipe
+from edgetune.types import GatePolicy, Limits, Recipe, TeacherSource
 
 __all__ = [
     "Config", "changed_keys", "default_text", "gate_policy", "json_schema", "known_keys", "limits", "load", "needs_restart",
-    "parse", "recipe", "reference_text", "serving_threads", "split_address", "to_plain",
+    "parse", "privacy_note", "recipe", "reference_text", "serving_threads", "split_address", "teacher", "to_plain",
 ]  # fmt: skip
 
 _SEARCHING = 0.6  # of a round's time: the rest is for the last retraining, for measuring and for publishing
@@ -126,7 +126,34 @@ def _distillation(config: Config) -> float:
     training = config.training
     if training.distillation is not None:
         return training.distillation
-    return _KEEPING if training.absent_classes == "keep" else 0.0
+    return _KEEPING if training.absent_classes == "keep" or training.teacher != "ancestor" else 0.0
+
+
+def teacher(config: Config) -> TeacherSource:
+    """Whom a round learns from beside the labels."""
+    training = config.training
+    return TeacherSource(
+        kind=training.teacher,
+        file=str(training.teacher_file or ""),
+        server=training.teacher_server or "",
+        ca_file=str(training.teacher_ca or ""),
+        classes=training.teacher_classes,
+        size=training.teacher_size,
+        mean=training.teacher_mean,
+        std=training.teacher_std,
+        memory_max_mib=training.teacher_memory_max / _MIB,
+        cache_max_bytes=training.teacher_cache_max,
+        timeout_s=training.teacher_timeout,
+    )
+
+
+def privacy_note(config: Config) -> str:
+    """Where images go that leave the device; empty: none does."""
+    training = config.training
+    if training.teacher != "server" or training.teacher_server is None:
+        return ""
+    server = split_server(training.teacher_server)
+    return f"images leave this device: rounds send training images to {server.where} (training.teacher: server)"
 
 
 def gate_policy(config: Config) -> GatePolicy:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
@@ -61,6 +62,7 @@ Pixels = Annotated[int, Unit("pixels", is_positive=True, is_whole=True)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 
+_MODEL_PATH = re.compile(r"(/[\w.~%-]+)*/v2/models/[\w.~%-]+(/versions/[\w.~%-]+)?", re.ASCII)
 _HOURS = re.compile(r"^(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})$")
 
 
@@ -134,6 +136,56 @@ def _read_address(text: object) -> str:
 
 
 LoopbackAddress = Annotated[str, BeforeValidator(_read_address, json_schema_input_type=str)]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """A model on a server."""
+
+    host: str
+    port: int
+    path: str  # /v2/models/NAME, perhaps behind a prefix
+    is_tls: bool
+
+    @property
+    def where(self) -> str:
+        """Host and port, for people."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def split_server(url: str) -> ServerAddress:
+    """
+    Split the address of a model that speaks the Open Inference Protocol.
+
+    Raises:
+        ValueError: it is none, or would send images in the clear to another machine.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+        raise ValueError(f"expected https://HOST:PORT/v2/models/NAME, not {url!r}")
+    if not _MODEL_PATH.fullmatch(parts.path):
+        raise ValueError(f"{url!r} does not name a model; such addresses end in /v2/models/NAME")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError(f"{url!r} would send images in the clear; use https:// (http:// is for this board itself)")
+    return ServerAddress(parts.hostname, port, parts.path, parts.scheme == "https")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read_server(text: object) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"expected https://HOST:PORT/v2/models/NAME, not {text!r}")
+    split_server(text)
+    return text
+
+
+ServerUrl = Annotated[str, BeforeValidator(_read_server, json_schema_input_type=str)]
 
 
 def _check_reference(text: str) -> str:

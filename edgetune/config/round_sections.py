@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from edgetune.config.quantities import Count, Duration, Points, PositiveCount, Share
+from edgetune.config.quantities import (
+    AbsolutePath,
+    Bytes,
+    Count,
+    Duration,
+    Name,
+    Points,
+    PositiveCount,
+    PositiveDuration,
+    ServerUrl,
+    Share,
+)
 from edgetune.config.section import Section, key
-from edgetune.types import GatePolicy, Recipe
+from edgetune.types import GatePolicy, Recipe, TeacherSource
 
-_RECIPE, _GATE = Recipe(), GatePolicy()
+_RECIPE, _GATE, _TEACHER = Recipe(), GatePolicy(), TeacherSource()
 
 
 class Pruning(Section):
@@ -88,19 +99,70 @@ class Training(Section):
     )
     distillation: float | None = key(
         None,
-        "Share of the loss, from 0 to 1, in which the factory model has its say, put right by the labels; "
-        "null: 0.5 with absent_classes: keep, else 0.",
+        "Share of the loss, from 0 to 1, in which the teacher has its say, put right by the labels; "
+        "null: 0.5 with absent_classes: keep or another teacher than the factory model, else 0.",
         ge=0,
         le=1,
         example="0.3",
     )
     temperature: float = key(_RECIPE.temperature, "Temperature of the distillation.", gt=0, le=100)
+    teacher: Literal["ancestor", "file", "server"] = key(
+        _TEACHER.kind,
+        "Who has its say: ancestor (the factory model), file (teacher_file), or server (teacher_server): then rounds send "
+        "this board's images to that host.",
+    )
+    teacher_file: AbsolutePath | None = key(
+        None,
+        "An ONNX file that answers logits, or the directory of a version, whose manifest names its classes.",
+        example="/srv/teacher/resnet50.onnx",
+    )
+    teacher_server: ServerUrl | None = key(
+        None,
+        "A model on a server that speaks the Open Inference Protocol: Triton, KServe, another edgetune. http:// only for "
+        "this board itself.",
+        example="https://teacher.example:8443/v2/models/resnet50",
+    )
+    teacher_ca: AbsolutePath | None = key(
+        None,
+        "Certificates (PEM) that alone may vouch for the server; null: those whom the system trusts.",
+        example="/etc/edgetune/teacher-ca.pem",
+    )
+    teacher_classes: dict[Name, Name | Count] = key(
+        {},
+        "Classes of this site and the teacher's output for each, by name or by number from 0; classes left out are matched "
+        "by equal names, and those that it does not know it has no say in.",
+        example="{tabby: cat, salmon: 391}",
+    )
+    teacher_size: PositiveCount | None = key(
+        None,
+        "Side in pixels of the images that it takes, where it leaves that open; null: the served model's.",
+        le=4096,
+    )
+    teacher_mean: Annotated[tuple[float, float, float], Field(strict=False)] | None = key(
+        None,
+        "Mean of RGB, from 0 to 1, that a teacher of normalised inputs wants; null: the served model's.",
+        example="[0.485, 0.456, 0.406]",
+    )
+    teacher_std: Annotated[tuple[float, float, float], Field(strict=False)] | None = key(
+        None, "Likewise the standard deviation.", example="[0.229, 0.224, 0.225]"
+    )
+    teacher_memory_max: Bytes = key("512MiB", "A teacher's process that holds more ends the round.")
+    teacher_cache_max: Bytes = key("64MiB", "Answers kept on disk, so that the same image is not asked about twice.")
+    teacher_timeout: PositiveDuration = key("30s", "Longest wait for one answer, to a whole batch.")
     memory_format: Literal["auto", "contiguous", "channels_last"] = key(
         _RECIPE.memory_format, "Layout of tensors while training; auto: the faster one is measured at a round's start."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = key(
         _RECIPE.dtype, "What convolutions compute in; auto: measured, where the processor has bfloat16."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if self.teacher != "ancestor" and getattr(self, f"teacher_{self.teacher}") is None:
+            raise ValueError(f"teacher: {self.teacher} needs teacher_{self.teacher}")
+        if self.teacher_std is not None and min(self.teacher_std) <= 0:
+            raise ValueError("teacher_std has to be more than zero")
+        return self
 
 
 class Gate(Section):

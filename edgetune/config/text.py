@@ -92,8 +92,9 @@ def _type_words(kind: Any) -> str:
     for mark in getattr(kind, "__metadata__", ()):
         if isinstance(mark, Unit):
             return f"{mark.kind}, such as {units.EXAMPLES[mark.kind]},"
-    if get_origin(kind) is tuple:
-        return "list"
+    kind = getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind
+    if get_origin(kind) in (tuple, dict):
+        return "list" if get_origin(kind) is tuple else "mapping"
     base = getattr(kind, "__origin__", kind)
     return {bool: "true or false", int: "whole number", float: "number", str: "name"}.get(base, "path")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -26,7 +27,17 @@ from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
 from edgetune.store.history import History
 from edgetune.store.models import Models, version_name
-from edgetune.types import FrozenSample, GateDecision, Manifest, Recipe, RoundKind, RoundSpec, RoundState, Split
+from edgetune.types import (
+    FrozenSample,
+    GateDecision,
+    Manifest,
+    Recipe,
+    RoundKind,
+    RoundSpec,
+    RoundState,
+    Split,
+    TeacherSource,
+)
 from edgetune.wire import from_json, to_json
 
 _ROUND_DIR = re.compile(r"^\d{4,}$")
@@ -59,6 +70,7 @@ class RoundRecords:
         samples_max: int | None,
         serving_threads: int,
         builders: Mapping[str, str],
+        teacher: TeacherSource,
     ) -> RoundSpec:
         """Choose and pin the samples, and make the round real by writing its spec."""
         round_id = self.next_round_id()
@@ -85,6 +97,8 @@ class RoundRecords:
             created_at=iso(self._clock.wall_s()),
             builders=dict(builders),
             reference_path=str(self._state_dir / "reference.npz"),
+            teacher=teacher,
+            answers_dir=str(self._state_dir / "answers"),
         )
         durable.faultpoint("round.frozen")
         directory = self.directory(round_id)
@@ -164,7 +178,7 @@ class RoundRecords:
         is_consumed: bool,
     ) -> None:
         """Write down how a round ended and let its samples go."""
-        summary = self._summary(spec.candidate_version)
+        summary = {**self._summary(spec.candidate_version), **self._asked(spec)}
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -212,6 +226,16 @@ class RoundRecords:
         if not self._dir.is_dir():
             return []
         return sorted(int(path.name) for path in self._dir.iterdir() if _ROUND_DIR.match(path.name))
+
+    def _asked(self, spec: RoundSpec) -> dict[str, Any]:
+        """What asking a teacher outside the trainer took, from the round's journal."""
+        if spec.teacher.kind == "ancestor":
+            return {}
+        with contextlib.suppress(OSError, ValueError):
+            journal = json.loads((self.directory(spec.round_id) / "journal.json").read_bytes())
+            asked = {"kind": spec.teacher.kind, "server": spec.teacher.server, **journal.get("teacher", {})}
+            return {"teacher": asked}
+        return {}
 
     def _summary(self, version: int) -> dict[str, Any]:
         """Before and after, as `status` and `rounds` show them; from the manifest wherever it is by now."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from edgetune.decide.probation import ProbationPolicy
 from edgetune.device.trainer_process import Progress, TrainerEnd
-from edgetune.types import GatePolicy, Recipe
+from edgetune.types import GatePolicy, Recipe, TeacherSource
 
 
 class Trainer(Protocol):
@@ -57,6 +57,7 @@ class RoundSettings:
     gate: GatePolicy
     probation: ProbationPolicy
     builders: Mapping[str, str]
+    teacher: TeacherSource
     samples_max: int | None
     serving_threads: int
     versions_kept: int

@@ -286,6 +286,7 @@ class Rounds:
             samples_max=limits.samples_max,
             serving_threads=limits.serving_threads,
             builders=limits.builders,
+            teacher=limits.teacher,
         )
         self._outcome = TrainerOutcome.KILLED
 

@@ -130,6 +130,7 @@ def round_settings(config: Config) -> RoundSettings:
             latency_ratio_max=probation.latency_ratio_max,
         ),
         builders=config.builders,
+        teacher=configuration.teacher(config),
         samples_max=config.training.samples_max,
         serving_threads=configuration.serving_threads(config),
         versions_kept=config.serving.versions_kept,

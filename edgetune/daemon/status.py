@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune import __version__
 from edgetune.config import limits as limits_of
+from edgetune.config import privacy_note
 from edgetune.daemon.round_records import iso
 from edgetune.decide.budget import budgeted, rules
 from edgetune.decide.trigger import Want
@@ -197,7 +198,7 @@ def _round_message(daemon: Daemon) -> str:
 
 
 def _warnings(daemon: Daemon) -> list[str]:
-    warnings = []
+    warnings = [note] if (note := privacy_note(daemon.config)) else []
     if daemon.ingest is not None and daemon.ingest.trouble:
         warnings.append(f"the inbox waits: {daemon.ingest.trouble}")
     if daemon.inbox is not None:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
@@ -36,6 +37,7 @@ from edgetune.learn.network import Network, state_tensors
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.schedules import settle
 from edgetune.learn.search_state import SearchState
+from edgetune.learn.transfer import Teacher
 from edgetune.learn.tuner import RETRAIN, TUNE, Ranking, Tuner, size_of
 from edgetune.types import Preprocess, Recipe
 from edgetune.wire import to_json
@@ -109,6 +111,7 @@ def compress(
     round_id: int = 0,
     control: Control | None = None,
     told: Callable[[Point], None] = lambda _: None,
+    teacher: Teacher | None = None,
 ) -> Outcome:
     """
     Find the smallest network that keeps the accuracy, and retrain it.
@@ -125,6 +128,7 @@ def compress(
         round_id: part of every seed.
         control: sets the pace, asks for a stop.
         told: hears of each trial.
+        teacher: asked where the recipe distils; None: the network as given.
 
     Raises:
         UnprunableError: the network cannot be pruned; nothing was trained.
@@ -142,7 +146,16 @@ def compress(
     recipe = settle(recipe, network.architecture)
     check_prunable(network, material.preprocess.height, material.preprocess.width)
     return _Search(
-        network, material, recipe, goal, work=work, threads=threads, round_id=round_id, control=control, told=told
+        network,
+        material,
+        recipe,
+        goal,
+        work=work,
+        threads=threads,
+        round_id=round_id,
+        control=control,
+        told=told,
+        teacher=teacher,
     ).run()
 
 
@@ -161,13 +174,16 @@ class _Search:
         round_id: int,
         control: Control | None,
         told: Callable[[Point], None],
+        teacher: Teacher | None = None,
     ) -> None:
         self._recipe, self._goal, self._told = recipe, goal, told
         self._control = control or SilentControl()
         self._material = material
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(recipe.threads)
-        ancestor = arrange(copy.deepcopy(network).module, self._device, "contiguous").eval()
+        asked: nn.Module | Teacher = (
+            teacher or arrange(copy.deepcopy(network).module, self._device, "contiguous").eval()
+        )
         self._tuner = Tuner(
             recipe,
             material.training,
@@ -176,7 +192,7 @@ class _Search:
             device=self._device,
             control=self._control,
             round_id=round_id,
-            teacher=ancestor if recipe.distillation > 0 else None,
+            teacher=asked if recipe.distillation > 0 else None,
         )
         self._given = self._tuner.place(copy.deepcopy(network))
         self._whole = size_of(self._given, material.preprocess)

@@ -66,10 +66,14 @@ class Control:
         if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
             self.say("progress", phase=self._phase, **values)
 
-    def beat(self) -> None:
-        """Work was done: say so now and then, and leave if that is asked. To be called between pieces of work."""
+    def alive(self) -> None:
+        """Something goes on: say so now and then. For the middle of a piece of work, where nobody may leave."""
         if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
             self.say("heartbeat", phase=self._phase)
+
+    def beat(self) -> None:
+        """Work was done: say so now and then, and leave if that is asked. To be called between pieces of work."""
+        self.alive()
         if self.is_stop_asked:
             raise StopAskedError
 

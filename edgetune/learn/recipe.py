@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgetune.errors import ModelError, NoSamplesError, OneClassError
+from edgetune.errors import ModelError, NoSamplesError, OneClassError, TeacherError
 from edgetune.learn.candidate import Candidate
 from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.compress import Goal, Material, compress
@@ -42,6 +42,7 @@ from edgetune.learn.network import (
 )
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.schedules import settle
+from edgetune.learn.teachers import OutsideTeacher, added_up, open_teacher
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
@@ -74,8 +75,11 @@ def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
         return published
     control.phase("load")
     round_ = _Round(round_dir, spec, control)
-    network = round_.train()
-    manifest = round_.publish(network)
+    try:
+        network = round_.train()
+        manifest = round_.publish(network)
+    finally:
+        round_.close()
     remove_file(round_dir / "checkpoint.safetensors")
     return manifest
 
@@ -128,6 +132,7 @@ class _Round:
             self._is_pruned = "pruning" in self._journal
         self._device = _pin_torch(recipe, self._journal)
         self._splits = self._load_samples()
+        self._teacher = self._open_teacher() if recipe.distillation > 0 else None
         self._tuner = Tuner(
             recipe,
             self._splits[Split.TRAINING],
@@ -136,8 +141,9 @@ class _Round:
             device=self._device,
             control=control,
             round_id=spec.round_id,
-            teacher=self._ancestor() if recipe.distillation > 0 else None,
+            teacher=self._teacher,
         )
+        self._note_teacher()
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
         if "scoring_batch" in self._journal:
@@ -196,6 +202,38 @@ class _Round:
         widen_head(network, self._factory.classes, self._spec.classes)
         return arrange(network.module, self._device, "contiguous").eval()
 
+    def _open_teacher(self) -> nn.Module | OutsideTeacher:
+        """Whom the spec names; the same one all through the round."""
+        source, spec = self._spec.teacher, self._spec
+        self._asked_before = self._journal.get("teacher", {})
+        if source.kind == "ancestor":
+            return self._ancestor()
+        teacher = open_teacher(
+            source,
+            preprocess=self._source.preprocess,
+            classes=spec.classes,
+            answers_dir=Path(spec.answers_dir),
+            threads=self._recipe.threads,
+            control=self._control,
+            version=self._asked_before.get("version"),
+        )
+        if self._asked_before and teacher.record()["identity"] != self._asked_before["identity"]:
+            teacher.close()
+            raise TeacherError("the teacher is not the one that this round began with")
+        return teacher
+
+    def _note_teacher(self) -> None:
+        """In the journal: who it is, and what asking it took, over all starts of the round."""
+        if isinstance(self._teacher, OutsideTeacher):
+            self._journal["teacher"] = added_up(self._asked_before, self._teacher.record())
+            self._write_journal()
+
+    def close(self) -> None:
+        """End what runs beside the round."""
+        if isinstance(self._teacher, OutsideTeacher):
+            self._note_teacher()
+            self._teacher.close()
+
     # ------------------------------------------------------------------------------------------- train
 
     def train(self) -> Network:
@@ -239,6 +277,7 @@ class _Round:
 
     def _keep(self, state: Checkpoint) -> None:
         save_checkpoint(self._dir, state, self._digest)
+        self._note_teacher()
 
     def _search(self, network: Network) -> tuple[Network, str]:
         """As far towards the level as the validation samples allow; and what is left to do: nothing, or a retraining."""
@@ -272,6 +311,7 @@ class _Round:
             threads=spec.serving_threads,
             round_id=spec.round_id,
             control=self._control,
+            teacher=self._teacher if isinstance(self._teacher, OutsideTeacher) else None,
         )
         self._journal["search"] = {
             "base": asdict(outcome.base),

@@ -1,6 +1,9 @@
 """
 What a network learns from another one: three losses of one shape, and where the features they compare are taken.
 
+A teacher that does not know all of the student's classes has no say in the others: the logits of both are compared over
+the classes that they share, and the cross-entropy is over all (as in Li and Hoiem 2016, arXiv 1606.09282, for new ones).
+
 Shapes: B images, K classes, C channels, H height, W width. A loss takes what the student and the teacher made of the
 same images; its gradient reaches the student alone.
 """
@@ -35,6 +38,7 @@ class Output:
 
     logits: torch.Tensor  # float32 [B, K]
     features: tuple[torch.Tensor, ...] = ()  # of each group of layers float32 [B, C, H, W]; none: it was not looked at
+    classes: tuple[int, ...] | None = None  # of each logit the student's number; None: all, in the student's order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,7 @@ class LabelFree:
     wants_features: ClassVar[bool] = True
 
     def __call__(self, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002, D102
-        total = _distance(student.logits, _answers(student, teacher))
+        total = _distance(*_shared(student, teacher))
         if not student.features or not teacher.features:
             return total
         if len(student.features) != len(teacher.features):
@@ -118,8 +122,9 @@ class Hinton:
     wants_features: ClassVar[bool] = False
 
     def __call__(self, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        soft = _put_right(functional.softmax(_answers(student, teacher) / self.temperature, dim=1), labels)
-        said = functional.log_softmax(student.logits / self.temperature, dim=1)
+        mine, theirs = _shared(student, teacher)
+        soft = _put_right(functional.softmax(theirs / self.temperature, dim=1), labels, teacher.classes)
+        said = functional.log_softmax(mine / self.temperature, dim=1)
         divergence = functional.kl_div(said, soft, reduction="batchmean") * self.temperature**2
         return (1 - self.share) * functional.cross_entropy(student.logits, labels) + self.share * divergence
 
@@ -141,7 +146,7 @@ class Replay:
         return self.share == 1.0
 
     def __call__(self, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        distance = functional.mse_loss(student.logits, _answers(student, teacher))
+        distance = functional.mse_loss(*_shared(student, teacher))
         if self.is_label_free:
             return distance
         return (1 - self.share) * functional.cross_entropy(student.logits, labels) + self.share * distance
@@ -240,15 +245,17 @@ def look(module: nn.Module, images: torch.Tensor, taps: Sequence[str] = ()) -> O
     return Output(logits=logits.float(), features=tuple(seen[name].float() for name in taps))
 
 
-def _answers(student: Output, teacher: Output) -> torch.Tensor:
-    """The teacher's logits, once they are known to fit."""
-    if teacher.logits.shape != student.logits.shape:
+def _shared(student: Output, teacher: Output) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of both over the classes that both know, once they are known to fit."""
+    mine, theirs = student.logits, teacher.logits.detach()
+    if teacher.classes is not None:
+        mine = mine.index_select(1, torch.tensor(teacher.classes, device=mine.device))
+    if theirs.shape != mine.shape:
         raise ModelError(
-            f"the teacher answers {list(teacher.logits.shape)} (images, classes) and the student "
-            f"{list(student.logits.shape)}",
+            f"the teacher answers {list(theirs.shape)} (images, classes) and the student {list(mine.shape)}",
             hint="map the teacher's classes to the student's first",
         )
-    return teacher.logits.detach()
+    return mine, theirs
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -279,7 +286,17 @@ def _padded(mine: torch.Tensor, theirs: torch.Tensor, group: int) -> torch.Tenso
     return functional.pad(mine, (0, 0, 0, 0, 0, theirs.shape[1] - mine.shape[1]))
 
 
-def _put_right(soft: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Probabilities [B, K] whose largest changes places with that of the label [B]."""
+def _put_right(soft: torch.Tensor, labels: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
+    """
+    Probabilities [B, K] whose largest changes places with that of the label [B].
+
+    Args:
+        soft: of the classes that the teacher knows.
+        labels: the student's numbers.
+        classes: the student's number of each column, None: the same; a label that is none of them changes nothing.
+    """
     likeliest, label = soft.argmax(dim=1, keepdim=True), labels[:, None]
+    if classes is not None:
+        is_label = label == torch.tensor(classes, device=labels.device)  # [B, K]
+        label = torch.where(is_label.any(dim=1, keepdim=True), is_label.int().argmax(dim=1, keepdim=True), likeliest)
     return soft.scatter(1, likeliest, soft.gather(1, label)).scatter(1, label, soft.gather(1, likeliest))

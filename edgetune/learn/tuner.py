@@ -31,6 +31,7 @@ from edgetune.learn.memory import step_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.learn.schedules import PAPER
+from edgetune.learn.transfer import Teacher
 from edgetune.types import Preprocess, Recipe
 
 TUNE, RETRAIN = "tune", "retrain"
@@ -87,7 +88,7 @@ class Tuner:
         device: torch.device,
         control: Control,
         round_id: int = 0,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Teacher | None = None,
     ) -> None:
         """`teacher` is asked when the recipe distils; `round_id` is part of every seed."""
         self._recipe, self._control, self._round_id = recipe, control, round_id

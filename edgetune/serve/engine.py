@@ -82,7 +82,9 @@ class Engine:
         if threads < 1:
             raise UsageError(f"an engine needs at least one thread, not {threads}")
         manifest = _read_manifest(directory)
-        engine = cls(manifest, _open_session(directory / MODEL_FILE, threads, spinning), directory, threads=threads)
+        engine = cls(
+            manifest, open_session(directory / MODEL_FILE, threads, spinning=spinning), directory, threads=threads
+        )
         engine._warm_up()
         _return_free_memory()
         return engine
@@ -329,7 +331,13 @@ def _read_manifest(directory: Path) -> Manifest:
         raise ModelError(f"{path} cannot be read: {error}") from error
 
 
-def _open_session(path: Path, threads: int, spinning: bool) -> Any:  # noqa: FBT001 - private, one caller
+def open_session(path: Path, threads: int, *, spinning: bool) -> Any:
+    """
+    Load an ONNX file as edgetune runs models.
+
+    Raises:
+        ModelError: it is missing, or no model that ONNX Runtime can run.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

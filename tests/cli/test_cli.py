@@ -275,7 +275,13 @@ def test_config_check_tells_every_problem_and_exits_78(run: Any, tmp_path: Path)
     assert f"{path}:1: buffer.quota" in ran.err
     assert f"{path}:2: log.level" in ran.err
     path.write_text("buffer: {quota: 3GiB}\n")
-    assert run("config", "check", "-c", path, "--json").json == {"valid": True, "path": str(path)}
+    assert run("config", "check", "-c", path, "--json").json == {"valid": True, "path": str(path), "notes": []}
+    path.write_text("training: {teacher: server, teacher_server: 'https://cloud.example/v2/models/m'}\n")
+    ran = run("config", "check", "-c", path)
+    assert ran.code == 0
+    assert "images leave this device: rounds send training images to cloud.example:443" in ran.out
+    assert len(run("config", "check", "-c", path, "--json").json["notes"]) == 1
+    path.write_text("buffer: {quota: 3GiB}\n")
     assert run("config", "show", "-c", path, "--changed", "--json").json == {"buffer": {"quota": "3GiB"}}
     assert run("config", "show", "--default").out == (ROOT / "config.yaml").read_text() + "\n"
     assert run("config", "schema").json["additionalProperties"] is False

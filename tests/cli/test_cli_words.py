@@ -31,6 +31,16 @@ def said(**changes: Any) -> str:
     return as_text(describe(status))
 
 
+def test_status_says_what_was_sent_to_a_teacher_and_what_left_the_device() -> None:
+    """A file's images stay; a server's are metered, with its address; the warning stands as long as it is switched on."""
+    asked = {"images_asked": 1, "images_kept": 1200, "sent_bytes": 3 * 2**20, "received_bytes": 2048, "server": ""}
+    text = said(last_round={"teacher": {"kind": "file", **asked}})
+    assert "its teacher was asked about 1 image, 1,200 times its answer was kept from before" in text
+    assert "left this device" not in text
+    text = said(last_round={"teacher": {"kind": "server", **asked, "server": "https://cloud.example/v2/models/m"}})
+    assert "images left this device: 3MiB were sent to https://cloud.example/v2/models/m, 2KiB came back" in text
+
+
 def test_status_says_what_is_served_and_how_good_it_is() -> None:
     """Version, origin, accuracy with its sample size, size, speed, probation."""
     text = said()

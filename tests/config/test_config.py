@@ -12,7 +12,7 @@ import yaml
 from edgetune import config as configuration
 from edgetune.config import Config, parse
 from edgetune.errors import EXIT_CONFIG, ConfigError
-from edgetune.types import GatePolicy, Limits, Recipe
+from edgetune.types import GatePolicy, Limits, Recipe, TeacherSource
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +155,17 @@ def test_unknown_and_duplicate_keys_are_named_with_their_line(text: str, expecte
         ("training: {temperature: 0}", "training.temperature: must be greater than 0"),
         ("training: {temperature: 101}", "training.temperature: must be less than or equal to 100"),
         ("training: {temperature: 75C}", "training.temperature: expected a number"),
+        ("training: {teacher: cloud}", "training.teacher: expected 'ancestor', 'file' or 'server'"),
+        ("training: {teacher: file}", "teacher: file needs teacher_file"),
+        ("training: {teacher: server}", "teacher: server needs teacher_server"),
+        ("training: {teacher_server: 'http://10.0.0.2/v2/models/m'}", "would send images in the clear"),
+        ("training: {teacher_server: 'https://10.0.0.2/'}", "does not name a model"),
+        ("training: {teacher_server: 8000}", "expected https://HOST:PORT/v2/models/NAME"),
+        ("training: {teacher_file: model.onnx}", "expected an absolute path"),
+        ("training: {teacher_classes: {cat: -1}}", "training.teacher_classes.cat"),
+        ("training: {teacher_classes: {cat: yes}}", "training.teacher_classes.cat"),
+        ("training: {teacher_std: [0.2, 0, 0.2]}", "teacher_std has to be more than zero"),
+        ("training: {teacher_mean: [0.2, 0.2]}", "training.teacher_mean"),
         ("budgets: {estimate: true}", "estimate needs estimated_idle and estimated_busy"),
         ("budgets: {hours: [25:00-26:00]}", "not a time of the day"),
         ("budgets: {hours: ['06:00-06:00']}", "is empty"),
@@ -235,6 +246,31 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
         properties = schema["$defs"][section.capitalize()]["properties"] if section else schema["properties"]
         assert properties[name]["description"]
     assert schema["additionalProperties"] is False
+
+
+def test_a_teacher_is_what_the_rounds_are_told_of() -> None:
+    """Its keys with their units turned to plain numbers; another teacher than the factory model has its say by default."""
+    assert configuration.teacher(Config()) == TeacherSource()
+    text = """
+training:
+  absent_classes: may_forget
+  teacher: server
+  teacher_server: https://cloud.example:8443/v2/models/m
+  teacher_ca: /etc/ca.pem
+  teacher_classes: {tabby: cat, salmon: 391}
+  teacher_mean: [0.1, 0.2, 0.3]
+  teacher_memory_max: 1GiB
+  teacher_timeout: 1min
+"""
+    config = parse(text)
+    assert configuration.teacher(config) == TeacherSource(
+        kind="server", server="https://cloud.example:8443/v2/models/m", ca_file="/etc/ca.pem",
+        classes={"tabby": "cat", "salmon": 391}, mean=(0.1, 0.2, 0.3), memory_max_mib=1024, timeout_s=60,
+    )  # fmt: skip
+    assert configuration.recipe(config).distillation == 0.5
+    assert configuration.recipe(parse("training: {absent_classes: may_forget}")).distillation == 0
+    assert "cloud.example:8443" in configuration.privacy_note(config)
+    assert configuration.privacy_note(parse("training: {teacher: file, teacher_file: /t.onnx}")) == ""
 
 
 def test_paths_follow_from_the_state_directory() -> None:

@@ -33,13 +33,15 @@ budgets: {interval: 1s, stall: 60s, stop_grace: 30s, round_time_max: 10min, paus
 """
 
 
-def write_config(root: Path, new_samples: int = 20, budgets: str = "") -> Path:
-    """config.yaml with everything below `root`; `budgets` are set on top of the others."""
+def write_config(root: Path, new_samples: int = 20, budgets: str = "", **sections: dict[str, Any]) -> Path:
+    """config.yaml with everything below `root`; `budgets` and keys of other sections are set on top of the others."""
     path = root / "config.yaml"
     paths = f'paths: {{state_dir: "{root}/state", runtime_dir: "{root}/run"}}\n'
     config: dict[str, Any] = yaml.safe_load(CONFIG)
     config["triggers"]["new_samples"] = new_samples
     config["budgets"].update(yaml.safe_load(f"{{{budgets}}}"))
+    for name, keys in sections.items():
+        config.setdefault(name, {}).update(keys)
     path.write_text(paths + yaml.safe_dump(config))
     return path
 
@@ -74,13 +76,14 @@ class Site:
         new_samples: int = 20,
         budgets: str = "",
         make_trainer: Callable[[FakeClock], FakeTrainer] = FakeTrainer,
+        **sections: dict[str, Any],
     ) -> None:
         self.root, self.clock = root, FakeClock()
         self.sensors = FakeSensors(self.clock)
         self.trainers: list[FakeTrainer] = []
         if not (root / "state" / "models").exists():
             publish_factory(root / "state")
-        path = write_config(root, new_samples, budgets)
+        path = write_config(root, new_samples, budgets, **sections)
         self.daemon = Daemon(configuration.load(path), path, clock=self.clock, sensors=self.sensors)
 
         def make() -> FakeTrainer:

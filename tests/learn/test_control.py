@@ -58,6 +58,17 @@ def test_a_stop_and_a_new_duty_end_a_sleep_and_it_beats_meanwhile() -> None:
         control.beat()
 
 
+def test_a_sign_of_life_leaves_no_piece_of_work_in_the_middle() -> None:
+    """It is said, at most once a second, and a stop waits for the end of the piece."""
+    clock = Clock()
+    control, output = make(clock)
+    control.stop()
+    for _ in range(30):
+        clock.now_s += 0.1
+        control.alive()
+    assert 2 <= output.getvalue().count("heartbeat") <= 4
+
+
 @pytest.mark.parametrize("order", ["", "nonsense", "[]", '{"duty": "fast"}', '{"other": 1}'])
 def test_what_is_not_an_order_is_not_obeyed(order: str) -> None:
     """The duty stays."""

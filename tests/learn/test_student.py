@@ -19,7 +19,7 @@ from edgetune.learn.compress import Material
 from edgetune.learn.control import StopAskedError
 from edgetune.learn.finetune import fine_tune
 from edgetune.learn.network import Network, new_network, state_tensors
-from edgetune.learn.teach import Lesson, Taught, teach
+from edgetune.learn.student import Lesson, Taught, teach
 
 LESSON = Lesson(parameters_max=40_000, epochs=4, batch_size=16, learning_rate=0.2, checkpoint_steps=3)
 
