@@ -74,6 +74,7 @@ def test_the_verbs_of_the_design_are_there_and_documented() -> None:
         "cancel",
         "rounds",
         "prune",
+        "compress",
         "predict",
         "bench",
         "events",
