@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 import pytest
-from fakes import FakeSensors
+from fakes import FakeClock, FakeSensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.clock import SystemClock
 from edgetune.device.energy import EnergyMeter, PowerWatch
-from edgetune.types import Quantity
+from edgetune.types import Quantity, Reading
 
 
 def test_nothing_is_known_before_the_second_reading() -> None:
@@ -55,24 +54,39 @@ def test_steady_steps_sum_to_the_area(powers: list[float], step_s: float) -> Non
     assert meter.joules == pytest.approx(used, abs=1e-9)
 
 
-def watch(power_w: float | None) -> tuple[list[float], float]:
-    """What a watch on a board of that power tells, and how many seconds it watched."""
+class Ticking(FakeSensors):
+    """A board on which a second passes with every reading."""
+
+    def read(self, trainer_pid: int | None) -> Reading:
+        """What was set, a second later."""
+        self.clock.advance(1.0)
+        return super().read(trainer_pid)
+
+
+def watch(power_w: float | None) -> list[float]:
+    """What a watch on a board of that power tells until it has told three times, or has had the time to."""
     told: list[float] = []
-    sensors = FakeSensors(SystemClock())  # type: ignore[arg-type]
+    enough = threading.Event()
+    sensors = Ticking(FakeClock())
     sensors.values[Quantity.POWER_W] = power_w
-    began_s = time.monotonic()
-    with PowerWatch(sensors, told.append, interval_s=0.01):
-        time.sleep(0.1)
-    return told, time.monotonic() - began_s
+
+    def hear(joules: float) -> None:
+        told.append(joules)
+        if len(told) == 3:
+            enough.set()
+
+    with PowerWatch(sensors, hear, interval_s=0.001):
+        enough.wait(0.1 if power_w is None else 30)
+    return told
 
 
 def test_a_steady_power_times_the_time() -> None:
-    """To the last reading, which comes at the end."""
-    told, seconds = watch(10.0)
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(10 * seconds, rel=0.2)
+    """Every reading is a second later; the last one comes after the end."""
+    told = watch(10.0)
+    assert told == [10.0 * seconds for seconds in range(1, len(told) + 1)]
+    assert len(told) >= 4
 
 
 def test_an_unknown_power_tells_nothing() -> None:
     """None is not 0 J."""
-    assert watch(None)[0] == []
+    assert watch(None) == []
