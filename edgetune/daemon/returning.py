@@ -8,10 +8,7 @@ the history, written after each look in the commit that labels what it found: a 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +17,7 @@ from typing import Any
 
 from edgetune import images
 from edgetune.clock import Clock
+from edgetune.daemon.looking import Looks, remembered
 from edgetune.daemon.parts import Events, StoreThread
 from edgetune.daemon.round_records import RoundRecords
 from edgetune.daemon.serving import Serving
@@ -33,8 +31,7 @@ from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
 from edgetune.store.history import History
 from edgetune.store.models import Models
-from edgetune.types import BufferStats, LabelSource, Manifest, Verdict, VerdictKind
-from edgetune.wire import from_json
+from edgetune.types import BufferStats, LabelSource, Manifest, Verdict
 
 _STATE_KEY = "returning"
 _BATCH = 32  # images of one look
@@ -93,16 +90,12 @@ class Returning:
         self._image_limits = image_limits
         self._memory = Memory()
         self._factory: int | None = None
-        self._looked_s = clock.now_s()
-        self._look_task: asyncio.Task[None] | None = None
+        self._looks = Looks(clock)
         self._trouble = ""
 
     async def load(self) -> None:
         """Go on from where the last run was."""
-        plain = await self._store(self._history.get_state, _STATE_KEY)
-        if plain is not None:
-            with contextlib.suppress(ValueError):  # of another edgetune: begin anew
-                self._memory = from_json(Memory, json.dumps(plain))
+        self._memory = await remembered(self._store, self._history, _STATE_KEY, Memory, Memory())
 
     async def refresh(self, manifest: Manifest | None, stats: BufferStats) -> tuple[Returned, ...]:
         """
@@ -141,22 +134,13 @@ class Returning:
 
     async def tick(self, verdict: Verdict, *, is_round_active: bool) -> None:
         """Begin a look when one is due and nothing speaks against it; raise what an earlier one did not expect."""
-        if self._look_task is not None:
-            if not self._look_task.done():
-                return
-            task, self._look_task = self._look_task, None
-            task.result()
-        is_idle = verdict.kind is VerdictKind.RUN and not is_round_active
-        is_due = self._clock.now_s() - self._looked_s >= self.interval_s
-        if self.policy is not None and self.absent and is_idle and is_due:
-            self._looked_s = self._clock.now_s()
-            self._look_task = asyncio.create_task(self._look(self.policy))
+        policy = self.policy if self.absent else None
+        look = None if policy is None else functools.partial(self._look, policy)
+        self._looks.tick(self.interval_s, look, verdict, is_round_active=is_round_active)
 
     async def close(self) -> None:
         """Give a look up; what it asked about is asked again."""
-        if self._look_task is not None:
-            self._look_task.cancel()
-            await asyncio.gather(self._look_task, return_exceptions=True)
+        await self._looks.close()
 
     async def _look(self, policy: ReturnPolicy) -> None:
         """Ask about the next images and draw the conclusion; what is expected to fail is tried again at the next look."""

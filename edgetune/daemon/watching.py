@@ -9,15 +9,16 @@ version do not count. What is drawn from them one by one (`decide.drift`) is wri
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
+import functools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgetune import images
 from edgetune.clock import Clock
+from edgetune.daemon.looking import Looks, remembered
 from edgetune.daemon.parts import Events, StoreThread
 from edgetune.daemon.serving import Serving
 from edgetune.decide import drift
@@ -31,8 +32,7 @@ from edgetune.store.answers import AnsweredSample
 from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
 from edgetune.store.history import History
-from edgetune.types import Verdict, VerdictKind
-from edgetune.wire import from_json
+from edgetune.types import Verdict
 
 _STATE_KEY = "watching"
 _BATCH = 32  # images of one look
@@ -83,16 +83,12 @@ class Watching:
         self._memory = Memory()
         self._sharpness = 1.0
         self._estimated: tuple[Any, ...] = ()  # what the estimate was made from
-        self._looked_s = clock.now_s()
-        self._look_task: asyncio.Task[None] | None = None
+        self._looks = Looks(clock)
         self._trouble = ""
 
     async def load(self) -> None:
         """Go on from where the last run was."""
-        plain = await self._store(self._history.get_state, _STATE_KEY)
-        if plain is not None:
-            with contextlib.suppress(ValueError):  # of another edgetune: begin anew
-                self._memory = from_json(Memory, json.dumps(plain))
+        self._memory = await remembered(self._store, self._history, _STATE_KEY, Memory, Memory())
 
     async def concern(self, version: int | None) -> Concern | None:
         """Take note of what is served; what speaks for a round, and how many labels there are for it."""
@@ -117,23 +113,14 @@ class Watching:
 
     async def tick(self, verdict: Verdict, *, is_round_active: bool) -> None:
         """Begin a look when one is due and nothing speaks against it; raise what an earlier one did not expect."""
-        if self._look_task is not None:
-            if not self._look_task.done():
-                return
-            task, self._look_task = self._look_task, None
-            task.result()
-        is_idle = verdict.kind is VerdictKind.RUN and not is_round_active
-        if self.policy is None or not is_idle or self._memory.version is None:
-            return
-        if self._clock.now_s() - self._looked_s >= self.policy.interval_s:
-            self._looked_s = self._clock.now_s()
-            self._look_task = asyncio.create_task(self._look(self.policy))
+        policy = None if self._memory.version is None else self.policy
+        look = None if policy is None else functools.partial(self._look, policy)
+        interval_s = math.inf if policy is None else policy.interval_s
+        self._looks.tick(interval_s, look, verdict, is_round_active=is_round_active)
 
     async def close(self) -> None:
         """Give a look up; what it did not keep is asked again."""
-        if self._look_task is not None:
-            self._look_task.cancel()
-            await asyncio.gather(self._look_task, return_exceptions=True)
+        await self._looks.close()
 
     async def _look(self, policy: WatchPolicy) -> None:
         """Let the model answer the next images and draw the conclusions; what is expected to fail is tried again."""

@@ -57,7 +57,7 @@ class Forest(Site):
         await self.tick(seconds=0.1)
 
     async def _end_of_look(self) -> None:
-        task = self.daemon.returning._look_task
+        task = self.daemon.returning._looks.task
         if task is not None:
             await asyncio.wait([task])
 

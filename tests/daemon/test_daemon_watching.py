@@ -40,7 +40,7 @@ class Lookout(Site):
         """Let so many looks be due and end."""
         for _ in range(times):
             await self.tick(seconds=6)
-            task = self.daemon.watching._look_task
+            task = self.daemon.watching._looks.task
             if task is not None:
                 await asyncio.wait([task])
         await self.tick(seconds=0.1)
