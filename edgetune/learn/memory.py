@@ -1,7 +1,8 @@
-"""How much memory a training step will take, before one is made."""
+"""How much memory a training step will take, or a pass that ranks filters, before one is made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -19,13 +20,18 @@ _WORKSPACE_MIB = 160
 
 def kept_bytes(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> int:
     """
-    Bytes of the activations that autograd keeps from the forward pass to the backward pass.
+    Bytes of the activations that autograd keeps from the forward pass to the backward pass of a training step.
 
     Args:
         module: in train mode; its gradients and running statistics are not touched by more than a forward pass.
         images: a batch [N, 3, H, W]; two images tell as much as a hundred, for it grows with their number.
         labels: [N] int64.
     """
+    return kept_by(module, lambda: functional.cross_entropy(module(images), labels))
+
+
+def kept_by(module: nn.Module, work: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of what `work` does with the module, its weights left out, at most once a storage."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, int] = {}
 
@@ -39,8 +45,8 @@ def kept_bytes(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, give_back):
-        loss = functional.cross_entropy(module(images), labels)  # alive: what it keeps cannot be counted twice
-    del loss
+        made = work()  # alive: what it keeps cannot be counted twice
+    del made
     return sum(kept.values())
 
 
@@ -54,7 +60,12 @@ def step_mib(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, batc
         labels: [N] int64.
         batch_size: of the training.
     """
-    activations = kept_bytes(module, images, labels) / len(images) * batch_size
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    kept = kept_bytes(module, images, labels) / len(images) * batch_size
+    return pass_mib(kept, 2 * weights)  # gradients and momentum
+
+
+def pass_mib(kept: float, more: float = 0.0) -> float:
+    """Resident MiB of this process in a forward and backward pass of which autograd keeps so many bytes, and more beside."""
     now = psutil.Process().memory_info().rss
-    return float(now + _GRADIENTS * activations + 2 * weights) / _MIB + _WORKSPACE_MIB  # gradients and momentum
+    return float(now + _GRADIENTS * kept + more) / _MIB + _WORKSPACE_MIB

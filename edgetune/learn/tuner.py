@@ -10,7 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ from edgetune.errors import UnprunableError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
-from edgetune.learn.criteria import Batch, make_criterion
+from edgetune.learn.criteria import Batch, Criterion, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.depth import removed_exits, thin_out
 from edgetune.learn.finetune import Phase, fine_tune, never, steps_per_epoch
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
-from edgetune.learn.memory import step_mib
+from edgetune.learn.memory import kept_by, pass_mib, step_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.learn.schedules import PAPER
@@ -165,33 +165,42 @@ class Tuner:
         """
         Whether the network is to be cut before it is tuned, and why; empty when not.
 
-        The whole network in training is what takes the most memory. Where the recipe's limit does not allow it, filters
-        are scored at once, in batches that do.
+        The whole network in training is what takes the most memory. Where the recipe's limit does not allow it, the
+        network is cut at once. In either order filters are scored in batches that the limit allows.
         """
         recipe = self._recipe
         part = np.resize(np.arange(len(self._training)), 2)
-        images, labels = (
-            self.normaliser(self._training.images(part)),
-            self.normaliser.labels(self._training.labels[part]),
-        )
+        batch = self.normaliser(self._training.images(part)), self.normaliser.labels(self._training.labels[part])
         was_training = network.module.training
         state = copy.deepcopy(network.module.state_dict())
-
-        def forecast_mib(batch_size: int) -> float:
-            return step_mib(network.module.train(), images, labels, batch_size)
-
-        needed_mib, most_mib = forecast_mib(recipe.batch_size), recipe.memory_max_mib
-        is_short = most_mib is not None and needed_mib > most_mib
+        needed_mib, most_mib = step_mib(network.module.train(), *batch, recipe.batch_size), recipe.memory_max_mib
         why = ""
         if recipe.order == "prune_first":
             why = "pruning.order"
-        elif recipe.order == "auto" and is_short:
+        elif recipe.order == "auto" and most_mib is not None and needed_mib > most_mib:
             why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
-        while why and is_short and self._can_halve() and forecast_mib(self.scoring_batch) > cast(float, most_mib):
-            self.scoring_batch //= 2
         network.module.load_state_dict(state)  # running statistics have seen the images
+        if most_mib is not None:
+            kept_of_image = self._kept_by_scoring(network, batch) / len(part)
+            while self._can_halve() and pass_mib(kept_of_image * self.scoring_batch) > most_mib:
+                self.scoring_batch //= 2
         network.module.train(was_training)
         return why
+
+    def _kept_by_scoring(self, network: Network, batch: Batch) -> int:
+        """Bytes that autograd keeps while this batch ranks the filters."""
+        module = network.module.eval()
+        criterion, groups = self._criterion(), self._groups(network)
+        return kept_by(module, lambda: criterion.score(module, groups, [batch]))
+
+    def _criterion(self) -> Criterion:
+        recipe = self._recipe
+        seed = step_seed(recipe.seed, self._round_id)
+        return make_criterion(recipe.criterion, seed=seed, beat=self._control.beat)
+
+    def _groups(self, network: Network) -> tuple[CoupledGroup, ...]:
+        size = self._preprocess
+        return tuple(find_groups(network.module, network.head, size.height, size.width, self._control.beat))
 
     def _can_halve(self) -> bool:
         return self.scoring_batch >= 2 * _SMALLEST_BATCH
@@ -209,11 +218,8 @@ class Tuner:
 
     def rank(self, network: Network) -> Ranking:
         """Score all filters on training samples."""
-        recipe, size = self._recipe, self._preprocess
         network.module.eval()
-        groups = find_groups(network.module, network.head, size.height, size.width, self._control.beat)
-        seed = step_seed(recipe.seed, self._round_id)
-        criterion = make_criterion(recipe.criterion, seed=seed, beat=self._control.beat)
+        groups, criterion = self._groups(network), self._criterion()
         scores = criterion.score(network.module, groups, self._scoring_batches())
         return Ranking(groups, tuple(scores), criterion.adds_up)
 

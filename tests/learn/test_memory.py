@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,7 +66,26 @@ def test_the_whole_network_is_tuned_first_where_memory_allows() -> None:
     network = trained_network()
     assert tuner(RECIPE).prunes_first(network) == ""
     assert tuner(replace(RECIPE, memory_max_mib=1e6)).prunes_first(network) == ""
-    assert tuner(replace(RECIPE, memory_max_mib=1.0, order="tune_first")).prunes_first(network) == ""
+
+
+def test_filters_are_scored_in_batches_that_the_memory_allows_in_either_order() -> None:
+    """Tuning first was asked for; the ranking after it still keeps to the limit, the training's batch is the recipe's."""
+    network = trained_network()
+    roomy, tight = (tuner(replace(RECIPE, memory_max_mib=most, order="tune_first")) for most in (1e6, 1.0))
+    assert roomy.prunes_first(network) == ""
+    assert tight.prunes_first(network) == ""
+    assert (roomy.scoring_batch, tight.scoring_batch) == (RECIPE.batch_size, 8)
+
+
+def test_gates_keep_more_than_a_training_step() -> None:
+    """What layers read is kept before and after its gate; a criterion that reads weights alone keeps nothing."""
+    network = trained_network()
+    mine = tuner(RECIPE)
+    data = easy_material().training
+    batch = mine.normaliser(data.images(np.arange(4))), mine.normaliser.labels(data.labels[:4])
+    training = kept_bytes(network.module.train(), *batch)
+    assert mine._kept_by_scoring(network, batch) > training
+    assert tuner(replace(RECIPE, criterion="l1"))._kept_by_scoring(network, batch) == 0
 
 
 def test_a_network_that_takes_too_much_is_cut_first_in_smaller_batches() -> None:
