@@ -41,8 +41,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.cells import Cell, append_cell, read_cells
+from benchmarks.cells import Cell
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
+from benchmarks.rows import fill_missing, read_rows
 from benchmarks.served import cost_of, metered
 from benchmarks.stage import machine, say
 from edgetune.learn.control import SilentControl
@@ -319,17 +320,17 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     path = arguments.work / "data_aware.csv"
     grid = Grid(arguments, read_archive(arguments.data, arguments.work))
-    done = {cell.key for cell in read_cells(path)}
-    say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(done)} cells are there")
-    for cell in grid.cells():
-        if cell.key in done:
-            continue
-        filled = grid.fill(cell)
-        append_cell(path, filled)
-        say(
-            f"  {filled.subset} {filled.level:g} % {filled.arm} seed {filled.seed}: test {filled.test:.1%}, "
-            f"{filled.parameters:,} parameters, {filled.latency_ms / filled.base_ms:.2f}x, {filled.seconds:.0f} s"
-        )
+    say(
+        f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(read_rows(path, Cell))} cells are there"
+    )
+    fill_missing(path, grid.cells(), grid.fill, _tell)
+
+
+def _tell(cell: Cell) -> None:
+    say(
+        f"  {cell.subset} {cell.level:g} % {cell.arm} seed {cell.seed}: test {cell.test:.1%}, "
+        f"{cell.parameters:,} parameters, {cell.latency_ms / cell.base_ms:.2f}x, {cell.seconds:.0f} s"
+    )
 
 
 def main() -> int:

@@ -11,8 +11,9 @@ from statistics import mean, median
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cells import Cell, read_cells
+from benchmarks.cells import Cell
 from benchmarks.cifar import SUBSETS
+from benchmarks.rows import read_rows
 from benchmarks.stage import say, table
 
 PAPER_LEVELS = (25.0, 50.0, 75.0, 90.0, 95.0)
@@ -27,7 +28,7 @@ Gains = dict[Pair, dict[float, float]]  # by level, in percentage points
 
 def report(work: Path) -> int:
     """Print everything and draw the plots beside the cells; the number of problems."""
-    cells = read_cells(work / "data_aware.csv")
+    cells = read_rows(work / "data_aware.csv", Cell)
     if not cells:
         say(f"{work / 'data_aware.csv'} holds no cell yet")
         return 1

@@ -52,7 +52,8 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.cifar import PREPROCESS
-from benchmarks.incremental_report import ARMS, SEEDS, WITHOUT_MEMORY, Cell, append_cell, read_cells, report
+from benchmarks.incremental_report import ARMS, SEEDS, WITHOUT_MEMORY, Cell, report
+from benchmarks.rows import fill_missing, read_rows
 from benchmarks.stage import machine, say
 from edgetune.learn.data import Images, Integers, Normaliser, augment
 from edgetune.learn.imprint import features_of, refit_head
@@ -449,17 +450,16 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     path = arguments.work / "incremental.csv"
     experiment = Experiment(arguments, read_pool(arguments.data, arguments.data_set, arguments.work))
-    done = {cell.key for cell in read_cells(path)}
-    say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(done)} cells are there")
-    for cell in experiment.cells():
-        if cell.key in done:
-            continue
-        filled = experiment.fill(cell)
-        append_cell(path, filled)
-        say(
-            f"  {filled.arm} buffer {filled.buffer} seed {filled.seed}: {filled.accuracy:.1f} % ({filled.by_step}), "
-            f"{filled.seconds:.0f} s"
-        )
+    say(
+        f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(read_rows(path, Cell))} cells are there"
+    )
+    fill_missing(path, experiment.cells(), experiment.fill, _tell)
+
+
+def _tell(cell: Cell) -> None:
+    say(
+        f"  {cell.arm} buffer {cell.buffer} seed {cell.seed}: {cell.accuracy:.1f} % ({cell.by_step}), {cell.seconds:.0f} s"
+    )
 
 
 def main() -> int:

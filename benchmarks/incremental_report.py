@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmarks.rows import read_rows
 from benchmarks.stage import say, table
 
 WITHOUT_MEMORY = ("naive", "joint")
@@ -40,30 +40,9 @@ class Cell:
         return self.data_set, self.net, self.schedule, self.judge, str(self.buffer), self.arm, str(self.seed)
 
 
-def read_cells(path: Path) -> list[Cell]:
-    """What was run so far."""
-    if not path.exists():
-        return []
-    kinds = {field.name: str(field.type) for field in fields(Cell)}
-    make = {"int": int, "float": float, "str": str, "float | None": float}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [Cell(**{name: make[kinds[name]](text) for name, text in row.items() if text}) for row in rows]
-
-
-def append_cell(path: Path, cell: Cell) -> None:
-    """Write one row."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Cell)], lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(asdict(cell))
-
-
 def report(path: Path) -> int:
     """Print the tables; the number of problems."""
-    cells = read_cells(path)
+    cells = read_rows(path, Cell)
     if not cells:
         say(f"{path} holds no cell yet")
         return 1

@@ -40,9 +40,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cells import Cell, append_cell, read_cells
+from benchmarks.cells import Cell
 from benchmarks.cifar import unpack
 from benchmarks.data_aware import begin, peak_mib
+from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import Stage, edgetune, machine, say, table
 from edgetune.errors import UnprunableError
 from edgetune.learn.control import SilentControl
@@ -251,7 +252,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Fill what is missing."""
     torch.set_num_threads(arguments.threads)
     path = arguments.work / FILE
-    done = {cell.key for cell in read_cells(path)}
+    done = {cell.key for cell in read_rows(path, Cell)}
     say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(done)} networks are there")
     adaptation = Adaptation(arguments)
     adaptation.prove_prunable()
@@ -265,13 +266,13 @@ def run(arguments: argparse.Namespace) -> None:
             say(f"{words}: {error}")
             continue
         if cell.key not in done:
-            append_cell(path, filled)
+            append_row(path, filled)
         say(
             f"{words}: test {filled.test:.1%}, {filled.parameters:,} parameters, "
             f"{filled.latency_ms / filled.base_ms:.2f}x, {filled.seconds:.0f} s"
         )
     wanted = {cell.key for cell in cells(arguments)}
-    say(report([cell for cell in read_cells(path) if cell.key in wanted]))
+    say(report([cell for cell in read_rows(path, Cell) if cell.key in wanted]))
     if arguments.search:
         say(edgetune(
             "prune", str(adaptation.adapted_path), "--data", str(adaptation.folder), "--smaller", "2x",

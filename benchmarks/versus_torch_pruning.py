@@ -42,10 +42,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.cells import Cell, append_cell, read_cells
+from benchmarks.cells import Cell
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
 from benchmarks.data_aware import begin, peak_mib
 from benchmarks.data_aware_report import bootstrap
+from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import machine, say, table
 from edgetune.errors import UnprunableError
 from edgetune.learn.control import SilentControl
@@ -349,7 +350,7 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     path = arguments.work / FILE
     comparison = Comparison(arguments.weights, read_archive(arguments.data, arguments.work))
-    done = {cell.key for cell in read_cells(path)}
+    done = {cell.key for cell in read_rows(path, Cell)}
     say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(done)} cells are there")
     for cell in cells(arguments):
         if cell.key in done:
@@ -360,7 +361,7 @@ def run(arguments: argparse.Namespace) -> None:
         except UnprunableError as error:
             say(f"{words}: {error}")
             continue
-        append_cell(path, filled)
+        append_row(path, filled)
         say(
             f"{words}: test {filled.test:.1%}, {filled.latency_ms / filled.base_ms:.2f}x, {filled.parameters:,} "
             f"parameters, {filled.seconds:.0f} s"
@@ -387,7 +388,7 @@ def main() -> int:
                 parser.error(f"--{name} {value or ''}: {wanted} is missing")
         arguments.work.mkdir(parents=True, exist_ok=True)
         run(arguments)
-    done = read_cells(arguments.work / FILE)
+    done = read_rows(arguments.work / FILE, Cell)
     if not done:
         say(f"{arguments.work / FILE} holds no cell yet")
         return 1

@@ -131,8 +131,8 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
     """Read, teach, write, tell."""
     with learning_libraries("compressing"):
         from edgetune.cli.artefacts import read_model, write_result
-        from edgetune.learn.compress import Material
         from edgetune.learn.folders import read_folders
+        from edgetune.learn.goal import Material
         from edgetune.learn.student import teach
     from edgetune.config import serving_threads
 

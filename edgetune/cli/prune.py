@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from edgetune.cli.artefacts import Source
     from edgetune.cli.prune_progress import Teller
     from edgetune.config import Config
-    from edgetune.learn.compress import Goal, Outcome
     from edgetune.learn.folders import Folders
+    from edgetune.learn.goal import Goal, Outcome
     from edgetune.types import Recipe
 
 _STOPPED = 130  # as after any Ctrl-C
@@ -152,7 +152,7 @@ def _check_criterion(name: str) -> None:
 
 
 def _goal(order: Order, given: Mapping[str, Any]) -> Goal:
-    from edgetune.learn.compress import Goal
+    from edgetune.learn.goal import Goal
 
     return Goal(
         accuracy_drop_max=given["keep_accuracy"],

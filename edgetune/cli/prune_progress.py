@@ -19,7 +19,7 @@ from edgetune.learn.control import Control, StopAskedError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from edgetune.learn.compress import Point
+    from edgetune.learn.goal import Point
 
 __all__ = ["StopAskedError", "Teller", "is_trained", "stopping", "telling", "verdict"]
 

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from edgetune.cli.artefacts import Result, Source, describe_side
-from edgetune.learn.compress import Goal, Outcome
 from edgetune.learn.depth import removed_exits
 from edgetune.learn.folders import Folders
+from edgetune.learn.goal import Goal, Outcome
 from edgetune.types import Pruning, Recipe
 
 _TIMING_TOLERANCE = 1.10  # two timings of one network on a busy machine differ by as much

@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -28,9 +28,9 @@ from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
 from edgetune.learn.control import Control, SilentControl
 from edgetune.learn.cost import Size
-from edgetune.learn.data import LabelledImages
 from edgetune.learn.depth import removed_exits
 from edgetune.learn.finetune import never, validation_score
+from edgetune.learn.goal import Goal, Material, Outcome, Point
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network, state_tensors
@@ -39,65 +39,15 @@ from edgetune.learn.schedules import settle
 from edgetune.learn.search_state import SearchState
 from edgetune.learn.transfer import Teacher
 from edgetune.learn.tuner import RETRAIN, TUNE, Ranking, Tuner, size_of
-from edgetune.types import Preprocess, Recipe
+from edgetune.types import Recipe
 from edgetune.wire import to_json
+
+__all__ = ["Goal", "Material", "Outcome", "Point", "compress"]
 
 _STRATEGIES = ("steps", "dapr")
 # A trial that is so close to what it has to reach is trained on: the rest of the retraining was seen to add 5 points.
 _CLOSE = 0.04
 _LEAST_RETRAINING = 0.5  # of the recipe's epochs, for a network whose trials have trained it already
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """What a compression has to keep and what it is after."""
-
-    accuracy_drop_max: float = 0.01  # of the validation top-1 below that of the network as given, 0..1
-    ratio: float | None = None  # of the cost (the recipe's `level_of`) that is small enough; None: as far as it goes
-    strategy: str = "steps"  # "steps" | "dapr", see decide.search
-    accuracy_min: float = 0.0  # least validation top-1, whatever that of the network as given
-    trial_epochs: float = 4  # most epochs of one trial of "steps"; "dapr" gives each its full retraining
-    epochs_max: float | None = None  # over everything; None: no bound
-    seconds_max: float | None = None  # likewise; a trial under way is finished
-    joules_max: float | None = None  # likewise, of the whole board; needs a control that knows them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """The images that decide."""
-
-    training: LabelledImages
-    validation: LabelledImages  # selects; is never trained on
-    preprocess: Preprocess
-    classes: tuple[str, ...]  # of the network's outputs, in order
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One network that was looked at: where it lies between small and good."""
-
-    share: float  # asked, of the cost
-    parameters: int
-    macs: int
-    latency_ratio: float  # to the network as given, interleaved
-    accuracy: float  # validation top-1
-    epochs: float  # that this trial took
-    is_success: bool
-    is_limit: bool = False  # only just, after the whole retraining
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a compression found."""
-
-    network: Network
-    base: Point  # the network as given
-    best: Point  # `network`
-    points: list[Point] = field(default_factory=list)  # every trial, in order
-    epochs: float = 0.0  # over everything
-    seconds: float = 0.0
-    joules: float | None = None  # of the whole board; None: nothing measures them
-    stopped_by: str = ""  # why the search ended
 
 
 def compress(

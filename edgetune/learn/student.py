@@ -25,10 +25,10 @@ import torch
 
 from edgetune.errors import NoSamplesError
 from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from edgetune.learn.compress import Material
 from edgetune.learn.control import Control, SilentControl
 from edgetune.learn.data import Normaliser
 from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score, without_labels
+from edgetune.learn.goal import Material
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, new_network, rebuild, state_tensors
 from edgetune.learn.sparsity import thin_student, widths_within

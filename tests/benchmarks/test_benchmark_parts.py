@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cells import Cell, append_cell, read_cells
+from benchmarks.cells import Cell
 from benchmarks.cifar import Archive, unpack
+from benchmarks.rows import append_row, read_rows
 from benchmarks.served import cost_of
 from benchmarks.train_base import RATES, Training, digest_of
 from benchmarks.versus_torch_pruning import (
@@ -129,13 +130,13 @@ def test_another_length_or_seed_is_another_training() -> None:
 def test_cells_that_were_written_before_a_column_was_added_are_kept(tmp_path: Path) -> None:
     """The file gets the new header and every old row."""
     path = tmp_path / "cells.csv"
-    append_cell(path, CELL)
+    append_row(path, CELL)
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line.rsplit(",", 3)[0] for line in lines) + "\n")
-    assert read_cells(path) == [CELL]
+    assert read_rows(path, Cell) == [CELL]
     other = replace(CELL, seed=1, joules=12.5, served_mib=3.0)
-    append_cell(path, other)
-    assert read_cells(path) == [CELL, other]
+    append_row(path, other)
+    assert read_rows(path, Cell) == [CELL, other]
     assert path.read_text().splitlines()[0] == lines[0]
 
 

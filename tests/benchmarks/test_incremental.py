@@ -25,7 +25,8 @@ from benchmarks.incremental import (
     restarting_rate,
     run,
 )
-from benchmarks.incremental_report import ARMS, Cell, accuracies, append_cell, not_run, read_cells, report, verdict
+from benchmarks.incremental_report import ARMS, Cell, accuracies, not_run, report, verdict
+from benchmarks.rows import append_row, read_rows
 from edgetune.learn.network import new_network
 
 CELL = Cell(data_set="cifar10", net="cifar:resnet20", schedule="short", judge="test", buffer=20, arm="er", seed=0)
@@ -152,7 +153,7 @@ def test_a_cell_is_the_same_when_it_is_run_again_and_a_run_goes_on_where_it_was(
     np.savez(tmp_path / "incremental-cifar10.npz", classes=np.array(pool.classes), train=pool.train, test=pool.test)
     run(_arguments(tmp_path))
     path = tmp_path / "incremental.csv"
-    cells = read_cells(path)
+    cells = read_rows(path, Cell)
     assert [(cell.arm, cell.buffer) for cell in cells] == [("naive", 0), ("er", 20)]
     assert all(0 <= cell.accuracy <= 100 and len(cell.by_step.split()) == 5 for cell in cells)
     lines = path.read_text().splitlines(keepends=True)
@@ -160,7 +161,7 @@ def test_a_cell_is_the_same_when_it_is_run_again_and_a_run_goes_on_where_it_was(
     capsys.readouterr()
     run(_arguments(tmp_path))
     assert "1 cells are there" in capsys.readouterr().out
-    again = read_cells(path)
+    again = read_rows(path, Cell)
     assert replace(again[1], seconds=cells[1].seconds) == cells[1] and again[0] == cells[0]
 
 
@@ -213,8 +214,8 @@ def test_the_report_compares_on_common_seeds_and_says_what_was_not_run(
         replace(CELL, arm="joint", buffer=0, accuracy=80.0, by_step="80 80"),
     ]
     for cell in done:
-        append_cell(path, cell)
-    assert read_cells(path) == done
+        append_row(path, cell)
+    assert read_rows(path, Cell) == done
     assert verdict(done, 20) == "buffer 20: ours is +1.0 pp over the best other, er_ace (seeds: 1)"
     assert verdict(done[2:], 20).endswith("cannot be compared yet")
     row = next(row for row in accuracies(done) if row[1] == "ours")

@@ -379,7 +379,7 @@ class Terminal(io.StringIO):
 
 def test_a_person_sees_a_bar_and_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """The phase, how far it is, and what came of each trial, which stays on the screen."""
-    from edgetune.learn.compress import Point
+    from edgetune.learn.goal import Point
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)

@@ -15,9 +15,9 @@ from test_finetune import PHASE, normaliser
 
 from edgetune.errors import NoSamplesError, UnprunableError
 from edgetune.learn.cifar import count_learnt
-from edgetune.learn.compress import Material
 from edgetune.learn.control import StopAskedError
 from edgetune.learn.finetune import fine_tune
+from edgetune.learn.goal import Material
 from edgetune.learn.network import Network, new_network, state_tensors
 from edgetune.learn.student import Lesson, Taught, teach
 
