@@ -34,7 +34,7 @@ buffer: {validation: 10%, holdout: 20%}
 triggers: {new_samples: 320, cooldown: 10s}
 budgets: {interval: 1s, memory_available_min: 200MiB, disk_free_min: 200MiB}
 pruning: {level: LEVEL, criterion: CRITERION, search: SEARCH}
-training: {epochs_after: EPOCHS, seed: SEED}
+training: {epochs_after: EPOCHS, seed: SEED, threads: THREADS}
 """
 
 
@@ -91,7 +91,8 @@ def play(arguments: argparse.Namespace, root: Path) -> int:
     (root / "classes.txt").write_text("".join(f"{label}\n" for label in classes))
     config = CONFIG.replace("LEVEL", arguments.level).replace("CRITERION", arguments.criterion)
     config = config.replace("SEARCH", arguments.search).replace("SEED", str(arguments.seed))
-    stage = Stage(root, config.replace("EPOCHS", str(arguments.epochs)))
+    config = config.replace("EPOCHS", str(arguments.epochs)).replace("THREADS", str(arguments.threads))
+    stage = Stage(root, config)
     stage.import_model(
         "cifar:resnet20", "--weights", str(arguments.weights), "--classes", str(root / "classes.txt"),
         "--size", "32x32", "--mean", MEAN, "--std", STD,
@@ -134,9 +135,10 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--level", default="30%")
     parser.add_argument("--criterion", default="taylor")
-    parser.add_argument("--search", default="none", choices=["none", "steps", "dapr"])
+    parser.add_argument("--search", default="steps", choices=["steps", "dapr", "none"])
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--threads", type=int, default=2, help="of the trainer")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--keep", type=Path, help="work in this directory and leave everything there")
     arguments = parser.parse_args()

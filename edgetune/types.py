@@ -226,7 +226,7 @@ class Recipe:
     criterion: str = "taylor"  # one of learn.criteria.CRITERIA, or "package.module:Class"
     level: float = 0.5  # share of the factory model's cost to remove; 0 only fine-tunes
     level_of: str = "parameters"  # "parameters" | "macs" | "latency", measured in the serving runtime
-    search: str = "none"  # "none": exactly `level`; "steps" | "dapr": as far towards it as the accuracy allows
+    search: str = "steps"  # "steps" | "dapr": as far towards `level` as the accuracy allows; "none": exactly `level`
     accuracy_drop_max: float = 0.01  # of a search, on validation samples, 0..1
     trial_epochs: float = 4  # most epochs of one trial of a search
     search_time_max_s: float | None = None  # after it no trial begins

@@ -32,10 +32,10 @@ class Pruning(Section):
         "Which filters go: taylor or fisher (least loss on this site's samples), l1 (smallest weights), activation, "
         "nonzeros, class_activation or class_activation_count (weakest answers), random, or package.module:Class.",
     )
-    level: Share = key("50%", "Share of the factory model's cost to remove; 0% only fine-tunes.")
-    search: Literal["none", "steps", "dapr"] = key(
+    level: Share = key("50%", "Most of the factory model's cost to remove, as a share; 0% only fine-tunes.")
+    search: Literal["steps", "dapr", "none"] = key(
         _RECIPE.search,
-        "none: remove exactly `level`; steps, or dapr (binary search, slower): as far towards it as accuracy allows.",
+        "steps: as far towards `level` as accuracy allows; dapr: likewise, by binary search, slower; none: exactly `level`.",
     )
     accuracy_drop_max: Points = key("1pp", "What a search may lose on validation samples, against what is served.")
     trial_epochs: float = key(_RECIPE.trial_epochs, "Most epochs of one trial of a search by steps.", gt=0, le=1000)

@@ -44,6 +44,7 @@ CLASSES = ("red", "green", "blue")
 RECIPE = Recipe(
     level=0.4, round_to=8, epochs_before=1, epochs_after=2, batch_size=16, learning_rate=0.05, learning_rate_before=0.02,
     checkpoint_steps=2, scoring_batches=2, timing_runs=3, threads=1, memory_format="contiguous", dtype="float32",
+    search="none",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ inbox: {settle: 1s, scan_interval: 2s}
 buffer: {readings_interval: 1s, validation: 20%, holdout: 20%, group_block: 1s}
 triggers: {new_samples: 1000, cooldown: 1s}
 budgets: {interval: 1s, memory_available_min: 100MiB, trainer_memory_max: 3GiB, disk_free_min: 100MiB, stop_grace: 20s}
-pruning: {level: 30%, scoring_batches: 2}
+pruning: {level: 30%, search: none, scoring_batches: 2}
 training: {epochs_before: 6, epochs_after: 6, learning_rate_before: 0.02, batch_size: 16, augment: none, checkpoint_steps: 5, timing_runs: 5}
 gate: {holdout_min: 5, class_min: 100, accuracy_drop_max: 100pp, class_drop_max: 100pp, latency_ratio_max: 10}
 probation: {duration: 0s}
