@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +62,18 @@ def classes_of(subset: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Archive:
-    """The whole data set, decoded: [class][image] in the archive's order."""
+    """A data set, decoded: [class][image] in the archive's order."""
 
     classes: tuple[str, ...]
-    train: npt.NDArray[np.uint8]  # [classes, 500, 32, 32, 3]
-    test: npt.NDArray[np.uint8]  # [classes, 100, 32, 32, 3]
+    train: npt.NDArray[np.uint8]  # [classes, images, 32, 32, 3]; 500 images of CIFAR-100, 3,000 of CIFAR-10
+    test: npt.NDArray[np.uint8]  # [classes, images, 32, 32, 3]; 100 and 1,000
+    preprocess: Preprocess = PREPROCESS
+
+    def without(self, labels: Sequence[str]) -> Archive:
+        """As if these classes had never been."""
+        kept = [number for number, label in enumerate(self.classes) if label not in labels]
+        classes = tuple(self.classes[number] for number in kept)
+        return replace(self, classes=classes, train=self.train[kept], test=self.test[kept])
 
     def samples(
         self, part: str, labels: Sequence[str], rows: range, *, most: int | None = None, seed: int = 0
@@ -87,32 +94,39 @@ class Archive:
         each = {number: rng.permutation(rows) for number in numbers}
         picked = [(number, int(each[number][i])) for i in range(len(rows)) for number in numbers][:most]
         index = np.array(picked, dtype=np.int64)  # [N, 2]
-        ids = index[:, 0] * 1000 + index[:, 1]
-        return LabelledImages(ids, index[:, 0].copy(), pixels[index[:, 0], index[:, 1]], Path(), PREPROCESS)
+        ids = index[:, 0] * 10_000 + index[:, 1]
+        return LabelledImages(ids, index[:, 0].copy(), pixels[index[:, 0], index[:, 1]], Path(), self.preprocess)
 
 
-def read_archive(data: Path, cache: Path) -> Archive:
-    """Decode cifar100.zip, once: the arrays are kept in `cache`."""
-    path = data / "cifar100.zip"
-    kept = cache / "cifar100.npz"
-    if kept.exists():
-        with np.load(kept, allow_pickle=False) as arrays:
-            return Archive(tuple(arrays["classes"].tolist()), arrays["train"], arrays["test"])
+# data set -> the archive that a part is in
+FILES = {
+    "cifar100": {"train": "cifar100.zip", "test": "cifar100.zip"},
+    "cifar10": {"train": "cifar10_train.zip", "test": "cifar10_test.zip"},
+}
+
+
+def read_archive(data: Path, cache: Path, data_set: str = "cifar100") -> Archive:
+    """Decode one of FILES, once: the arrays are kept in `cache`."""
+    kept = cache / f"{data_set}.npz"
+    if not kept.exists():
+        parts = {part: read_part(data / name, part) for part, name in FILES[data_set].items()}
+        cache.mkdir(parents=True, exist_ok=True)
+        pixels = {part: np.stack(list(by_class.values())) for part, by_class in parts.items()}
+        np.savez(kept, classes=np.array(list(parts["train"])), train=pixels["train"], test=pixels["test"])
+    with np.load(kept, allow_pickle=False) as arrays:
+        return Archive(tuple(arrays["classes"].tolist()), arrays["train"], arrays["test"])
+
+
+def read_part(path: Path, part: str) -> dict[str, npt.NDArray[np.uint8]]:
+    """Class -> [n, H, W, 3], in the archive's order, of a zip with entries <part>/<class>/<name>."""
     if not path.exists():
-        raise SystemExit(f"{path} is missing: a zip of CIFAR-100 with entries train/<class>/<name>.webp and test/...")
+        raise SystemExit(f"{path} is missing: a zip with entries {part}/<class>/<name>.webp")
+    found: dict[str, list[npt.NDArray[np.uint8]]] = {}
     with zipfile.ZipFile(path) as zipped:
-        names = [name for name in zipped.namelist() if name.count("/") == 2]
-        classes = tuple(sorted({name.split("/")[1] for name in names}))
-        parts = {
-            part: np.stack([
-                np.stack([_pixels(zipped.read(n)) for n in names if n.startswith(f"{part}/{label}/")])
-                for label in classes
-            ])
-            for part in ("train", "test")
-        }  # fmt: skip
-    cache.mkdir(parents=True, exist_ok=True)
-    np.savez(kept, classes=np.array(classes), train=parts["train"], test=parts["test"])
-    return Archive(classes, parts["train"], parts["test"])
+        for entry in zipped.namelist():
+            if entry.startswith(f"{part}/") and entry.count("/") == 2 and not entry.endswith("/"):
+                found.setdefault(entry.split("/")[1], []).append(_pixels(zipped.read(entry)))
+    return {label: np.stack(found[label]) for label in sorted(found)}
 
 
 def unpack(path: Path, part: str, rows: range, directory: Path) -> None:

@@ -34,12 +34,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import itertools
 import math
 import os
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,11 +45,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.cifar import PREPROCESS
+from benchmarks.cifar import PREPROCESS, Archive, read_archive
 from benchmarks.incremental_report import ARMS, SEEDS, WITHOUT_MEMORY, Cell, report
 from benchmarks.rows import fill_missing, read_rows
 from benchmarks.stage import machine, say
@@ -114,12 +111,8 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Pool:
-    """A data set, decoded: [class][image]."""
-
-    classes: tuple[str, ...]
-    train: Images  # [C, n, 32, 32, 3]
-    test: Images
+class Pool(Archive):
+    """A data set, and what a step or a judge takes of it."""
 
     def stream(self, labels: Sequence[int], most: int | None) -> tuple[Images, Integers]:
         """What is learnt from: images [N, 32, 32, 3] of some classes and their labels [N]."""
@@ -138,31 +131,9 @@ class Pool:
 
 
 def read_pool(data: Path, data_set: str, cache: Path) -> Pool:
-    """Decode a data set, once: the arrays are kept in `cache`."""
-    kept = cache / f"incremental-{data_set}.npz"
-    if not kept.exists():
-        parts = {
-            part: read_part(data / (f"{data_set}_{part}.zip" if data_set == "cifar10" else f"{data_set}.zip"), part)
-            for part in ("train", "test")
-        }
-        cache.mkdir(parents=True, exist_ok=True)
-        pixels = {part: np.stack(list(by_class.values())) for part, by_class in parts.items()}
-        np.savez(kept, classes=np.array(list(parts["train"])), train=pixels["train"], test=pixels["test"])
-    with np.load(kept, allow_pickle=False) as arrays:
-        return Pool(tuple(arrays["classes"].tolist()), arrays["train"], arrays["test"])
-
-
-def read_part(path: Path, part: str) -> dict[str, Images]:
-    """Class -> [n, H, W, 3], in the archive's order, of a zip with entries <part>/<class>/<name>."""
-    if not path.exists():
-        raise SystemExit(f"{path} is missing: a zip with entries {part}/<class>/<name>.webp")
-    found: dict[str, list[Images]] = {}
-    with zipfile.ZipFile(path) as zipped:
-        for entry in zipped.namelist():
-            if entry.startswith(f"{part}/") and entry.count("/") == 2 and not entry.endswith("/"):
-                pixels = np.asarray(Image.open(io.BytesIO(zipped.read(entry))).convert("RGB"))
-                found.setdefault(entry.split("/")[1], []).append(pixels)
-    return {label: np.stack(found[label]) for label in sorted(found)}
+    """See `read_archive`."""
+    archive = read_archive(data, cache, data_set)
+    return Pool(archive.classes, archive.train, archive.test)
 
 
 def resnet18(num_classes: int) -> nn.Module:

@@ -1,20 +1,26 @@
 """
-Trains the deployed models of the data-aware grid that nobody hands out: AlexNet, MobileNetV2, SqueezeNet on CIFAR-100.
+Trains the deployed models that nobody hands out: three networks on CIFAR-100, one that lacks two classes, a large teacher.
 
-    python -m benchmarks.train_base --data DIR_WITH_cifar100.zip --weights-dir DIR --nets squeezenet mobilenet_v2 alexnet
-        [--epochs 160] [--minutes 30] [--seed 0] [--threads N] [--timing]
+    python -m benchmarks.train_base --data DIR --weights-dir DIR --nets squeezenet mobilenet_v2 alexnet
+        [--data-set cifar100|cifar10] [--without CLASS ...] [--trained-on 400] [--epochs 160] [--minutes 30] [--seed 0]
+        [--threads N] [--timing]
 
-The protocol of the given ResNet20: the first 400 training images of each class, so that a site can draw on the last 100
-which no base has seen. SGD with momentum 0.9, batch 128, a rise over the first twentieth and a cosine to a hundredth of the
-rate of `RATES`; shifted by up to 4 pixels and mirrored; --epochs in all, of 40,000 images each. Nothing selects: the weights
-are those of the last epoch, and the 10,000 test images are asked once, at the end. While it runs, 1,000 of the images that
-no base sees are asked at each epoch's end, to look at only.
+    --nets squeezenet mobilenet_v2 alexnet                              for benchmarks.data_aware
+    --nets resnet20 --data-set cifar10 --without ship truck             a device that has eight classes and will meet two more
+    --nets wrn28_10 --data-set cifar10 --trained-on 3000 --epochs 200   a teacher for benchmarks.compress: wants a GPU
 
-Each net ends as WEIGHTS_DIR/<net>_cifar100.safetensors, which `python -m benchmarks.data_aware --net cifar:<net> --weights`
-takes. Killed or out of its `--minutes`, the same command goes on: a checkpoint (safetensors) is replaced at each epoch's end
-and when SIGTERM or Ctrl-C asks for a stop; progress.json beside it says what was seen. On the CPU the resumed run ends in
-the same weights, bit for bit. On CUDA where torch finds it. Memory format, and bfloat16 where the processor has it, are
-measured at the first start and kept; `--timing` says how long an epoch would take and trains nothing.
+The protocol of the given ResNet20: of CIFAR-100 the first 400 training images of each class, so that a site can draw on the
+last 100 which no base has seen; of CIFAR-10 the first 2,400 of 3,000. SGD with momentum 0.9, batch 128, a rise over the
+first twentieth and a cosine to a hundredth of the rate of `RATES`; shifted by up to 4 pixels and mirrored. Nothing selects:
+the weights are those of the last epoch, and the test images are asked once, at the end. While it runs, ten images of each
+class that the base does not see, where there are any, are asked at each epoch's end, to look at only.
+
+Each net ends as WEIGHTS_DIR/<net>_<data set>[_without_<class>...].safetensors with its classes in a .txt beside it, for
+`edgetune models import --weights --classes` or another benchmark's `--weights`. Killed or out of its `--minutes`, the same
+command goes on: a checkpoint (safetensors) is replaced at each epoch's end and when SIGTERM or Ctrl-C asks for a stop;
+progress.json beside it says what was seen. On the CPU the resumed run ends in the same weights, bit for bit. On CUDA where
+torch finds it. Memory format, and bfloat16 where the processor has it, are measured at the first start and kept;
+`--timing` says how long an epoch would take and trains nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +40,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from benchmarks.cifar import PREPROCESS, TRAINED_ON, Archive, read_archive
+from benchmarks.cifar import FILES, Archive, read_archive
 from benchmarks.stage import machine, say
 from edgetune.learn.checkpoint import load_checkpoint, save_checkpoint
 from edgetune.learn.control import SilentControl, StopAskedError
@@ -52,7 +58,10 @@ RATES = {
     "mobilenet_v2": (0.1, 5e-4),
     "squeezenet": (0.1, 5e-4),
     "resnet20": (0.1, 5e-4),
+    "resnet56": (0.1, 5e-4),
+    "wrn28_10": (0.1, 5e-4),
 }
+TRAINED_ON = {"cifar100": 400, "cifar10": 2400}  # images of each class
 WATCHED = 10  # images of each class
 
 
@@ -82,18 +91,29 @@ class Training:
     """Of one net."""
 
     def __init__(
-        self, net: str, archive: Archive, *, directory: Path, epochs: int, seed: int, trained_on: int = TRAINED_ON
+        self, net: str, archive: Archive, *, name: str, directory: Path, epochs: int, seed: int, trained_on: int
     ) -> None:
-        """`directory` is WEIGHTS_DIR; what must outlive a kill is below it. `trained_on` images of each class."""
-        self._net, self._archive, self._epochs = net, archive, epochs
+        """
+        Read what is to be trained on.
+
+        Args:
+            net: a key of RATES.
+            archive: the classes that the net is to know.
+            name: of the files.
+            directory: WEIGHTS_DIR; what must outlive a kill is below it.
+            epochs: in all.
+            seed: of everything.
+            trained_on: the first so many images of each class.
+        """
+        self._net, self._archive, self._epochs, self._trained_on = net, archive, epochs, trained_on
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._normaliser = Normaliser(PREPROCESS, self._device)
+        self._normaliser = Normaliser(archive.preprocess, self._device)
         self._images = archive.samples("train", archive.classes, range(trained_on))
         self._epoch_steps = steps_per_epoch(self._images, BATCH)
-        self.weights = directory / f"{net}_cifar100.safetensors"
-        self._work = directory / f"{net}_cifar100.training"
+        self.weights = directory / f"{name}.safetensors"
+        self._work = directory / f"{name}.training"
         self._seed = seed
-        self.digest = digest_of(net, epochs, seed)
+        self.digest = digest_of(net, archive.classes, trained_on, epochs, seed)
         self._facts: dict[str, Any] = {"of": self.digest, "layout": None, "epochs": []}
 
     def _phase(self, layout: Layout) -> Phase:
@@ -155,6 +175,9 @@ class Training:
         except StopAskedError:
             say(f"  {self._net} stopped; the same command goes on")
             return False
+        write_atomic(
+            self.weights.with_suffix(".txt"), "".join(f"{label}\n" for label in self._archive.classes).encode()
+        )
         write_atomic(self.weights, save(state_tensors(network.module)))
         say(f"  {self.weights}: test {self.test():.1%}")
         return True
@@ -166,19 +189,26 @@ class Training:
             self._facts = plain if plain.get("of") == self.digest else self._facts
 
     def _epoch_ended(self, network: Network, epoch: int, loss: float, seconds: float) -> None:
-        rows = range(TRAINED_ON, TRAINED_ON + WATCHED)
-        watched = self._top1(network, self._archive.samples("train", self._archive.classes, rows))
+        watched = self._watched(network)
         seen = {"epoch": epoch, "loss": round(loss, 4), "watched": watched, "seconds": round(seconds, 1)}
         self._facts["epochs"] = [e for e in self._facts["epochs"] if e["epoch"] < epoch] + [seen]
         write_atomic(self._work / "progress.json", json.dumps(self._facts, indent=1).encode())
-        say(f"  {self._net} epoch {epoch}/{self._epochs}: loss {loss:.3f}, watched {watched:.1%}, {seconds:.0f} s")
+        words = "" if watched is None else f", watched {watched:.1%}"
+        say(f"  {self._net} epoch {epoch}/{self._epochs}: loss {loss:.3f}{words}, {seconds:.0f} s")
+
+    def _watched(self, network: Network) -> float | None:
+        """Top-1 on some images that are not trained on; None: there are none."""
+        rows = range(self._trained_on, self._archive.train.shape[1])[:WATCHED]
+        return self._top1(network, self._archive.samples("train", self._archive.classes, rows)) if rows else None
 
     def test(self) -> float:
         """Top-1 of the finished weights on all test images."""
         network = new_network(f"cifar:{self._net}", len(self._archive.classes))
         load_strictly(network.module, read_weights(self.weights))
         arrange(network.module, self._device, "contiguous")
-        return self._top1(network, self._archive.samples("test", self._archive.classes, range(100)))
+        return self._top1(
+            network, self._archive.samples("test", self._archive.classes, range(self._archive.test.shape[1]))
+        )
 
     def _top1(self, network: Network, data: LabelledImages) -> float:
         return validation_score(network.module, data, self._normaliser, 250, SilentControl())[0]
@@ -190,9 +220,11 @@ def _nothing(images: LabelledImages) -> LabelledImages:
     return LabelledImages(none, none, images.pixels[:0], Path(), images.preprocess)
 
 
-def digest_of(net: str, epochs: int, seed: int) -> str:
+def digest_of(net: str, classes: Sequence[str], trained_on: int, epochs: int, seed: int) -> str:
     """What a checkpoint has to be of to be gone on with."""
-    return hashlib.sha256(json.dumps([net, epochs, seed, BATCH, RATES[net]]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([net, list(classes), trained_on, epochs, seed, BATCH, RATES[net]]).encode()
+    ).hexdigest()
 
 
 def main() -> int:
@@ -204,6 +236,9 @@ def main() -> int:
         "--work", type=Path, default=Path("benchmarks/results"), help="where the decoded images are kept"
     )
     parser.add_argument("--nets", nargs="+", default=["squeezenet", "mobilenet_v2", "alexnet"], choices=sorted(RATES))
+    parser.add_argument("--data-set", default="cifar100", choices=sorted(FILES))
+    parser.add_argument("--without", nargs="+", default=[], metavar="CLASS", help="classes that the net is not to know")
+    parser.add_argument("--trained-on", type=int, help="images of each class; default: 400, of CIFAR-10 2400")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
     parser.add_argument("--seed", type=int, default=0)
@@ -213,10 +248,17 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     ends_s = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
     arguments.weights_dir.mkdir(parents=True, exist_ok=True)
-    archive = read_archive(arguments.data, arguments.work)
+    archive = read_archive(arguments.data, arguments.work, arguments.data_set)
+    if unknown := set(arguments.without) - set(archive.classes):
+        parser.error(f"--without: {arguments.data_set} has no class {', '.join(sorted(unknown))}")
+    archive = archive.without(arguments.without)
     say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads")
     for net in arguments.nets:
-        training = Training(net, archive, directory=arguments.weights_dir, epochs=arguments.epochs, seed=arguments.seed)
+        name = "_".join([net, arguments.data_set, *(["without", *arguments.without] if arguments.without else [])])
+        training = Training(
+            net, archive, name=name, directory=arguments.weights_dir, epochs=arguments.epochs, seed=arguments.seed,
+            trained_on=arguments.trained_on or TRAINED_ON[arguments.data_set],
+        )  # fmt: skip
         if arguments.timing:
             training.time_it()
         elif not training.run(ends_s):

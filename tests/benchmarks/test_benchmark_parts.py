@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks import compress
 from benchmarks.cells import Cell
-from benchmarks.cifar import Archive, unpack
-from benchmarks.rows import append_row, read_rows
-from benchmarks.served import cost_of
+from benchmarks.cifar import Archive, read_archive, unpack
 from benchmarks.train_base import RATES, Training, digest_of
 from benchmarks.versus_torch_pruning import (
     LIBRARY,
@@ -27,7 +28,6 @@ from benchmarks.versus_torch_pruning import (
 )
 from edgetune.learn.importer import read_weights
 from edgetune.learn.network import new_network
-from edgetune.types import Preprocess
 
 CELL = Cell(
     net="cifar:resnet20", images="unseen", subset="aquatic", unit="latency", level=50.0, arm="edgetune", seed=0,
@@ -111,7 +111,9 @@ def test_a_base_that_was_stopped_ends_in_the_weights_of_one_that_was_not(tmp_pat
     for name, ends_s in (("whole", None), ("stopped", 0.0)):
         is_done, chunks = False, 0
         while not is_done:
-            training = Training("alexnet", archive, directory=tmp_path / name, epochs=1, seed=3, trained_on=100)
+            training = Training(
+                "alexnet", archive, name="base", directory=tmp_path / name, epochs=1, seed=3, trained_on=100
+            )
             training.layout_to_take("contiguous", "float32")
             is_done, chunks = training.run(ends_s), chunks + 1
         ends.append(read_weights(training.weights))
@@ -121,30 +123,55 @@ def test_a_base_that_was_stopped_ends_in_the_weights_of_one_that_was_not(tmp_pat
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_another_length_or_seed_is_another_training() -> None:
+def test_another_length_or_seed_or_class_is_another_training() -> None:
     """A checkpoint of other epochs is not gone on with: its schedule was another."""
-    digests = {digest_of(net, epochs, seed) for net in RATES for epochs in (1, 2) for seed in (0, 1)}
-    assert len(digests) == 4 * len(RATES)
+    digests = {
+        digest_of(net, classes, trained_on, epochs, seed)
+        for net in RATES for classes in (("a", "b"), ("a",)) for trained_on in (10, 20) for epochs in (1, 2) for seed in (0, 1)
+    }  # fmt: skip
+    assert len(digests) == 16 * len(RATES)
 
 
-def test_cells_that_were_written_before_a_column_was_added_are_kept(tmp_path: Path) -> None:
-    """The file gets the new header and every old row."""
-    path = tmp_path / "cells.csv"
-    append_row(path, CELL)
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(line.rsplit(",", 3)[0] for line in lines) + "\n")
-    assert read_rows(path, Cell) == [CELL]
-    other = replace(CELL, seed=1, joules=12.5, served_mib=3.0)
-    append_row(path, other)
-    assert read_rows(path, Cell) == [CELL, other]
-    assert path.read_text().splitlines()[0] == lines[0]
+def test_an_archive_without_some_classes_has_the_images_of_the_others() -> None:
+    """Numbers are counted anew."""
+    archive = _archive()
+    rest = archive.without(["a"])
+    assert rest.classes == ("b",)
+    assert (rest.train == archive.train[1:]).all() and (rest.test == archive.test[1:]).all()
+    assert rest.samples("test", ("b",), range(3)).labels.tolist() == [0, 0, 0]
 
 
-def test_a_network_in_the_serving_engine_takes_memory() -> None:
-    """Of a fresh process; energy only where this board says."""
-    torch.manual_seed(0)
-    size = Preprocess(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    small, large = (
-        cost_of(new_network(f"cifar:{name}", 10), size, threads=1, seconds=0.1) for name in ("resnet20", "alexnet")
-    )
-    assert 0 < small.memory_mib < large.memory_mib
+def test_archives_are_read_by_part_and_class(tmp_path: Path) -> None:
+    """CIFAR-10 has a file for each part; the arrays are read again from what is kept."""
+    rng = np.random.default_rng(0)
+    pictures = {
+        (part, label, i): rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        for part, count in (("train", 3), ("test", 2)) for label in ("dog", "cat") for i in range(count)
+    }  # fmt: skip
+    for part in ("train", "test"):
+        with zipfile.ZipFile(tmp_path / f"cifar10_{part}.zip", "w") as zipped:
+            for (of, label, i), pixels in pictures.items():
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "PNG")
+                if of == part:
+                    zipped.writestr(f"{part}/{label}/{9 - i}.png", file.getvalue())
+    first = read_archive(tmp_path, tmp_path / "kept", "cifar10")
+    again = read_archive(tmp_path / "nowhere", tmp_path / "kept", "cifar10")
+    assert first.classes == again.classes == ("cat", "dog")
+    for archive in (first, again):
+        assert (archive.train[1, 2] == pictures["train", "dog", 2]).all()
+        assert (archive.test[0, 1] == pictures["test", "cat", 1]).all()
+    with pytest.raises(SystemExit, match=r"cifar100\.zip is missing"):
+        read_archive(tmp_path, tmp_path / "kept")
+
+
+def test_the_table_of_students_says_what_was_removed_of_what_is_learnt() -> None:
+    """The paper's headline row, and a cell of another target is another cell."""
+    student = compress.Student(
+        teacher="cifar:wrn28_10", target=0.64, transfer="label_free", schedule="200 epochs", seed=0,
+        teacher_parameters=36_220_634, parameters=226_262, test=0.9,
+    )  # fmt: skip
+    assert f"{student.removed:.3f}" == "99.375"
+    assert "99.38 %" in compress.report([student]) and "90.0%" in compress.report([student])
+    assert student.key != replace(student, target=1.0).key
+    assert student.key == replace(student, test=0.5).key

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.cifar import read_part
 from benchmarks.incremental import (
     VALIDATED,
     WAYS,
@@ -20,7 +21,6 @@ from benchmarks.incremental import (
     Pool,
     class_steps,
     forgetting,
-    read_part,
     resnet18,
     restarting_rate,
     run,
@@ -150,7 +150,7 @@ def test_a_cell_is_the_same_when_it_is_run_again_and_a_run_goes_on_where_it_was(
     pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The row that was lost comes back, the others are not run again."""
-    np.savez(tmp_path / "incremental-cifar10.npz", classes=np.array(pool.classes), train=pool.train, test=pool.test)
+    np.savez(tmp_path / "cifar10.npz", classes=np.array(pool.classes), train=pool.train, test=pool.test)
     run(_arguments(tmp_path))
     path = tmp_path / "incremental.csv"
     cells = read_rows(path, Cell)
