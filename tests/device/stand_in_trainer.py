@@ -60,7 +60,8 @@ def main() -> int:  # noqa: C901, PLR0912  one branch a play
         return 0
     if play == "environment":
         record(directory, "published", json.dumps([os.nice(0), Path("/proc/self/oom_score_adj").read_text().strip(),
-                                                   os.environ.get("NOTIFY_SOCKET"), os.environ.get("EXTRA")]))  # fmt: skip
+                                                   os.environ.get("NOTIFY_SOCKET"), os.environ.get("EXTRA"),
+                                                   os.environ.get("OMP_WAIT_POLICY")]))  # fmt: skip
         return 0
     if play == "orders":
         record(directory, "published", sys.stdin.readline().strip())

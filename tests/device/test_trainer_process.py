@@ -127,18 +127,22 @@ def test_a_flood_of_output_neither_blocks_nor_fills_the_disk(tmp_path: Path) -> 
     assert (tmp_path / "trainer.log").stat().st_size <= 4 * 2**20
 
 
-def test_priority_and_environment(tmp_path: Path) -> None:
-    """Niced, first to be killed when memory ends, and without a line to systemd."""
+def test_priority_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Niced, first to be killed when memory ends, without a line to systemd; its threads sleep while they wait."""
     options = {"nice": 7, "oom_score_adj": 500, "extra_env": {"EXTRA": "1"}}
-    os.environ["NOTIFY_SOCKET"] = "/nowhere"
-    try:
-        nice, oom, notify, extra = json.loads(play(tmp_path, "environment", **options)[1].message)
-    finally:
-        del os.environ["NOTIFY_SOCKET"]
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    nice, oom, notify, extra, waiting = json.loads(play(tmp_path, "environment", **options)[1].message)
     assert nice == min(19, os.nice(0) + 7)
     assert int(oom) == 500
     assert notify is None
-    assert extra == "1"
+    assert (extra, waiting) == ("1", "passive")
+
+
+def test_an_operators_waiting_policy_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set for the service, it is the trainer's too."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert json.loads(play(tmp_path, "environment")[1].message)[-1] == "active"
 
 
 def test_orders_arrive_as_json_lines(tmp_path: Path) -> None:
