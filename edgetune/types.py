@@ -200,10 +200,13 @@ class Verdict:
 
 
 class RoundKind(str, enum.Enum):
-    """The two kinds of round."""
+    """The kinds of round."""
 
     ADAPT = "adapt"  # fine-tune the served version
     RESHAPE = "reshape"  # prune the factory model anew
+    IMPRINT = (
+        "imprint"  # give the served version an output for a new class, without training; the daemon's own idea alone
+    )
 
 
 class RoundState(str, enum.Enum):
@@ -416,7 +419,7 @@ class Manifest:
     """models/v000042/manifest.json: what a version is, where it comes from and how good it was when published."""
 
     version: int
-    kind: str  # "factory" | "adapt" | "reshape"; "compressed" by `edgetune prune`
+    kind: str  # "factory" | "adapt" | "reshape" | "imprint"; "compressed" by `edgetune prune`
     architecture: str  # "cifar:resnet20", "torchvision:mobilenet_v2", "package.module:function"
     classes: tuple[str, ...]
     preprocess: Preprocess

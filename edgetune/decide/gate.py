@@ -16,15 +16,15 @@ from statistics import NormalDist
 from edgetune.types import Comparison, GateDecision, GatePolicy, Metrics
 
 
-def judge(comparison: Comparison, policy: GatePolicy, *, returned: Sequence[str] = ()) -> GateDecision:
+def judge(comparison: Comparison, policy: GatePolicy, *, shown_anew: Sequence[str] = ()) -> GateDecision:
     """
     Decide on a candidate.
 
     Args:
         comparison: both models on the same hold-out and the same runtime.
         policy: the operator's bounds.
-        returned: classes that both have outputs for and only the candidate was shown. The hold-out may have none of them:
-            where nobody but the factory model has labelled any, they count as gained for having been shown.
+        shown_anew: classes that both have outputs for and only the candidate was shown: back after an absence, or imprinted.
+            The hold-out may have none of them, so they count as gained for having been shown.
 
     Returns:
         The decision; when promoted, `reasons` say what was gained, else all that speaks against it.
@@ -35,7 +35,7 @@ def judge(comparison: Comparison, policy: GatePolicy, *, returned: Sequence[str]
         against += more_against
         warnings += more_warnings
     gains = _gains(comparison, policy)
-    gains += [f"was shown {label!r}, which is back" for label in returned]
+    gains += [f"was shown {label!r}, which the served version was not" for label in shown_anew]
     if not against and not gains:
         against.append("nothing is gained: neither more accurate, nor faster, nor smaller, nor a class more")
     return GateDecision(is_promoted=not against, reasons=tuple(against or gains), warnings=tuple(warnings))
@@ -187,5 +187,8 @@ def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     before, after = comparison.base_cost, comparison.candidate_cost
     if after.parameters < before.parameters * policy.worthwhile_ratio:
         gains.append(f"parameters {before.parameters} to {after.parameters}")
-    gains += [f"knows {label!r}" for label in comparison.new_classes]
+    for label in comparison.new_classes:
+        score = candidate.per_class.get(label)
+        counts = f", and is right on {score.correct} of its {score.count} hold-out samples" if score else ""
+        gains.append(f"knows {label!r}{counts}")
     return gains

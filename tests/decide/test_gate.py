@@ -189,8 +189,8 @@ def test_a_class_that_is_back_is_a_gain_and_excuses_nothing() -> None:
         "candidate_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2),
         "candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000),
     }
-    decision = judge(compare(BASE, BASE, **same), POLICY, returned=["owl"])
+    decision = judge(compare(BASE, BASE, **same), POLICY, shown_anew=["owl"])
     assert decision.is_promoted
-    assert decision.reasons == ("was shown 'owl', which is back",)
+    assert decision.reasons == ("was shown 'owl', which the served version was not",)
     worse = compare(BASE, metrics(cat=(75, 100), dog=(75, 100)), **same)
-    assert not judge(worse, POLICY, returned=["owl"]).is_promoted
+    assert not judge(worse, POLICY, shown_anew=["owl"]).is_promoted
