@@ -448,6 +448,8 @@ class GatePolicy:
     accuracy_drop_max: float = 0.01  # observed
     accuracy_risk_max: float = 0.05  # that the hold-out cannot rule out, at `confidence`
     class_drop_max: float = 0.10
+    protected_drop_max: float | None = None  # of a protected class, instead of `class_drop_max` where it is less
+    protected_classes: tuple[str, ...] | None = None  # None: all
     confidence: float = 0.95  # of the paired test
     latency_ratio_max: float = 1.10
     size_ratio_max: float = 1.05

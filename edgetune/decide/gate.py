@@ -124,19 +124,36 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
         candidate = comparison.candidate.per_class.get(label)
         if label in comparison.new_classes or candidate is None or not base.count:
             continue
+        name, allowed = _bound(label, policy)
         if base.count < policy.class_min:
-            warnings.append(f"class {label!r} has {base.count} hold-out samples, too few to judge it")
+            warnings.append(f"{name} has {base.count} hold-out samples, too few to judge it")
             continue
-        if (base.correct - candidate.correct) / base.count <= policy.class_drop_max:
+        if (base.correct - candidate.correct) / base.count <= allowed:
             continue
-        words = f"class {label!r} falls from {base.correct} to {candidate.correct} of {base.count}"
+        words = f"{name} falls from {base.correct} to {candidate.correct} of {base.count}"
         chance = chance_of_drop(base.correct, candidate.correct, base.count)
         if chance <= 1 - policy.confidence:
-            against.append(f"{words}, allowed is a drop of {policy.class_drop_max * 100:.0f} pp")
+            against.append(f"{words}, allowed is a drop of {allowed * 100:g} pp")
         else:
             # Of ten classes with fifteen samples each, one falls by three in most rounds, good or bad.
             warnings.append(f"{words}, which may be chance ({chance:.0%})")
-    return against, warnings
+    return against, warnings + _unseen(comparison, policy)
+
+
+def _bound(label: str, policy: GatePolicy) -> tuple[str, float]:
+    """What to call a class, and how much accuracy it may lose."""
+    is_protected = policy.protected_drop_max is not None and (
+        policy.protected_classes is None or label in policy.protected_classes
+    )
+    if not is_protected or policy.protected_drop_max is None:
+        return f"class {label!r}", policy.class_drop_max
+    return f"protected class {label!r}", min(policy.protected_drop_max, policy.class_drop_max)
+
+
+def _unseen(comparison: Comparison, policy: GatePolicy) -> list[str]:
+    """The protected classes that cannot be judged at all, said where somebody named them."""
+    unseen = [label for label in policy.protected_classes or () if label not in comparison.base.per_class]
+    return [f"protected class {label!r} has no hold-out sample: what became of it is unknown" for label in unseen]
 
 
 def _absent(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], list[str]]:
