@@ -259,6 +259,11 @@ class Recipe:
     dtype: str = "auto"  # "float32" | "bfloat16" | "auto": measured, where the processor has instructions for it
     distillation: float = 0.0  # 0..1, share of the loss in which the factory model has its say, absent classes too
     temperature: float = 2.0  # of the distillation
+    replay_max_bytes: int | None = (
+        None  # of decoded images of old classes, beside new ones in an adapting round; None: all
+    )
+    replay: str = "random"  # how they are chosen, evenly over the classes: "random" | "herding"
+    rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,6 +106,20 @@ class Training(Section):
         example="0.3",
     )
     temperature: float = key(_RECIPE.temperature, "Temperature of the distillation.", gt=0, le=100)
+    replay_max: Bytes | None = key(
+        None,
+        "Most decoded images of old classes that an adapt round learns from beside new classes, evenly over the classes;"
+        " null: all there are.",
+        example="16MiB",
+    )
+    replay: Literal["random", "herding"] = key(
+        _RECIPE.replay, "How these are chosen: random, or herding (their mean feature stays nearest to the class's)."
+    )
+    rehearsal: Literal["plain", "er_ace", "der++"] = key(
+        _RECIPE.rehearsal,
+        "The loss of such a round: plain cross-entropy, er_ace (new classes do not push old ones down), or der++ (old images"
+        " also keep the served model's logits).",
+    )
     teacher: Literal["ancestor", "file", "server"] = key(
         _TEACHER.kind,
         "Who has its say: ancestor (the factory model), file (teacher_file), or server (teacher_server): then rounds send "

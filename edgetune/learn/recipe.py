@@ -24,7 +24,7 @@ from torch import nn
 
 from edgetune.errors import NoSamplesError, OneClassError, TeacherError
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
-from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
@@ -41,6 +41,7 @@ from edgetune.learn.network import (
     widen_head,
 )
 from edgetune.learn.prune import check_prunable
+from edgetune.learn.rehearsal import LOGITS_FILE, choose_replay, keep_replayed, make_rehearsal, new_classes
 from edgetune.learn.schedules import settle
 from edgetune.learn.teachers import OutsideTeacher, added_up, open_teacher
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
@@ -82,7 +83,8 @@ def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
         manifest = round_.publish(network)
     finally:
         round_.close()
-    remove_file(round_dir / "checkpoint.safetensors")
+    for name in (CHECKPOINT_FILE, LOGITS_FILE):
+        remove_file(round_dir / name)
     return manifest
 
 
@@ -108,6 +110,7 @@ class _Round:
         self._recipe = recipe = settle(spec.recipe, self._source.architecture)
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal = self._read_journal()
+        is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
             self._is_pruned = "pruning" in self._journal
@@ -125,6 +128,17 @@ class _Round:
             teacher=self._teacher,
         )
         self._note_teacher()
+        self._tuner.by_labels = make_rehearsal(
+            round_dir,
+            spec,
+            recipe,
+            self._base,
+            self._splits[Split.TRAINING],
+            is_begun=is_begun,
+            load=lambda: self._load(self._base),
+            device=self._device,
+            beat=control.beat,
+        )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
         if "scoring_batch" in self._journal:
@@ -144,9 +158,18 @@ class _Round:
         write_atomic(self._dir / JOURNAL_FILE, json.dumps(self._journal, indent=1).encode())
 
     def _load_samples(self) -> dict[Split, LabelledImages]:
+        if "replayed" not in self._journal:
+            self._journal["replayed"] = choose_replay(
+                self._spec,
+                self._recipe,
+                self._base,
+                load=lambda: self._load(self._base),
+                device=self._device,
+                beat=self._control.beat,
+            )
         splits, bad = load_samples(
             Path(self._spec.buffer_path),
-            self._spec.samples,
+            keep_replayed(self._spec.samples, new_classes(self._spec, self._base), self._journal["replayed"]),
             self._spec.classes,
             self._source.preprocess,
             beat=self._control.beat,
