@@ -200,10 +200,13 @@ class Verdict:
 
 
 class RoundKind(str, enum.Enum):
-    """The two kinds of round."""
+    """The kinds of round."""
 
     ADAPT = "adapt"  # fine-tune the served version
     RESHAPE = "reshape"  # prune the factory model anew
+    IMPRINT = (
+        "imprint"  # give the served version an output for a new class, without training; the daemon's own idea alone
+    )
 
 
 class RoundState(str, enum.Enum):
@@ -256,6 +259,11 @@ class Recipe:
     dtype: str = "auto"  # "float32" | "bfloat16" | "auto": measured, where the processor has instructions for it
     distillation: float = 0.0  # 0..1, share of the loss in which the factory model has its say, absent classes too
     temperature: float = 2.0  # of the distillation
+    replay_max_bytes: int | None = (
+        None  # of decoded images of old classes, beside new ones in an adapting round; None: all
+    )
+    replay: str = "random"  # how they are chosen, evenly over the classes: "random" | "herding"
+    rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +327,12 @@ class TrainerOutcome(str, enum.Enum):
 
 
 # --------------------------------------------------------------------------------------------------- models
+
+
+class Mark(str, enum.Enum):
+    """What a version says of a class of its own beside every answer: how far its word on that class can be trusted."""
+
+    PROVISIONAL = "provisional"  # answered from a few images; no round has trained on the class yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,7 +424,7 @@ class Manifest:
     """models/v000042/manifest.json: what a version is, where it comes from and how good it was when published."""
 
     version: int
-    kind: str  # "factory" | "adapt" | "reshape"; "compressed" by `edgetune prune`
+    kind: str  # "factory" | "adapt" | "reshape" | "imprint"; "compressed" by `edgetune prune`
     architecture: str  # "cifar:resnet20", "torchvision:mobilenet_v2", "package.module:function"
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -427,6 +441,7 @@ class Manifest:
     sample_count: int = 0
     libraries: Mapping[str, str] = field(default_factory=dict)
     source: str = ""  # of a factory model: the file it was imported from
+    marks: Mapping[str, str] = field(default_factory=dict)  # class -> a `Mark`'s value; most classes have none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -438,6 +453,8 @@ class GatePolicy:
     accuracy_drop_max: float = 0.01  # observed
     accuracy_risk_max: float = 0.05  # that the hold-out cannot rule out, at `confidence`
     class_drop_max: float = 0.10
+    protected_drop_max: float | None = None  # of a protected class, instead of `class_drop_max` where it is less
+    protected_classes: tuple[str, ...] | None = None  # None: all
     confidence: float = 0.95  # of the paired test
     latency_ratio_max: float = 1.10
     size_ratio_max: float = 1.05
@@ -463,3 +480,4 @@ class Answer:
     model_version: int
     top: tuple[tuple[str, float], ...]  # (class, probability), best first
     latency_ms: float
+    marks: Mapping[str, str] = field(default_factory=dict)  # of the version that answered, see `Manifest`

@@ -67,6 +67,19 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def mark_words(mark: str) -> str:
+    """never_seen_here -> 'never seen here'."""
+    return mark.replace("_", " ")
+
+
+def marked(marks: Mapping[str, str]) -> list[str]:
+    """Each mark once, with its classes: 'provisional: gull, tern'."""
+    return [
+        f"{mark_words(mark)}: {', '.join(sorted(label for label, own in marks.items() if own == mark))}"
+        for mark in sorted(set(marks.values()))
+    ]
+
+
 def round_line(status: Mapping[str, Any]) -> str:
     """What the round is doing, in one line for a progress bar."""
     lines = _round(status).lines
@@ -97,12 +110,27 @@ def _model(status: Mapping[str, Any]) -> Paragraph:
     if served.get("latency_ms") is not None:
         size.append(f"{served['latency_ms']:.2f} ms a prediction")
     lines.append(", ".join(size))
+    lines += marked(served.get("marks") or {})
+    lines += _absent(served.get("absent"))
     lines += _watching(status.get("watching") or {})
     probation = status.get("probation")
     if probation:
         left = units.show(probation["ends_in_s"], "duration")
         lines.append(f"on probation for another {left}; falls back to version {probation['fallback']} if it does worse")
     return Paragraph("Model", tuple(lines), "good")
+
+
+def _absent(absent: Mapping[str, Any] | None) -> list[str]:
+    """Classes that it was not trained on here, and how far its word on them can be trusted."""
+    if not absent:
+        return []
+    who = f"{count(absent['classes'], 'class')} of it had no samples here"
+    if not absent["reference_images"]:
+        return [f"{who}: how well it still knows them is unknown, there are no reference images of them"]
+    images = count(absent["reference_images"], "reference image")
+    return [
+        f"{who}: {percent(absent['accuracy'])} right on {images} of them, {percent(absent['accuracy_before'])} before"
+    ]
 
 
 def _watching(watching: Mapping[str, Any]) -> list[str]:

@@ -114,6 +114,9 @@ def recipe(config: Config) -> Recipe:
         dtype=training.dtype,
         distillation=_distillation(config),
         temperature=training.temperature,
+        replay_max_bytes=training.replay_max,
+        replay=training.replay,
+        rehearsal=training.rehearsal,
     )
 
 

@@ -29,7 +29,7 @@ from edgetune.daemon.round_records import RoundRecords, iso
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
-from edgetune.decide import budget, trigger
+from edgetune.decide import budget, imprinting, trigger
 from edgetune.decide.trigger import ManualRequest, ServedSummary, Want
 from edgetune.device.board import identify
 from edgetune.device.inbox import Inbox
@@ -45,6 +45,8 @@ from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
+    Manifest,
+    Mark,
     Measurement,
     Preprocess,
     Quantity,
@@ -345,13 +347,20 @@ class Daemon:
         manifest = self.serving.manifest()
         returned = await self.returning.refresh(manifest, stats)
         concern = await self.watching.concern(None if manifest is None else manifest.version)
-        served = None
+        served, to_imprint = None, tuple[str, ...]()
         if manifest is not None:
+            to_imprint = imprinting.due(
+                stats.classes,
+                manifest.classes,
+                samples_min=self.config.triggers.imprint_samples,
+                tried=await self.store(self.rounds.records.imprints_tried),
+            )
             achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
             served = ServedSummary(
                 classes=manifest.classes,
                 tuned_classes=tuple(self.returning.shown),
                 absent_classes=self.returning.absent,
+                provisional_classes=provisional_classes(manifest),
                 is_target_met=achieved >= self.config.pruning.level - _LEVEL_TOLERANCE,
             )
         return trigger.consider(
@@ -362,6 +371,8 @@ class Daemon:
             manual=manual,
             returned=returned,
             concern=concern,
+            to_imprint=to_imprint,
+            cooling_s=self.rounds.cooldown_ends_s - self.service_time.now_s(),
         )
 
     async def status(self) -> dict[str, Any]:
@@ -448,6 +459,11 @@ class Daemon:
         watchdog_s = self.notifier.watchdog_interval_s()
         interval_s: float = self.config.budgets.interval
         return interval_s if watchdog_s is None else min(interval_s, watchdog_s / 2)
+
+
+def provisional_classes(manifest: Manifest) -> frozenset[str]:
+    """The classes of a version that were imprinted and that no round has learnt."""
+    return frozenset(label for label, mark in manifest.marks.items() if mark == Mark.PROVISIONAL.value)
 
 
 def unmeasured(measurement: Measurement | None) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.clock import Clock
+from edgetune.decide import imprinting
 from edgetune.decide.returning import SHOWN_MIN
 from edgetune.decide.trigger import Want
 from edgetune.errors import NotFoundError
@@ -42,6 +43,7 @@ from edgetune.wire import from_json, to_json
 
 _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
+_TRIED_KEY = "imprints_tried"
 _SHOWN_BEFORE = 1_000  # training samples of a class, where nothing but that there were some is known
 
 
@@ -76,8 +78,13 @@ class RoundRecords:
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
         frozen = self._buffer.freeze(round_id, training_max=samples_max)
-        classes = (*base.classes, *sorted({s.label for s in frozen if s.split is Split.TRAINING} - set(base.classes)))
-        samples = tuple(s for s in frozen if s.label in classes)
+        if want.kind is RoundKind.IMPRINT:
+            classes = (*base.classes, *want.classes)
+            samples = imprinting.choose_samples(frozen, want.classes, base.classes)
+        else:
+            shown = {s.label for s in frozen if s.split is Split.TRAINING}
+            classes = (*base.classes, *sorted(shown - set(base.classes)))
+            samples = tuple(s for s in frozen if s.label in classes)
         factory = self._models.factory()
         spec = RoundSpec(
             round_id=round_id,
@@ -113,8 +120,12 @@ class RoundRecords:
         self._begin(spec)
         return spec
 
+    def imprints_tried(self) -> dict[str, int]:
+        """Class -> training samples that it had when it was last imprinted, well or badly."""
+        return dict(self._history.get_state(_TRIED_KEY) or {})
+
     def shown(self, manifest: Manifest) -> dict[str, int]:
-        """Class -> training samples of the round that made a version; empty when no round did."""
+        """Class -> training samples that a version's weights have learnt from in its round; empty when no round made it."""
         if manifest.round_id is None:
             return {}
         with contextlib.suppress(NotFoundError):
@@ -131,7 +142,8 @@ class RoundRecords:
         if base.round_id is None:
             return ()
         before, now = self.shown(base), _training_counts(spec)
-        return tuple(c for c in base.classes if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
+        asked = base.classes if before else base.marks  # the factory model was shown all but what was imprinted since
+        return tuple(c for c in asked if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
 
     def open_round(self) -> RoundSpec | None:
         """The round that has a spec and no end; clears up one that never got a spec."""
@@ -195,7 +207,8 @@ class RoundRecords:
                 decision=decision,
                 summary=summary,
             )
-            self._history.set_state("last_round_ended_s", ended_service_s)
+            if spec.kind is not RoundKind.IMPRINT:
+                self._history.set_state("last_round_ended_s", ended_service_s)
             self._buffer.release(spec.round_id, consumed=is_consumed)
 
     def tidy(self, *, keep: int, protect: set[int]) -> list[int]:
@@ -210,17 +223,26 @@ class RoundRecords:
         return self._models.sweep(keep=keep, protect=protect)
 
     def _begin(self, spec: RoundSpec) -> None:
-        self._history.start_round(
-            spec.kind.value,
-            spec.reason,
-            state=RoundState.TRAINING.value,
-            round_id=spec.round_id,
-            samples=len(spec.samples),
-            classes=len(spec.classes),
-            shown=_training_counts(spec),
-            candidate_version=spec.candidate_version,
-            base_version=spec.base_version,
-        )
+        shown: Mapping[str, int] = _training_counts(spec)
+        with transaction(self._buffer.database, "round.begin"):
+            if spec.kind is RoundKind.IMPRINT:
+                base = self._models.manifest(spec.base_version)
+                shown = self.shown(base)  # its weights are the base's
+                new = {
+                    e.label: e.training for e in self._buffer.classes() if e.label in spec.classes[len(base.classes) :]
+                }
+                self._history.set_state(_TRIED_KEY, {**self.imprints_tried(), **new})
+            self._history.start_round(
+                spec.kind.value,
+                spec.reason,
+                state=RoundState.TRAINING.value,
+                round_id=spec.round_id,
+                samples=len(spec.samples),
+                classes=len(spec.classes),
+                shown=shown,
+                candidate_version=spec.candidate_version,
+                base_version=spec.base_version,
+            )
 
     def _on_disk(self) -> list[int]:
         if not self._dir.is_dir():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from edgetune.errors import ModelError
 from edgetune.learn.control import Control
 from edgetune.learn.data import Images, LabelledImages
 from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
@@ -15,7 +16,46 @@ from edgetune.learn.network import Network
 from edgetune.learn.reference import load_reference
 from edgetune.serve.engine import Engine, time_interleaved
 from edgetune.store.models import publish, version_name
-from edgetune.types import AbsentClasses, Comparison, Cost, Manifest, Preprocess, Pruning, RoundSpec, Split
+from edgetune.types import (
+    AbsentClasses,
+    Comparison,
+    Cost,
+    Manifest,
+    Mark,
+    Preprocess,
+    Pruning,
+    RoundKind,
+    RoundSpec,
+    Split,
+)
+from edgetune.wire import from_json
+
+
+def published_manifest(spec: RoundSpec) -> Manifest | None:
+    """The candidate's manifest when this round has published it already."""
+    manifest = _read_manifest(spec, spec.candidate_version)
+    return manifest if manifest is not None and manifest.round_id == spec.round_id else None
+
+
+def _read_manifest(spec: RoundSpec, version: int) -> Manifest | None:
+    path = Path(spec.models_dir) / version_name(version) / "manifest.json"
+    return from_json(Manifest, path.read_bytes()) if path.exists() else None
+
+
+def needed_manifest(spec: RoundSpec, version: int) -> Manifest:
+    """
+    The manifest of a version that a round cannot do without.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    manifest = _read_manifest(spec, version)
+    if manifest is None:
+        raise ModelError(
+            f"version {version}, which this round starts from, is not in {spec.models_dir}",
+            hint="see what is there: edgetune models ls; then start another round: edgetune train",
+        )
+    return manifest
 
 
 class Candidate:
@@ -49,9 +89,9 @@ class Candidate:
         self._spec, self._directory, self._base, self._preprocess = spec, directory, base, preprocess
         self._pruning, self._splits, self._timing_runs, self._control = pruning, splits, timing_runs, control
 
-    def publish(self, network: Network) -> None:
+    def publish(self, network: Network) -> Manifest:
         """
-        Export, compare, publish.
+        Export, compare, publish; the manifest as published.
 
         Raises:
             ModelError: the exported graph does not answer as the network does.
@@ -73,6 +113,7 @@ class Candidate:
         shutil.rmtree(self._directory)
         control.phase("publish")
         publish(Path(spec.models_dir), spec.candidate_version, files, manifest)
+        return needed_manifest(spec, spec.candidate_version)
 
     def _draft(self, network: Network, onnx_bytes: int) -> Manifest:
         spec = self._spec
@@ -87,7 +128,19 @@ class Candidate:
             pruning=self._pruning(draft.cost),
             samples_digest=spec.samples_digest,
             sample_count=len(spec.samples),
+            marks=self._marks(),
         )
+
+    def _marks(self) -> dict[str, str]:
+        base, spec = self._base, self._spec
+        if spec.kind is RoundKind.IMPRINT:
+            new = (label for label in spec.classes if label not in base.classes)
+            return {**base.marks, **dict.fromkeys(new, Mark.PROVISIONAL.value)}
+        return {label: mark for label, mark in base.marks.items() if label not in self._shown()}
+
+    def _shown(self) -> set[str]:
+        """The classes that the candidate was trained on; what the base's marks said of these is over."""
+        return {self._spec.classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
 
     def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:
         control, holdout, classes = self._control, self._splits[Split.HOLDOUT], self._spec.classes
@@ -114,7 +167,7 @@ class Candidate:
     def _ask_about_absent(self, base: Engine, candidate: Engine) -> AbsentClasses | None:
         """What both know of the classes that the training samples do not show, as far as reference images tell."""
         classes, spec = self._spec.classes, self._spec
-        shown = {classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
+        shown = self._shown()
         absent = [label for label in classes if label not in shown]
         if not absent:
             return None

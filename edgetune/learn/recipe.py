@@ -3,7 +3,7 @@ ONE round, top to bottom.
 
     load -> tune -> score, prune -> retrain -> measure -> export -> time -> publish
 
-An adapting round has no tune and prune; a searched one repeats score, prune and a short training (`learn.compress`).
+An adapting round has no tune and prune, an imprinting one trains nothing (`learn.imprint_round`); a searched one repeats score, prune and a short training (`learn.compress`).
 Everything the weights depend on is in the spec and the samples, and in what was measured on the way, which the journal
 keeps (memory format, number type, channel multiple). Where the round is, is in its checkpoint, so that it can be stopped or
 killed anywhere and goes on. It ends with the same weights bit for bit where the spec leaves nothing to a measurement and to
@@ -20,18 +20,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from edgetune.errors import ModelError, NoSamplesError, OneClassError, TeacherError
-from edgetune.learn.candidate import Candidate
-from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgetune.errors import NoSamplesError, OneClassError, TeacherError
+from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
+from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages, load_samples
+from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
-from edgetune.learn.layout import Layout, arrange
+from edgetune.learn.layout import Layout, arrange, pin_torch
 from edgetune.learn.measure import ask
 from edgetune.learn.network import (
     Network,
@@ -41,14 +41,15 @@ from edgetune.learn.network import (
     widen_head,
 )
 from edgetune.learn.prune import check_prunable
+from edgetune.learn.rehearsal import LOGITS_FILE, choose_replay, keep_replayed, make_rehearsal, new_classes
 from edgetune.learn.schedules import settle
 from edgetune.learn.teachers import OutsideTeacher, added_up, open_teacher
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
 from edgetune.store.models import version_name
-from edgetune.types import Cost, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
-from edgetune.wire import from_json, to_json
+from edgetune.types import Cost, Manifest, Pruning, RoundKind, RoundSpec, Split
+from edgetune.wire import to_json
 
 JOURNAL_FILE = "journal.json"
 _PRUNE, _FINISH = "prune", "finish"
@@ -74,34 +75,16 @@ def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
     if published is not None:
         return published
     control.phase("load")
+    if spec.kind is RoundKind.IMPRINT:
+        return run_imprint(round_dir, spec, control)
     round_ = _Round(round_dir, spec, control)
     try:
         network = round_.train()
         manifest = round_.publish(network)
     finally:
         round_.close()
-    remove_file(round_dir / "checkpoint.safetensors")
-    return manifest
-
-
-def published_manifest(spec: RoundSpec) -> Manifest | None:
-    """The candidate's manifest when this round has published it already."""
-    manifest = _read_manifest(spec, spec.candidate_version)
-    return manifest if manifest is not None and manifest.round_id == spec.round_id else None
-
-
-def _read_manifest(spec: RoundSpec, version: int) -> Manifest | None:
-    path = Path(spec.models_dir) / version_name(version) / "manifest.json"
-    return from_json(Manifest, path.read_bytes()) if path.exists() else None
-
-
-def _needed_manifest(spec: RoundSpec, version: int) -> Manifest:
-    manifest = _read_manifest(spec, version)
-    if manifest is None:
-        raise ModelError(
-            f"version {version}, which this round starts from, is not in {spec.models_dir}",
-            hint="see what is there: edgetune models ls; then start another round: edgetune train",
-        )
+    for name in (CHECKPOINT_FILE, LOGITS_FILE):
+        remove_file(round_dir / name)
     return manifest
 
 
@@ -121,16 +104,17 @@ class _Round:
         self._spec = spec
         self._control = control
         self._digest = hashlib.sha256(to_json(spec)).hexdigest()
-        self._base = _needed_manifest(spec, spec.base_version)
-        self._factory = _needed_manifest(spec, spec.factory_version)
+        self._base = needed_manifest(spec, spec.base_version)
+        self._factory = needed_manifest(spec, spec.factory_version)
         self._source = self._factory if spec.kind is RoundKind.RESHAPE else self._base
         self._recipe = recipe = settle(spec.recipe, self._source.architecture)
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal = self._read_journal()
+        is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
             self._is_pruned = "pruning" in self._journal
-        self._device = _pin_torch(recipe, self._journal)
+        self._device = pin_torch(recipe.threads, self._journal)
         self._splits = self._load_samples()
         self._teacher = self._open_teacher() if recipe.distillation > 0 else None
         self._tuner = Tuner(
@@ -144,6 +128,17 @@ class _Round:
             teacher=self._teacher,
         )
         self._note_teacher()
+        self._tuner.by_labels = make_rehearsal(
+            round_dir,
+            spec,
+            recipe,
+            self._base,
+            self._splits[Split.TRAINING],
+            is_begun=is_begun,
+            load=lambda: self._load(self._base),
+            device=self._device,
+            beat=control.beat,
+        )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
         if "scoring_batch" in self._journal:
@@ -163,9 +158,18 @@ class _Round:
         write_atomic(self._dir / JOURNAL_FILE, json.dumps(self._journal, indent=1).encode())
 
     def _load_samples(self) -> dict[Split, LabelledImages]:
+        if "replayed" not in self._journal:
+            self._journal["replayed"] = choose_replay(
+                self._spec,
+                self._recipe,
+                self._base,
+                load=lambda: self._load(self._base),
+                device=self._device,
+                beat=self._control.beat,
+            )
         splits, bad = load_samples(
             Path(self._spec.buffer_path),
-            self._spec.samples,
+            keep_replayed(self._spec.samples, new_classes(self._spec, self._base), self._journal["replayed"]),
             self._spec.classes,
             self._source.preprocess,
             beat=self._control.beat,
@@ -373,10 +377,7 @@ class _Round:
             timing_runs=self._recipe.timing_runs,
             control=self._control,
         )
-        candidate.publish(network)
-        published = published_manifest(self._spec)
-        assert published is not None, "what was just published is there"
-        return published
+        return candidate.publish(network)
 
     def _pruning(self, cost: Cost) -> Pruning | None:
         """What the manifest says of the cut, once the candidate's cost is known."""
@@ -417,12 +418,3 @@ def check_samples(training: LabelledImages, classes: Sequence[str], base_classes
         raise OneClassError(
             f"all {len(training)} training samples are of class {present.pop()!r}: there is nothing to tell apart"
         )
-
-
-def _pin_torch(recipe: Recipe, journal: dict[str, Any]) -> torch.device:
-    """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
-    torch.set_num_threads(recipe.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    chosen = journal.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-    journal["torch"] = torch.__version__
-    return torch.device(chosen)
