@@ -74,7 +74,7 @@ class FrozenSample:
 
     sample_id: int
     digest: str
-    label: str
+    label: str | None  # None: nobody has said, and it is for training
     split: Split
 
 
@@ -111,6 +111,7 @@ class BufferStats:
     quarantined: int
     new_labelled: int  # training samples of accepted classes, labelled since the last finished round
     classes: tuple[ClassStats, ...]
+    new_unlabelled: int = 0  # training samples without a label that no round has used
 
 
 # --------------------------------------------------------------------------------------------------- the board
@@ -256,6 +257,8 @@ class Recipe:
     dtype: str = "auto"  # "float32" | "bfloat16" | "auto": measured, where the processor has instructions for it
     distillation: float = 0.0  # 0..1, share of the loss in which the factory model has its say, absent classes too
     temperature: float = 2.0  # of the distillation
+    transfer: str = "hinton"  # how to learn from the teacher, one of learn.transfer.TRANSFERS
+    unlabelled_confidence_min: float = 0.95  # 0..1, how sure the teacher must be of an unlabelled sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -292,7 +292,7 @@ def _last_round(status: Mapping[str, Any]) -> Paragraph:
     change = _change(last)
     lines += [change] if change else []
     lines += [f"trained for {_spent(last)}"] if last.get("trained_s") else []
-    lines += _asked(last.get("teacher") or {})
+    lines += _asked(last.get("teacher") or {}) + unlabelled_lines(last.get("unlabelled") or {})
     lines += [str(reason) for reason in last.get("reasons") or ()]
     lines += [f"note: {warning}" for warning in last.get("warnings") or ()]
     return Paragraph("Last round", tuple(lines), "good" if last["promoted"] else "bad")
@@ -310,6 +310,17 @@ def _asked(teacher: Mapping[str, Any]) -> list[str]:
         return [line]
     sent, got = (units.show(teacher[key], "bytes") for key in ("sent_bytes", "received_bytes"))
     return [line, f"images left this device: {sent} were sent to {teacher['server']}, {got} came back"]
+
+
+def unlabelled_lines(unlabelled: Mapping[str, Any]) -> list[str]:
+    """What became of a round's unlabelled images."""
+    if not unlabelled:
+        return []
+    left_out = unlabelled["unsure"] + unlabelled["inconsistent"]
+    return [
+        f"it learnt from {count(unlabelled['used'], 'unlabelled image')} by the teacher's word and left {left_out:,} out:"
+        f" of {unlabelled['unsure']:,} the teacher was not sure, of {unlabelled['inconsistent']:,} not twice"
+    ]
 
 
 def energy(joules: float, *, is_estimated: bool) -> str:

@@ -139,6 +139,11 @@ class Triggers(Section):
     """When a round is wanted."""
 
     new_samples: PositiveCount = key(200, "New labelled training samples that make a round worth it.")
+    new_unlabelled: PositiveCount | None = key(
+        1_000,
+        "New unlabelled training images that do, where rounds learn from them (training.unlabelled) and from another "
+        "teacher than the factory model: that one can teach nothing new; null: never for this reason.",
+    )
     new_class_samples: PositiveCount = key(
         20, "Training samples that do, of a class the model does not know or was not shown here."
     )

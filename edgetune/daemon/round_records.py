@@ -68,6 +68,7 @@ class RoundRecords:
         generation: int,
         recipe: Recipe,
         samples_max: int | None,
+        unlabelled_max: int | None,
         serving_threads: int,
         builders: Mapping[str, str],
         teacher: TeacherSource,
@@ -75,9 +76,10 @@ class RoundRecords:
         """Choose and pin the samples, and make the round real by writing its spec."""
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
-        frozen = self._buffer.freeze(round_id, training_max=samples_max)
-        classes = (*base.classes, *sorted({s.label for s in frozen if s.split is Split.TRAINING} - set(base.classes)))
-        samples = tuple(s for s in frozen if s.label in classes)
+        frozen = self._buffer.freeze(round_id, training_max=samples_max, unlabelled_max=unlabelled_max)
+        labels = {s.label for s in frozen if s.split is Split.TRAINING and s.label is not None}
+        classes = (*base.classes, *sorted(labels - set(base.classes)))
+        samples = tuple(s for s in frozen if s.label is None or s.label in classes)
         factory = self._models.factory()
         spec = RoundSpec(
             round_id=round_id,
@@ -178,7 +180,11 @@ class RoundRecords:
         is_consumed: bool,
     ) -> None:
         """Write down how a round ended and let its samples go."""
-        summary = {**self._summary(spec.candidate_version), **self._asked(spec)}
+        journal = self._journal(spec)
+        summary = {**self._summary(spec.candidate_version), **_asked(spec, journal)}
+        unlabelled = journal.get("unlabelled", {})
+        # What the teacher has named was shown too.
+        shown = _training_counts(spec) + Counter(unlabelled.get("by_class", {}))
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -193,7 +199,8 @@ class RoundRecords:
                 trained_j=None if trained_j is None else round(trained_j, 1),
                 is_energy_estimated=is_energy_estimated,
                 decision=decision,
-                summary=summary,
+                summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
+                shown=shown,
             )
             self._history.set_state("last_round_ended_s", ended_service_s)
             self._buffer.release(spec.round_id, consumed=is_consumed)
@@ -215,7 +222,8 @@ class RoundRecords:
             spec.reason,
             state=RoundState.TRAINING.value,
             round_id=spec.round_id,
-            samples=len(spec.samples),
+            samples=sum(sample.label is not None for sample in spec.samples),
+            unlabelled=sum(sample.label is None for sample in spec.samples),
             classes=len(spec.classes),
             shown=_training_counts(spec),
             candidate_version=spec.candidate_version,
@@ -227,14 +235,11 @@ class RoundRecords:
             return []
         return sorted(int(path.name) for path in self._dir.iterdir() if _ROUND_DIR.match(path.name))
 
-    def _asked(self, spec: RoundSpec) -> dict[str, Any]:
-        """What asking a teacher outside the trainer took, from the round's journal."""
-        if spec.teacher.kind == "ancestor":
-            return {}
+    def _journal(self, spec: RoundSpec) -> dict[str, Any]:
+        """What the round's trainer wrote down; empty where it did not get so far."""
         with contextlib.suppress(OSError, ValueError):
-            journal = json.loads((self.directory(spec.round_id) / "journal.json").read_bytes())
-            asked = {"kind": spec.teacher.kind, "server": spec.teacher.server, **journal.get("teacher", {})}
-            return {"teacher": asked}
+            journal: dict[str, Any] = json.loads((self.directory(spec.round_id) / "journal.json").read_bytes())
+            return journal
         return {}
 
     def _summary(self, version: int) -> dict[str, Any]:
@@ -247,8 +252,15 @@ class RoundRecords:
         return {}
 
 
+def _asked(spec: RoundSpec, journal: Mapping[str, Any]) -> dict[str, Any]:
+    """What asking a teacher outside the trainer took."""
+    if spec.teacher.kind == "ancestor" or not journal:
+        return {}
+    return {"teacher": {"kind": spec.teacher.kind, "server": spec.teacher.server, **journal.get("teacher", {})}}
+
+
 def _training_counts(spec: RoundSpec) -> Counter[str]:
-    return Counter(sample.label for sample in spec.samples if sample.split is Split.TRAINING)
+    return Counter(s.label for s in spec.samples if s.split is Split.TRAINING and s.label is not None)
 
 
 def comparison_summary(manifest: Manifest) -> dict[str, Any]:
@@ -269,8 +281,8 @@ def comparison_summary(manifest: Manifest) -> dict[str, Any]:
 
 
 def samples_digest(samples: tuple[FrozenSample, ...]) -> str:
-    """SHA-256 over the sorted "digest label split" lines of a round's samples."""
-    lines = sorted(f"{s.digest} {s.label} {s.split.value}\n" for s in samples)
+    """SHA-256 over the sorted "digest label split" lines of a round's samples; without a label nothing stands there."""
+    lines = sorted(f"{s.digest} {s.label or ''} {s.split.value}\n" for s in samples)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

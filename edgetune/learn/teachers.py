@@ -14,6 +14,7 @@ import torch
 
 from edgetune.errors import TeacherError
 from edgetune.learn.control import Control
+from edgetune.learn.data import Images
 from edgetune.learn.transfer import Output, Shown
 from edgetune.serve.engine import MANIFEST_FILE, MODEL_FILE
 from edgetune.store.durable import sha256_file
@@ -43,6 +44,22 @@ class OutsideTeacher:
         """
         logits = torch.from_numpy(self._asked(pixels(shown.images, self._preprocess)))
         return Output(logits=logits.to(shown.images.device), classes=self._asked.shared.ours)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The student's numbers of the classes that it knows, rising."""
+        return self._asked.shared.ours
+
+    def shares(self, images: Images) -> npt.NDArray[np.float64]:
+        """
+        How likely it finds each of the classes in `shared`, among all that it knows: uint8 [B, H, W, 3] -> [B, K].
+
+        Raises:
+            TeacherError: as when it is called.
+        """
+        whole = torch.softmax(torch.from_numpy(self._asked.whole(images)).double(), dim=1)
+        shared: npt.NDArray[np.float64] = whole[:, list(self._asked.shared.theirs)].numpy()
+        return shared
 
     def record(self) -> dict[str, Any]:
         """For the journal: which teacher it is, and what asking it took since it was opened."""

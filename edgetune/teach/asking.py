@@ -139,6 +139,10 @@ class Asked:
         Raises:
             TeacherError: it gives no answer, or one that cannot be learnt from.
         """
+        return self.whole(images)[:, self.shared.theirs]
+
+    def whole(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The same over all of its outputs, in its order: logits float32 [B, T]."""
         keys = [self._key(image) for image in images]
         known = {key: logits for key in keys if (logits := self._answers.get(key)) is not None}
         places = {key: place for place, key in enumerate(keys) if key not in known}
@@ -147,7 +151,7 @@ class Asked:
             for key, logits in zip(places, asked, strict=True):
                 self._answers.put(key, logits)
                 known[key] = logits
-        return np.stack([known[key] for key in keys])[:, self.shared.theirs]
+        return np.stack([known[key] for key in keys])
 
     def close(self) -> None:
         """End the model and close its answers."""
