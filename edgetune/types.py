@@ -324,6 +324,12 @@ class TrainerOutcome(str, enum.Enum):
 # --------------------------------------------------------------------------------------------------- models
 
 
+class Mark(str, enum.Enum):
+    """What a version says of a class of its own beside every answer: how far its word on that class can be trusted."""
+
+    PROVISIONAL = "provisional"  # answered from a few images; no round has trained on the class yet
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassScore:
     """How a model does on one class of the hold-out."""
@@ -430,6 +436,7 @@ class Manifest:
     sample_count: int = 0
     libraries: Mapping[str, str] = field(default_factory=dict)
     source: str = ""  # of a factory model: the file it was imported from
+    marks: Mapping[str, str] = field(default_factory=dict)  # class -> a `Mark`'s value; most classes have none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -466,3 +473,4 @@ class Answer:
     model_version: int
     top: tuple[tuple[str, float], ...]  # (class, probability), best first
     latency_ms: float
+    marks: Mapping[str, str] = field(default_factory=dict)  # of the version that answered, see `Manifest`

@@ -10,7 +10,7 @@ import click
 
 from edgetune.cli import installing
 from edgetune.cli.base import columns, emit, read_config, state_dir_of, with_config, with_json, with_socket
-from edgetune.cli.words import percent
+from edgetune.cli.words import marked, percent
 from edgetune.client import Client
 from edgetune.errors import UsageError
 
@@ -123,6 +123,7 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             "classes",
             f"{len(entry['classes'])}: {', '.join(entry['classes'][:8])}{' ...' if len(entry['classes']) > 8 else ''}",
         ),
+        ("marks", "; ".join(marked(entry.get("marks") or {}))),
         ("input", f"{entry['preprocess']['height']}x{entry['preprocess']['width']}, {entry['preprocess']['resize']}"),
         ("parameters", f"{cost['parameters']:,}"),
         ("MACs", f"{cost['macs']:,}"),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgetune.cli.base import with_json, with_socket
+from edgetune.cli.words import mark_words
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, ImageError, TooLargeError
 
@@ -42,5 +43,9 @@ def predict(client: Client, *, files: tuple[Path, ...], top_k: int, no_record: b
 
 
 def _words(path: Path, answer: Mapping[str, Any]) -> str:
-    top = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in answer["top"])
+    top = ", ".join(
+        f"{entry['class']} {entry['probability']:.1%}"
+        + (f" ({mark_words(entry['mark'])})" if entry.get("mark") else "")
+        for entry in answer["top"]
+    )
     return f"{path}: {top}  (version {answer['model_version']}, {answer['latency_ms']:.1f} ms, id {answer['prediction_id']})"

@@ -67,6 +67,19 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def mark_words(mark: str) -> str:
+    """never_seen_here -> 'never seen here'."""
+    return mark.replace("_", " ")
+
+
+def marked(marks: Mapping[str, str]) -> list[str]:
+    """Each mark once, with its classes: 'provisional: gull, tern'."""
+    return [
+        f"{mark_words(mark)}: {', '.join(sorted(label for label, own in marks.items() if own == mark))}"
+        for mark in sorted(set(marks.values()))
+    ]
+
+
 def round_line(status: Mapping[str, Any]) -> str:
     """What the round is doing, in one line for a progress bar."""
     lines = _round(status).lines
@@ -97,6 +110,7 @@ def _model(status: Mapping[str, Any]) -> Paragraph:
     if served.get("latency_ms") is not None:
         size.append(f"{served['latency_ms']:.2f} ms a prediction")
     lines.append(", ".join(size))
+    lines += marked(served.get("marks") or {})
     lines += _watching(status.get("watching") or {})
     probation = status.get("probation")
     if probation:

@@ -24,9 +24,17 @@ def _serving(daemon: Daemon) -> list[Metric]:
     quantiles: list[tuple[dict[str, str], float | None]] = [
         ({"quantile": str(share)}, _seconds(counters.quantile_ms(share))) for share in (0.5, 0.9, 0.99)
     ]
+    manifest = serving.manifest()
+    marks = {} if manifest is None else manifest.marks
     return [
         ("edgetune_info", "gauge", "The program that runs.", [({"version": __version__}, 1.0)]),
         ("edgetune_model_version", "gauge", "The served version.", [({}, None if version is None else float(version))]),
+        (
+            "edgetune_class_marked",
+            "gauge",
+            "1 for a class of the served version whose answers carry a mark.",
+            [({"class": label, "mark": mark}, 1.0) for label, mark in marks.items()],
+        ),
         ("edgetune_predictions_total", "counter", "Predictions asked for.", [({}, float(serving.total_requests))]),
         ("edgetune_predictions_failed_total", "counter", "Predictions failed.", [({}, float(serving.total_failed))]),
         ("edgetune_prediction_seconds", "gauge", "Recent latency of the served version.", quantiles),

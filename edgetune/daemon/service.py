@@ -35,7 +35,9 @@ class DaemonService:
         """Answer for one image."""
         return await self._daemon.serving.predict(image, top_k=top_k, record=record)
 
-    async def infer(self, model_version: int | None, batch: np.ndarray[Any, Any]) -> tuple[int, np.ndarray[Any, Any]]:
+    async def infer(
+        self, model_version: int | None, batch: np.ndarray[Any, Any]
+    ) -> tuple[Manifest, np.ndarray[Any, Any]]:
         """Run tensors as they are."""
         return await self._daemon.serving.infer(model_version, batch)
 

@@ -213,6 +213,7 @@ class Serving:
             model_version=engine.version,
             top=top,
             latency_ms=(time.perf_counter_ns() - started_ns) / 1e6,
+            marks=engine.manifest.marks,
         )
         self._count(engine.version, answer.latency_ms)
         if record:
@@ -231,7 +232,7 @@ class Serving:
             )
         return answer
 
-    async def infer(self, version: int | None, batch: np.ndarray[Any, Any]) -> tuple[int, np.ndarray[Any, Any]]:
+    async def infer(self, version: int | None, batch: np.ndarray[Any, Any]) -> tuple[Manifest, np.ndarray[Any, Any]]:
         """
         Run tensors as they are.
 
@@ -240,14 +241,14 @@ class Serving:
             batch: uint8 [N, H, W, 3].
 
         Returns:
-            The version that answered and its logits, float32 [N, classes].
+            The manifest of the version that answered, and its logits, float32 [N, classes].
         """
 
-        def work() -> tuple[int, np.ndarray[Any, Any]]:
+        def work() -> tuple[Manifest, np.ndarray[Any, Any]]:
             with self.served.use() as engine:
                 if version is not None and version != engine.version:
                     raise NotFoundError(f"version {version} is not served; {engine.version} is")
-                return engine.version, engine.predict(batch)
+                return engine.manifest, engine.predict(batch)
 
         return await self._counted(work)
 

@@ -35,6 +35,7 @@ def served(manifest: Manifest | None, since: str) -> dict[str, Any] | None:
         "kind": manifest.kind,
         "parent": manifest.parent,
         "classes": len(manifest.classes),
+        "marks": dict(manifest.marks),
         "accuracy": None if candidate is None else candidate.top1,
         "accuracy_samples": 0 if candidate is None else candidate.count,
         "latency_ms": None if manifest.latency is None else manifest.latency.median_ms,

@@ -87,7 +87,12 @@ class Candidate:
             pruning=self._pruning(draft.cost),
             samples_digest=spec.samples_digest,
             sample_count=len(spec.samples),
+            marks={label: mark for label, mark in self._base.marks.items() if label not in self._shown()},
         )
+
+    def _shown(self) -> set[str]:
+        """The classes that the candidate was trained on; what the base's marks said of these is over."""
+        return {self._spec.classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
 
     def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:
         control, holdout, classes = self._control, self._splits[Split.HOLDOUT], self._spec.classes
@@ -114,7 +119,7 @@ class Candidate:
     def _ask_about_absent(self, base: Engine, candidate: Engine) -> AbsentClasses | None:
         """What both know of the classes that the training samples do not show, as far as reference images tell."""
         classes, spec = self._spec.classes, self._spec
-        shown = {classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
+        shown = self._shown()
         absent = [label for label in classes if label not in shown]
         if not absent:
             return None

@@ -130,6 +130,7 @@ def adopt_model(
         threads=threads,
         timing_runs=timing_runs,
         beat=beat,
+        marks=manifest.marks,
     )
 
 
@@ -211,6 +212,7 @@ def _publish_factory(
     threads: int,
     timing_runs: int,
     beat: Callable[[], None],
+    marks: Mapping[str, str] | None = None,
 ) -> Manifest:
     files = artefact_files(network, preprocess, beat)
     manifest = replace(
@@ -219,6 +221,7 @@ def _publish_factory(
         kind="factory",
         generation=generation,
         source=source,
+        marks=dict(marks or {}),
     )
     with tempfile.TemporaryDirectory(prefix="edgetune-import-") as scratch:
         stage(Path(scratch), files, manifest)

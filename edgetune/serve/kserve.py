@@ -49,7 +49,7 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": INPUT_NAME, "datatype": "UINT8", "shape": [-1, size.height, size.width, 3]}],
         "outputs": [{"name": OUTPUT_NAME, "datatype": "FP32", "shape": [-1, len(manifest.classes)]}],
-        "parameters": {"classes": list(manifest.classes)},
+        "parameters": {"classes": list(manifest.classes), "marks": dict(manifest.marks)},
     }
 
 
@@ -85,10 +85,12 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
 
 
 def write_response(
-    request: InferRequest, version: int, logits: npt.NDArray[np.float32]
+    request: InferRequest, version: int, logits: npt.NDArray[np.float32], marks: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, str]]:
     """
     Write the answer in the form that was asked for.
+
+    A class with a mark is a parameter of the output, "mark.CLASS": a parameter has to be a string, a number or a boolean.
 
     Returns:
         The body and its headers.
@@ -97,16 +99,18 @@ def write_response(
         ModelError: a logit is not a finite number and JSON was asked for, which has no word for it.
     """
     output: dict[str, Any] = {"name": OUTPUT_NAME, "datatype": "FP32", "shape": list(logits.shape)}
+    parameters: dict[str, Any] = {f"mark.{label}": mark for label, mark in (marks or {}).items()}
     answer = {"model_name": MODEL_NAME, "model_version": str(version), "outputs": [output]}
     if request.request_id is not None:
         answer["id"] = request.request_id
     if not request.wants_binary:
         if not np.isfinite(logits).all():
             raise ModelError(f"version {version} answered NaN or infinity")
+        output |= {"parameters": parameters} if parameters else {}
         output["data"] = logits.ravel().tolist()
         return json.dumps(answer).encode(), {"content-type": "application/json"}
     data = np.ascontiguousarray(logits, dtype="<f4").tobytes()
-    output["parameters"] = {"binary_data_size": len(data)}
+    output["parameters"] = {**parameters, "binary_data_size": len(data)}
     header = json.dumps(answer).encode()
     return header + data, {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
 

@@ -37,8 +37,8 @@ class Service(Protocol):
 
     async def infer(
         self, model_version: int | None, images: npt.NDArray[np.uint8]
-    ) -> tuple[int, npt.NDArray[np.float32]]:
-        """Run images uint8 [N, H, W, 3]; the version that answered and its logits float32 [N, classes]."""
+    ) -> tuple[Manifest, npt.NDArray[np.float32]]:
+        """Run images uint8 [N, H, W, 3]; the manifest of the version that answered, its logits float32 [N, classes]."""
 
     def manifest(self) -> Manifest | None:
         """The served version's, or None."""

@@ -34,7 +34,11 @@ class WorkApi:
             {
                 "prediction_id": answer.prediction_id,
                 "model_version": answer.model_version,
-                "top": [{"class": name, "probability": probability} for name, probability in answer.top],
+                "top": [
+                    {"class": name, "probability": probability}
+                    | ({"mark": answer.marks[name]} if name in answer.marks else {})
+                    for name, probability in answer.top
+                ],
                 "latency_ms": round(answer.latency_ms, 3),
             }
         )
@@ -45,7 +49,7 @@ class WorkApi:
         async with self._intake.admit(request) as body:
             wanted = kserve.parse_request(body, request.headers.get(kserve.HEADER_LENGTH))
             served, logits = await self._intake.in_time(self._service.infer(version, wanted.images))
-            content, headers = kserve.write_response(wanted, served, logits)
+            content, headers = kserve.write_response(wanted, served.version, logits, served.marks)
         return Response(content, headers=headers)
 
     async def label_prediction(self, request: Request) -> Response:

@@ -226,14 +226,14 @@ def test_predict_tells_each_file_and_goes_on_after_a_bad_one(run: Any, daemon: A
     answer = {
         "prediction_id": "p1",
         "model_version": 7,
-        "top": [{"class": "cat", "probability": 0.931}],
+        "top": [{"class": "cat", "probability": 0.931}, {"class": "gull", "probability": 0.05, "mark": "provisional"}],
         "latency_ms": 2.04,
     }
     refusal = (400, {"error": {"code": "bad_image", "message": "not an image", "hint": ""}})
     daemon.answers["POST", "/v1/predict"] = lambda: answer if daemon.asked[-1][2] == b"good" else refusal
     ran = run("predict", bad, good, "-k", "1", "--no-record")
     assert ran.code == errors.EXIT_FAILED
-    assert ran.out == f"{good}: cat 93.1%  (version 7, 2.0 ms, id p1)\n"
+    assert ran.out == f"{good}: cat 93.1%, gull 5.0% (provisional)  (version 7, 2.0 ms, id p1)\n"
     assert ran.err == f"{bad}: not an image\n"
     assert daemon.asked[-1][1] == "/v1/predict?top_k=1&record=false"
 
@@ -251,7 +251,7 @@ def test_models_are_listed_and_compared(run: Any, daemon: Any) -> None:
     one = {"version": 1, "kind": "factory", "parent": None, "round_id": None, "architecture": "cifar:resnet20", "classes": ["a", "b"],
            "created_at": "2026", "cost": {"parameters": 1000, "macs": 5, "onnx_bytes": 9}, "latency": {"median_ms": 2.0, "p90_ms": 3.0},
            "comparison": None, "pruning": None, "files": {}, "preprocess": {"height": 32, "width": 32, "resize": "stretch"}}  # fmt: skip
-    two = {**one, "version": 2, "kind": "reshape", "parent": 1, "classes": ["a", "b", "c"], "cost": {"parameters": 500, "macs": 3, "onnx_bytes": 5},
+    two = {**one, "version": 2, "kind": "reshape", "parent": 1, "classes": ["a", "b", "c"], "marks": {"c": "never_seen_here"}, "cost": {"parameters": 500, "macs": 3, "onnx_bytes": 5},
            "comparison": {"base": {"count": 10, "correct": 5, "per_class": {"a": {"count": 10, "correct": 5}}},
                           "candidate": {"count": 10, "correct": 9, "per_class": {"a": {"count": 10, "correct": 9}}}}}  # fmt: skip
     listed = [{**one, "is_served": False, "is_factory": True}, {**two, "is_served": True, "is_factory": False}]
@@ -261,7 +261,9 @@ def test_models_are_listed_and_compared(run: Any, daemon: Any) -> None:
     lines = run("models", "ls").out.splitlines()
     assert [line[0] for line in lines[1:]] == [" ", "*", "!"]
     assert "90.0 %" in lines[2]
-    assert "50.0 %  90.0 %" in run("models", "show", "2").out
+    shown = run("models", "show", "2").out
+    assert "50.0 %  90.0 %" in shown
+    assert "never seen here: c" in shown
     answer = run("models", "diff", "1", "2", "--json").json
     assert answer["classes_added"] == ["c"]
     assert answer["changed"]["parameters"] == ["1,000", "500"]

@@ -58,6 +58,14 @@ def test_status_says_what_is_served_and_how_good_it_is() -> None:
     assert "1,234 answered, 0 failed, 2 turned away, half within 1.9 ms, 99 of 100 within 4.2 ms" in text
 
 
+def test_status_names_the_classes_that_carry_a_mark() -> None:
+    """One line a mark, in words."""
+    text = said(served={"marks": {"tern": "provisional", "gull": "provisional", "crane": "never_seen_here"}})
+    assert "provisional: gull, tern" in text
+    assert "never seen here: crane" in text
+    assert "provisional" not in said()
+
+
 def test_status_without_a_model_says_how_to_get_one() -> None:
     """The first thing a newcomer sees."""
     assert "edgetune models import --arch ARCH" in said(served=None, probation=None)

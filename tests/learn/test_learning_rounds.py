@@ -22,6 +22,7 @@ from edgetune.learn.network import count_parameters, load_network
 from edgetune.serve.engine import Engine
 from edgetune.store.models import Models
 from edgetune.types import FrozenSample, GatePolicy, Manifest, Pruning, RoundKind, Split, TrainerOutcome
+from edgetune.wire import to_json
 
 # Time on a busy test machine is not what is judged here.
 POLICY = GatePolicy(latency_ratio_max=1000.0)
@@ -146,6 +147,19 @@ def test_an_adapting_round_keeps_the_shape_and_history_of_a_pruned_base(site: Si
     assert adapted.cost.parameters == pruned.cost.parameters
     assert load_network(models / "v000004").describe() == load_network(directory).describe()
     assert (adapted.kind, adapted.parent) == ("adapt", 3)
+
+
+def test_a_mark_goes_on_until_a_round_shows_the_class(site: Site) -> None:
+    """A candidate inherits its base's marks, less those of the classes that it was trained on."""
+    models = Path(shutil.copytree(site.root / "models", site.root / "models-marks"))
+    path = models / "v000002" / "manifest.json"
+    path.write_bytes(to_json(replace(read_manifest(path.parent), marks={"blue": "provisional", "red": "provisional"})))
+    samples = tuple(sample for sample in site.samples if sample.label != "blue")
+    directory = site.round_dir(
+        "marks", kind=RoundKind.ADAPT, base_version=2, candidate_version=3, models_dir=models, samples=samples
+    )
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+    assert read_manifest(models / "v000003").marks == {"blue": "provisional"}
 
 
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])

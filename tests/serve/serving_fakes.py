@@ -47,7 +47,9 @@ def model_bytes(
     return model.SerializeToString()
 
 
-def write_version(directory: Path, version: int = 1, *, model: bytes | None = None, **record: Any) -> Path:
+def write_version(
+    directory: Path, version: int = 1, *, model: bytes | None = None, marks: dict[str, str] | None = None, **record: Any
+) -> Path:
     """A published version, with a self-test recorded from the very model."""
     directory.mkdir(parents=True)
     (directory / "model.onnx").write_bytes(model_bytes(seed=version) if model is None else model)
@@ -55,6 +57,7 @@ def write_version(directory: Path, version: int = 1, *, model: bytes | None = No
         version=version, kind="factory", architecture="tiny", classes=CLASSES,
         preprocess=Preprocess(height=SIZE, width=SIZE), parent=None, generation=0, round_id=None,
         created_at="2026-01-01T00:00:00Z", files={}, cost=Cost(parameters=9, macs=9, onnx_bytes=1),
+        marks=marks or {},
     )  # fmt: skip
     (directory / "manifest.json").write_bytes(to_json(manifest))
     if not record and model is None:
@@ -90,14 +93,15 @@ class FakeService:
                 model_version=engine.version,
                 top=rank(logits, engine.classes, top_k),
                 latency_ms=1.0,
+                marks=engine.manifest.marks,
             )
 
-    async def infer(self, model_version: int | None, images: Any) -> tuple[int, Any]:
-        def work() -> tuple[int, Any]:
+    async def infer(self, model_version: int | None, images: Any) -> tuple[Manifest, Any]:
+        def work() -> tuple[Manifest, Any]:
             with self.served.use() as engine:
                 if model_version not in {None, engine.version}:
                     raise NotFoundError(f"version {model_version} is not served")
-                return engine.version, engine.predict(images)
+                return engine.manifest, engine.predict(images)
 
         return await asyncio.to_thread(work)
 

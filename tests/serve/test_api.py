@@ -67,6 +67,23 @@ def test_a_prediction_names_its_version_and_classes(running: Running) -> None:
     assert running.service.calls == [("predict", (192, 2, False))]
 
 
+def test_an_answer_says_which_of_its_classes_has_a_mark(tmp_path: Path) -> None:
+    """A class with a mark carries it in every answer that names it, in both dialects; the others carry nothing."""
+    engine = Engine.load(write_version(tmp_path / "v1", marks={"fish": "provisional"}), threads=1)
+    with serving(tmp_path / "s", engine) as running:
+        client = Client(running.path)
+        top = client.post("/v1/predict", IMAGE, top_k=3)["top"]
+        assert {entry["class"]: entry.get("mark") for entry in top} == {"cat": None, "dog": None, "fish": "provisional"}
+        assert client.get("/v2/models/edgetune")["parameters"]["marks"] == {"fish": "provisional"}
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [0] * 192}
+        for is_binary in (False, True):
+            request = {"inputs": [tensor], "parameters": {"binary_data_output": is_binary}}
+            _, _, raw = ask(running.path, "POST", "/v2/models/edgetune/infer", json.dumps(request).encode())
+            output = json.JSONDecoder().raw_decode(raw.decode("latin-1"))[0]["outputs"][0]
+            assert output["parameters"]["mark.fish"] == "provisional"
+            assert "mark.cat" not in output["parameters"]
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body", "status", "code"),
     [
