@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 # --------------------------------------------------------------------------------------------------- samples
 
@@ -270,6 +271,7 @@ class TeacherSource:
     server: str = ""  # https://HOST[:PORT]/v2/models/NAME
     ca_file: str = ""  # who vouches for the server; empty: those whom the system trusts
     classes: Mapping[str, str | int] = field(default_factory=dict)  # ours -> its output, by name or number
+    unseen_classes: tuple[str, ...] | Literal["all"] = ()  # that it knows and no sample shows, and are to be learnt
     size: int | None = None  # side of its input where it leaves that open; None: the student's
     mean: tuple[float, float, float] | None = None  # of RGB in 0..1, for an input of floats; None: the student's
     std: tuple[float, float, float] | None = None
@@ -301,6 +303,7 @@ class RoundSpec:
     reference_path: str = "reference.npz"  # images of the factory model's classes, if there are any
     teacher: TeacherSource = TeacherSource()
     answers_dir: str = "answers"  # where a teacher's answers are kept
+    refused_classes: tuple[str, ...] = ()  # that the operator does not want, whoever knows them
 
 
 class TrainerOutcome(str, enum.Enum):
@@ -327,6 +330,9 @@ class TrainerOutcome(str, enum.Enum):
 class Mark(str, enum.Enum):
     """What a version says of a class of its own beside every answer: how far its word on that class can be trusted."""
 
+    NEVER_SEEN_HERE = (
+        "never_seen_here"  # learnt from a teacher's word on images of other classes; nobody showed one here
+    )
     PROVISIONAL = "provisional"  # answered from a few images; no round has trained on the class yet
 
 
@@ -400,6 +406,7 @@ class Comparison:
     base_cost: Cost
     candidate_cost: Cost
     new_classes: tuple[str, ...] = ()  # classes the base has no output for
+    unseen_classes: tuple[str, ...] = ()  # those of them that no sample shows: known by a teacher's word
     absent: AbsentClasses | None = None  # None: every class was shown
 
 

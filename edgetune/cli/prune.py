@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgetune.config import Config
     from edgetune.learn.compress import Goal, Outcome
     from edgetune.learn.folders import Folders
-    from edgetune.learn.transfer import Teacher
+    from edgetune.learn.teachers import OutsideTeacher
     from edgetune.types import Recipe
 
 _STOPPED = 130  # as after any Ctrl-C
@@ -116,7 +116,7 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
         from edgetune.cli.prune_report import draw
 
         draw(answer, order.plot)
-    answer["is_energy_estimated"] = is_estimated
+    answer |= {"is_energy_estimated": is_estimated, "teacher": None if teacher is None else teacher.record()}
     return answer | {"directory": str(order.out), "plot": None if order.plot is None else str(order.plot)}
 
 
@@ -181,7 +181,7 @@ def _compress(
     *,
     work: Path,
     teller: Teller,
-    teacher: Teacher | None,
+    teacher: OutsideTeacher | None,
 ) -> Outcome:
     from edgetune.learn.compress import Material, compress
 

@@ -16,7 +16,7 @@ from edgetune.types import Recipe, TeacherSource
 if TYPE_CHECKING:
     from edgetune.cli.artefacts import Source
     from edgetune.learn.control import Control
-    from edgetune.learn.transfer import Teacher
+    from edgetune.learn.teachers import OutsideTeacher
 
 _DEFAULT = Recipe()
 _SHARE = 0.5  # of another teacher than the model as given, where none is asked for; as in a round
@@ -124,7 +124,7 @@ def source_of(given: Mapping[str, Any]) -> TeacherSource | None:
 @contextlib.contextmanager
 def asked(
     whom: TeacherSource | None, source: Source, *, work: Path, threads: int, control: Control
-) -> Iterator[Teacher | None]:
+) -> Iterator[OutsideTeacher | None]:
     """
     While it lasts, the teacher that the options name.
 

@@ -132,6 +132,7 @@ def teacher(config: Config) -> TeacherSource:
         server=training.teacher_server or "",
         ca_file=str(training.teacher_ca or ""),
         classes=training.teacher_classes,
+        unseen_classes=() if training.unseen_classes == "none" else training.unseen_classes,
         size=training.teacher_size,
         mean=training.teacher_mean,
         std=training.teacher_std,

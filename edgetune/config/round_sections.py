@@ -151,6 +151,12 @@ class Training(Section):
         "by equal names, and those that it does not know it has no say in.",
         example="{tabby: cat, salmon: 391}",
     )
+    unseen_classes: Literal["none", "all"] | Annotated[tuple[Name, ...], Field(strict=False)] = key(
+        "none",
+        "Classes that the teacher knows and this site has never shown, and that rounds shall learn from its word on other "
+        "images: none, all, or a list of names. Their answers are marked; take transfer: label_free or replay.",
+        example='["heron", "stork"]',
+    )
     teacher_size: PositiveCount | None = key(
         None,
         "Side in pixels of the images that it takes, where it leaves that open; null: the served model's.",
@@ -192,12 +198,21 @@ class Training(Section):
     def _check(self) -> Training:
         if self.teacher != "ancestor" and getattr(self, f"teacher_{self.teacher}") is None:
             raise ValueError(f"teacher: {self.teacher} needs teacher_{self.teacher}")
+        if self.unseen_classes not in ("none", ()) and self.teacher == "ancestor":
+            raise ValueError(
+                "unseen_classes needs a teacher that knows more than the factory model, whose classes are all served: "
+                "set teacher to file or server"
+            )
         if self.transfer == "label_free" and self.distillation not in (None, 1):
             raise ValueError(
                 "transfer: label_free is all the teacher's: leave distillation out, or take hinton or replay"
             )
         if self.share == 0:
-            asking = {"transfer: replay": self.transfer == "replay", "unlabelled: use": self.unlabelled == "use"}
+            asking = {
+                "transfer: replay": self.transfer == "replay",
+                "unlabelled: use": self.unlabelled == "use",
+                "unseen_classes": self.unseen_classes not in ("none", ()),
+            }
             for what in (name for name, is_asked in asking.items() if is_asked):
                 why = "distillation is 0" if self.distillation == 0 else "absent_classes: may_forget gives it none"
                 raise ValueError(f"{what} needs a share of the loss for the teacher, and {why}; set distillation")

@@ -349,7 +349,7 @@ class Daemon:
         if manifest is not None:
             achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
             served = ServedSummary(
-                classes=manifest.classes,
+                classes=tuple(label for label in manifest.classes if label not in manifest.marks),
                 tuned_classes=tuple(self.returning.shown),
                 absent_classes=self.returning.absent,
                 is_target_met=achieved >= self.config.pruning.level - _LEVEL_TOLERANCE,

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from edgetune.types import (
     FrozenSample,
     GateDecision,
     Manifest,
+    Mark,
     Recipe,
     RoundKind,
     RoundSpec,
@@ -78,7 +79,8 @@ class RoundRecords:
         durable.make_dir(self._dir)
         frozen = self._buffer.freeze(round_id, training_max=samples_max, unlabelled_max=unlabelled_max)
         labels = {s.label for s in frozen if s.split is Split.TRAINING and s.label is not None}
-        classes = (*base.classes, *sorted(labels - set(base.classes)))
+        kept = _kept_classes(base, want.kind, labels)
+        classes = (*kept, *sorted(labels - set(kept)))
         samples = tuple(s for s in frozen if s.label is None or s.label in classes)
         factory = self._models.factory()
         spec = RoundSpec(
@@ -101,6 +103,7 @@ class RoundRecords:
             reference_path=str(self._state_dir / "reference.npz"),
             teacher=teacher,
             answers_dir=str(self._state_dir / "answers"),
+            refused_classes=tuple(entry.label for entry in self._buffer.classes() if entry.status == "refused"),
         )
         durable.faultpoint("round.frozen")
         directory = self.directory(round_id)
@@ -250,6 +253,19 @@ class RoundRecords:
                 with contextlib.suppress(OSError, ValueError):
                     return comparison_summary(from_json(Manifest, path.read_bytes()))
         return {}
+
+
+def _kept_classes(base: Manifest, kind: RoundKind, labels: Collection[str]) -> tuple[str, ...]:
+    """
+    The base's classes that a round begins with.
+
+    A reshape starts from the factory model, which knows nothing of a class that came from a teacher alone: the teacher brings
+    it again, or it goes.
+    """
+    if kind is not RoundKind.RESHAPE:
+        return base.classes
+    borrowed = {label for label, mark in base.marks.items() if mark == Mark.NEVER_SEEN_HERE.value} - set(labels)
+    return tuple(label for label in base.classes if label not in borrowed)
 
 
 def _asked(spec: RoundSpec, journal: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,5 +187,8 @@ def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     before, after = comparison.base_cost, comparison.candidate_cost
     if after.parameters < before.parameters * policy.worthwhile_ratio:
         gains.append(f"parameters {before.parameters} to {after.parameters}")
-    gains += [f"knows {label!r}" for label in comparison.new_classes]
+    by_word = ", never seen here, by the teacher's word"
+    gains += [
+        f"knows {label!r}{by_word if label in comparison.unseen_classes else ''}" for label in comparison.new_classes
+    ]
     return gains

@@ -15,7 +15,7 @@ from edgetune.learn.network import Network
 from edgetune.learn.reference import load_reference
 from edgetune.serve.engine import Engine, time_interleaved
 from edgetune.store.models import publish, version_name
-from edgetune.types import AbsentClasses, Comparison, Cost, Manifest, Preprocess, Pruning, RoundSpec, Split
+from edgetune.types import AbsentClasses, Comparison, Cost, Manifest, Mark, Preprocess, Pruning, RoundSpec, Split
 
 
 class Candidate:
@@ -87,11 +87,24 @@ class Candidate:
             pruning=self._pruning(draft.cost),
             samples_digest=spec.samples_digest,
             sample_count=len(spec.samples),
-            marks={label: mark for label, mark in self._base.marks.items() if label not in self._shown()},
+            marks=self._marks(),
         )
 
+    def _marks(self) -> dict[str, str]:
+        """The base's, less those of classes that a label has shown; and that of classes known from a teacher alone."""
+        base, spec = self._base, self._spec
+        told = {sample.label for sample in spec.samples if sample.split is Split.TRAINING}
+        untold = [label for label in spec.classes if label not in told]
+        kept = {label: base.marks[label] for label in untold if label in base.marks}
+        return {**dict.fromkeys(self._unseen(), Mark.NEVER_SEEN_HERE.value), **kept}
+
+    def _unseen(self) -> tuple[str, ...]:
+        """The classes that the base does not know and no label shows."""
+        told = {sample.label for sample in self._spec.samples}
+        return tuple(c for c in self._spec.classes if c not in self._base.classes and c not in told)
+
     def _shown(self) -> set[str]:
-        """The classes that the candidate was trained on; what the base's marks said of these is over."""
+        """The classes that the candidate was trained on, by people's labels or the teacher's."""
         return {self._spec.classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
 
     def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:
@@ -113,6 +126,7 @@ class Candidate:
             base_cost=self._base.cost,
             candidate_cost=cost,
             new_classes=tuple(label for label in classes if label not in self._base.classes),
+            unseen_classes=self._unseen(),
             absent=self._ask_about_absent(base, candidate),
         )
 
@@ -120,7 +134,7 @@ class Candidate:
         """What both know of the classes that the training samples do not show, as far as reference images tell."""
         classes, spec = self._spec.classes, self._spec
         shown = self._shown()
-        absent = [label for label in classes if label not in shown]
+        absent = [label for label in classes if label not in shown and label not in self._marks()]
         if not absent:
             return None
         images = load_reference(Path(spec.reference_path), classes, absent, self._preprocess)

@@ -142,6 +142,8 @@ class _Round:
         """What every start does once it is known who teaches."""
         spec, recipe, preprocess = self._spec, self._recipe, self._source.preprocess
         self._note_teacher()
+        if self._teacher is not None:  # it may bring classes that no sample shows
+            self._spec = spec = replace(spec, classes=self._teacher.classes)
         self._splits = gather(
             spec,
             base_classes=self._base.classes,

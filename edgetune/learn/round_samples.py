@@ -56,7 +56,7 @@ def gather(
     check_samples(
         splits[Split.TRAINING],
         spec.classes,
-        base_classes,
+        base_classes if teacher is None or teacher.outside is None else (*base_classes, *teacher.outside.unseen),
         taught=None if teacher is None or spec.recipe.transfer != "label_free" else teacher.known,
         unlabelled=journal.get("unlabelled"),
     )
@@ -83,7 +83,7 @@ def _with_unlabelled(  # noqa: PLR0917 - one caller
         digest,
         lambda: sift(
             images,
-            teacher.shares,
+            teacher.probabilities,
             confidence_min=recipe.unlabelled_confidence_min,
             how=recipe.augment,
             seed=recipe.seed,
@@ -115,7 +115,7 @@ def check_samples(
     Args:
         training: labelled by people or by the teacher.
         classes: of the candidate.
-        base_classes: of the served version.
+        base_classes: of the served version, and those that come from the teacher alone.
         taught: the classes that the teacher knows, where it alone is learnt from and no label is looked at.
         unlabelled: what became of unlabelled samples, if there were any.
 

@@ -27,6 +27,7 @@ class RoundTeacher:
 
     Attributes:
         asked: what the loss takes: the factory model or who is asked outside.
+        classes: the candidate's, in order: the round's, and after them those that come from the teacher alone.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class RoundTeacher:
             TeacherError: it cannot be used, or is not the one that this round began with.
         """
         self._journal, self._before = journal, journal.get("teacher", {})
-        self._classes, self._normaliser = spec.classes, Normaliser(preprocess, device)
+        self.classes, self._normaliser = spec.classes, Normaliser(preprocess, device)
         self.asked: nn.Module | Teacher
         if spec.teacher.kind == "ancestor":
             self._factory = _ancestor(load(factory), factory, spec, device)
@@ -72,7 +73,9 @@ class RoundTeacher:
             threads=spec.recipe.threads,
             control=control,
             version=self._before.get("version"),
+            refused=spec.refused_classes,
         )
+        self.classes = (*spec.classes, *teacher.unseen)
         self._numbers = teacher.shared
         if self._before and teacher.record()["identity"] != self._before["identity"]:
             teacher.close()
@@ -81,23 +84,23 @@ class RoundTeacher:
     @property
     def known(self) -> tuple[str, ...]:
         """The classes of the round that it knows."""
-        return tuple(self._classes[number] for number in self._numbers)
+        return tuple(self.classes[number] for number in self._numbers)
 
-    def shares(self, images: Images) -> npt.NDArray[np.float64]:
+    def probabilities(self, images: Images) -> npt.NDArray[np.float64]:
         """
         How likely it finds each class of the round: uint8 [B, H, W, 3] -> [B, classes]; the rest to one is for others.
 
         Raises:
             TeacherError: it gives no answer.
         """
-        shares = np.zeros((len(images), len(self._classes)))
+        found = np.zeros((len(images), len(self.classes)))
         if self.outside is not None:
-            shares[:, self._numbers] = self.outside.shares(images)
-            return shares
+            found[:, self._numbers] = self.outside.probabilities(images)
+            return found
         with torch.no_grad():
             logits = self._factory(self._normaliser(images))[:, list(self._numbers)]
-        shares[:, self._numbers] = torch.softmax(logits.double(), dim=1).cpu().numpy()
-        return shares
+        found[:, self._numbers] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+        return found
 
     @property
     def outside(self) -> OutsideTeacher | None:

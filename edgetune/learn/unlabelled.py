@@ -83,10 +83,10 @@ def sift_once(path: Path, digest: str, sifting: Callable[[], Sifted]) -> Sifted:
     return found
 
 
-def _is_sure(shares: npt.NDArray[np.float64], confidence_min: float) -> npt.NDArray[np.bool_]:
+def _is_sure(probabilities: npt.NDArray[np.float64], confidence_min: float) -> npt.NDArray[np.bool_]:
     """Of one class of ours, at least so much, and no less than of all together that are not ours."""
-    best = shares.max(axis=1)
-    sure: npt.NDArray[np.bool_] = (best >= confidence_min) & (best >= 1 - shares.sum(axis=1))
+    best = probabilities.max(axis=1)
+    sure: npt.NDArray[np.bool_] = (best >= confidence_min) & (best >= 1 - probabilities.sum(axis=1))
     return sure
 
 
