@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from benchmarks.rows import append_row, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +43,9 @@ class Cell:
 
 def read_cells(path: Path) -> list[Cell]:
     """What was run so far."""
-    if not path.exists():
-        return []
-    kinds = {field.name: field.type for field in fields(Cell)}
-    make: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "float | None": float}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [Cell(**{name: make[str(kinds[name])](text) for name, text in row.items() if text}) for row in rows]
+    return read_rows(path, Cell)
 
 
 def append_cell(path: Path, cell: Cell) -> None:
     """Write one row."""
-    names = [field.name for field in fields(Cell)]
-    if path.exists() and path.read_text().partition("\n")[0] != ",".join(names):  # written before a column was added
-        cells = read_cells(path)
-        path.unlink()
-        for other in cells:
-            append_cell(path, other)
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(asdict(cell))
+    append_row(path, cell)
