@@ -481,3 +481,9 @@ class Answer:
     top: tuple[tuple[str, float], ...]  # (class, probability), best first
     latency_ms: float
     marks: Mapping[str, str] = field(default_factory=dict)  # of the version that answered, see `Manifest`
+    is_rejected: bool = False  # neither the served nor the factory model is sure: `top` is what the served one guesses
+
+    @property
+    def label(self) -> str | None:
+        """The class that is answered; None: nobody knows."""
+        return None if self.is_rejected else self.top[0][0]

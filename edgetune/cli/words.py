@@ -150,7 +150,17 @@ def _requests(status: Mapping[str, Any]) -> Paragraph:
     if serving.get("p50_ms") is not None:
         p99 = "" if serving.get("p99_ms") is None else f", 99 of 100 within {serving['p99_ms']:.1f} ms"
         parts.append(f"half within {serving['p50_ms']:.1f} ms{p99}")
-    return Paragraph("Requests", (", ".join(parts),), "bad" if serving.get("failed") else "plain")
+    lines = (", ".join(parts), *_reject(serving.get("reject") or {}))
+    return Paragraph("Requests", lines, "bad" if serving.get("failed") else "plain")
+
+
+def _reject(reject: Mapping[str, Any]) -> list[str]:
+    """What became of answers that the served model was unsure of."""
+    if reject.get("below") is None:
+        return []
+    line = f"below a confidence of {percent(reject['below'])} (serving.reject) {reject['by_factory']:,} were answered by the"
+    lines = [f"{line} factory model and {reject['rejected']:,} rejected"]
+    return [*lines, reject["trouble"]] if reject["trouble"] else lines
 
 
 def _buffer(status: Mapping[str, Any]) -> Paragraph:

@@ -260,6 +260,14 @@ class Serving(Section):
         None, "Threads of a prediction; null: as many as the board has cores.", reload=False, le=256
     )
     spinning: bool = key(False, "Let idle threads spin: a little faster under load, warm at rest.", reload=False)
+    reject: float | None = key(
+        None,
+        "Answers of a calibrated confidence below this, from 0 to 1, go to the factory model, and are rejected where that is "
+        'unsure too ("label": null); it then takes memory as well. null: every answer stands.',
+        gt=0,
+        lt=1,
+        example="0.5",
+    )
     versions_kept: PositiveCount = key(5, "Versions kept on disk, beside the served, the former and the factory model.")
     socket_group: Name | None = key(
         "edgetune", "Group that may read, predict and label; null: leave the socket's group alone.", reload=False
