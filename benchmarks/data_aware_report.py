@@ -116,7 +116,9 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float, 
 
 
 def _summary(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
-    rows = [("gain in test top-1, percentage points", "mean (95 % of the bootstrap)", "largest cell", "pairs")]
+    rows: list[tuple[str, ...]] = [
+        ("gain in test top-1, percentage points", "mean (95 % of the bootstrap)", "largest cell", "pairs")
+    ]
     for arm in _arms(cells):
         if not arm.startswith("aware") and arm != "agnostic+site":
             continue
@@ -140,7 +142,7 @@ def _summary(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 
 def _costs(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """Of each arm and level: times as medians over the cells, for a machine may have been suspended during one of them."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "arm",
             "level",

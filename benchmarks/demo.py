@@ -50,9 +50,9 @@ def capture(scan: np.ndarray[Any, Any], camera: str, draw: np.random.Generator) 
         )
         contrast, floor = (0.7, 30.0) if camera == "site" else (0.6, 40.0)
         pixels = np.asarray(turned, dtype=np.float32) * contrast + floor
-    pixels = pixels + draw.normal(0, 4 if camera == "factory" else 12, pixels.shape)
+    noisy = pixels + draw.normal(0, 4 if camera == "factory" else 12, pixels.shape)
     file = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB").save(file, "PNG")
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("RGB").save(file, "PNG")
     return file.getvalue()
 
 
@@ -80,7 +80,7 @@ def train_factory_model(scans: np.ndarray[Any, Any], digits: np.ndarray[Any, Any
             chosen = order[i * batch : (i + 1) * batch]
             loss = functional.cross_entropy(model(images[chosen]), labels[chosen])
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
             schedule.step()
     save_file(model.state_dict(), path)

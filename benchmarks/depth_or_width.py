@@ -42,9 +42,7 @@ def network(widths: tuple[int, ...], inner: Inner) -> nn.Module:
         for index, narrow in enumerate(blocks):
             stride = 2 if stage and index == 0 else 1
             shortcut = projection(channels, width, stride) if channels != width else None
-            block = BasicBlock(channels, width, stride, shortcut, "downsample")
-            block.conv1 = nn.Conv2d(channels, narrow, 3, stride, 1, bias=False)
-            block.bn1, block.conv2 = nn.BatchNorm2d(narrow), nn.Conv2d(narrow, width, 3, 1, 1, bias=False)
+            block = BasicBlock(channels, width, stride, shortcut, "downsample", inner=narrow)
             layers.append(block)
             channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 100)).eval()

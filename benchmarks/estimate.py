@@ -170,10 +170,10 @@ class Site:
                 is_low = found.is_below(WatchPolicy().drop_max or 0)
                 told[strength].append((right, found.accuracy, found.error, confidence, is_low, alarms > 0))
         for strength, figures in told.items():
-            right, found_, bar, confidence, low, noticed = (list(column) for column in zip(*figures, strict=True))
+            right_, found_, bar, sure, low, noticed = (list(column) for column in zip(*figures, strict=True))
             rows.append((
-                f"{strength:g}", f"{mean(right):.1%}", f"{mean(found_):.1%}", f"± {mean(bar):.1%}",
-                f"{mean(confidence):.1%}", f"{sum(low):.0f} of {len(low)}", f"{sum(noticed):.0f} of {len(noticed)}",
+                f"{strength:g}", f"{mean(right_):.1%}", f"{mean(found_):.1%}", f"± {mean(bar):.1%}",
+                f"{mean(sure):.1%}", f"{sum(low):.0f} of {len(low)}", f"{sum(noticed):.0f} of {len(noticed)}",
             ))  # fmt: skip
         say(f"\n{self._each} images of each strength, {self._streams} orders")
         say(table(rows))

@@ -57,11 +57,14 @@ class OneSite:
         """80 images of each class, in the order of a seed, that were not trained on."""
         return self.archive.samples("train", self.shown, range(400, 480), seed=seed)
 
-    def tuner(self, recipe: Recipe) -> Tuner:
-        """A round's hands; the given network is the teacher."""
+    def tuner(
+        self, recipe: Recipe, training: LabelledImages | None = None, validation: LabelledImages | None = None
+    ) -> Tuner:
+        """A round's hands, by default on all of the site's images; the given network is the teacher."""
         device = torch.device("cpu")
         return Tuner(
-            settle(recipe, ARCHITECTURE), self.training(recipe.seed), self.validation, preprocess=PREPROCESS,
+            settle(recipe, ARCHITECTURE), self.training(recipe.seed) if training is None else training,
+            self.validation if validation is None else validation, preprocess=PREPROCESS,
             device=device, control=SilentControl(),
             teacher=arrange(copy.deepcopy(self.given).module, device, "contiguous").eval(),
         )  # fmt: skip

@@ -113,7 +113,8 @@ def load(  # noqa: PLR0917 - one scene, two callers
 
 def split(latencies: list[tuple[float, float]], spans: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Latencies of requests that overlapped a swap, and of the others."""
-    during, outside = [], []
+    during: list[float] = []
+    outside: list[float] = []
     for began_s, took_s in latencies:
         overlaps = any(began_s < ended and began_s + took_s > started for started, ended in spans)
         (during if overlaps else outside).append(took_s)

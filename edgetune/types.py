@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 # --------------------------------------------------------------------------------------------------- samples
 
@@ -74,7 +75,7 @@ class FrozenSample:
 
     sample_id: int
     digest: str
-    label: str
+    label: str | None  # None: nobody has said, and it is for training
     split: Split
 
 
@@ -111,6 +112,7 @@ class BufferStats:
     quarantined: int
     new_labelled: int  # training samples of accepted classes, labelled since the last finished round
     classes: tuple[ClassStats, ...]
+    new_unlabelled: int = 0  # training samples without a label that no round has used
 
 
 # --------------------------------------------------------------------------------------------------- the board
@@ -264,6 +266,8 @@ class Recipe:
     )
     replay: str = "random"  # how they are chosen, evenly over the classes: "random" | "herding"
     rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
+    transfer: str = "hinton"  # how to learn from the teacher, one of learn.transfer.TRANSFERS
+    unlabelled_confidence_min: float = 0.95  # 0..1, how sure the teacher must be of an unlabelled sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +279,7 @@ class TeacherSource:
     server: str = ""  # https://HOST[:PORT]/v2/models/NAME
     ca_file: str = ""  # who vouches for the server; empty: those whom the system trusts
     classes: Mapping[str, str | int] = field(default_factory=dict)  # ours -> its output, by name or number
+    unseen_classes: tuple[str, ...] | Literal["all"] = ()  # that it knows and no sample shows, and are to be learnt
     size: int | None = None  # side of its input where it leaves that open; None: the student's
     mean: tuple[float, float, float] | None = None  # of RGB in 0..1, for an input of floats; None: the student's
     std: tuple[float, float, float] | None = None
@@ -306,6 +311,7 @@ class RoundSpec:
     reference_path: str = "reference.npz"  # images of the factory model's classes, if there are any
     teacher: TeacherSource = TeacherSource()
     answers_dir: str = "answers"  # where a teacher's answers are kept
+    refused_classes: tuple[str, ...] = ()  # that the operator does not want, whoever knows them
 
 
 class TrainerOutcome(str, enum.Enum):
@@ -332,6 +338,9 @@ class TrainerOutcome(str, enum.Enum):
 class Mark(str, enum.Enum):
     """What a version says of a class of its own beside every answer: how far its word on that class can be trusted."""
 
+    NEVER_SEEN_HERE = (
+        "never_seen_here"  # learnt from a teacher's word on images of other classes; nobody showed one here
+    )
     PROVISIONAL = "provisional"  # answered from a few images; no round has trained on the class yet
 
 
@@ -405,6 +414,7 @@ class Comparison:
     base_cost: Cost
     candidate_cost: Cost
     new_classes: tuple[str, ...] = ()  # classes the base has no output for
+    unseen_classes: tuple[str, ...] = ()  # those of them that no sample shows: known by a teacher's word
     absent: AbsentClasses | None = None  # None: every class was shown
 
 
@@ -481,3 +491,9 @@ class Answer:
     top: tuple[tuple[str, float], ...]  # (class, probability), best first
     latency_ms: float
     marks: Mapping[str, str] = field(default_factory=dict)  # of the version that answered, see `Manifest`
+    is_rejected: bool = False  # neither the served nor the factory model is sure: `top` is what the served one guesses
+
+    @property
+    def label(self) -> str | None:
+        """The class that is answered; None: nobody knows."""
+        return None if self.is_rejected else self.top[0][0]

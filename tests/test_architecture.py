@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learn": BASE | {"store", "serve.engine", "decide.search", "teach"},
     "daemon": BASE | FOLDERS,
     "trainer": BASE | {"learn", "store"},
-    "cli": BASE | FOLDERS | {"client", "daemon", "learn", "trainer"},
+    "cli": BASE | FOLDERS | {"client", "daemon", "learn", "teach", "trainer"},
     "__main__": {"cli"},
 }
 

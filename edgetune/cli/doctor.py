@@ -21,7 +21,9 @@ from edgetune.cli.libraries import FAULT, OK, WARNING, Finding, check_libraries
 from edgetune.cli.readings import QUANTITIES, show_quantity
 from edgetune.cli.words import count
 from edgetune.client import Client
-from edgetune.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonNotRunningError, EdgetuneError
+from edgetune.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonNotRunningError, EdgetuneError, TeacherError
+from edgetune.types import Manifest, Preprocess
+from edgetune.wire import from_json
 
 if TYPE_CHECKING:
     from edgetune.config import Config
@@ -73,6 +75,7 @@ def examine(client: Client, config_path: Path, *, is_quick: bool = False) -> Ite
     yield from check_libraries(is_quick=is_quick)
     yield check_state_dir(config)
     yield check_disk(config)
+    yield check_teacher(config, is_quick=is_quick)
     yield from check_group(config)
     yield check_daemon(client)
 
@@ -169,6 +172,47 @@ def check_state_dir(config: Config) -> Finding:
         f"{path} belongs to {owner}; you may not write in it",
         "edgetune run works as that user: systemctl start edgetune",
     )
+
+
+def check_teacher(config: Config, *, is_quick: bool) -> Finding:
+    """Whether the rounds' teacher is there, and knows what it shall teach. No image is sent."""
+    from edgetune import config as configuration
+    from edgetune.teach.asking import shared_classes, unseen_classes
+    from edgetune.teach.opening import open_model
+
+    if config.training.share == 0:
+        return Finding("teacher", OK, "rounds learn from labels alone")
+    if config.training.teacher == "ancestor":
+        return Finding("teacher", OK, "the factory model; no image leaves this device")
+    source, note = configuration.teacher(config), configuration.privacy_note(config)
+    named = source.server or source.file
+    if is_quick:
+        return Finding("teacher", WARNING if note else OK, "\n".join(filter(None, (f"{named}, not asked", note))))
+    served, why = _served_manifest(config)
+    try:
+        opened = open_model(
+            source, preprocess=served.preprocess if served else Preprocess(height=224, width=224), threads=1
+        )
+        opened.model.close()
+        says = f"{named} answers with {count(opened.form.outputs, 'class')}"
+        if served is None:
+            return Finding("teacher", WARNING, "\n".join(filter(None, (f"{says}; {why}", note))))
+        more = unseen_classes(opened.form, served.classes, source.classes, wanted=source.unseen_classes)
+        shared = shared_classes(opened.form, (*served.classes, *more), source.classes)
+    except TeacherError as error:
+        return Finding("teacher", FAULT, "\n".join(filter(None, (error.message, note))), error.hint)
+    says += f", {len(shared.ours) - len(more)} of the served model's {len(served.classes)} among them"
+    says += f", and {len(more)} that this site has not shown" if more else ""
+    return Finding("teacher", WARNING if note else OK, "\n".join(filter(None, (says, note))))
+
+
+def _served_manifest(config: Config) -> tuple[Manifest | None, str]:
+    """The served version's, or why it cannot be read."""
+    path = config.paths.state_dir / "models" / "current" / "manifest.json"
+    try:
+        return from_json(Manifest, path.read_bytes()), ""
+    except (OSError, ValueError) as error:
+        return None, f"its classes cannot be compared with ours: {getattr(error, 'strerror', None) or error} ({path})"
 
 
 def check_disk(config: Config) -> Finding:

@@ -48,4 +48,5 @@ def _words(path: Path, answer: Mapping[str, Any]) -> str:
         + (f" ({mark_words(entry['mark'])})" if entry.get("mark") else "")
         for entry in answer["top"]
     )
+    top = f"rejected, nobody is sure: {top}" if answer.get("rejected") else top
     return f"{path}: {top}  (version {answer['model_version']}, {answer['latency_ms']:.1f} ms, id {answer['prediction_id']})"

@@ -14,6 +14,7 @@ from edgetune.cli.base import emit, read_config, with_config, with_json
 from edgetune.cli.installing import learning_libraries, locked
 from edgetune.cli.models import with_architecture_options
 from edgetune.cli.prune_options import Order, read_order, recipe_of, with_prune_options
+from edgetune.cli.prune_teacher import asked, with_teacher_options
 from edgetune.cli.words import count
 from edgetune.errors import (
     EXIT_OK,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgetune.config import Config
     from edgetune.learn.folders import Folders
     from edgetune.learn.goal import Goal, Outcome
+    from edgetune.learn.teachers import OutsideTeacher
     from edgetune.types import Recipe
 
 _STOPPED = 130  # as after any Ctrl-C
@@ -44,6 +46,7 @@ _HINTS = {
 @with_config
 @with_json
 @with_prune_options
+@with_teacher_options
 @with_architecture_options
 def prune(model: str, config_path: Path, *, as_json: bool, **given: Any) -> int:
     """
@@ -90,8 +93,13 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
     goal = _goal(order, given)
     with locked(order.work, hint="wait for it, or name another --work"):
         teller.searches_after(_earlier_trials(order.work))
-        with _metered(config, teller, is_needed=goal.joules_max is not None) as is_estimated:
-            outcome = _compress(source, data, recipe, goal, work=order.work, teller=teller)
+        if order.teacher is not None and order.teacher.server:
+            teller.prints(f"images leave this device: they are sent to {order.teacher.server}")
+        with (
+            _metered(config, teller, is_needed=goal.joules_max is not None) as is_estimated,
+            asked(order.teacher, source, work=order.work, threads=recipe.threads, control=teller) as teacher,
+        ):
+            outcome = _compress(source, data, recipe, goal, work=order.work, teller=teller, teacher=teacher)
         result = write_result(
             order.out,
             source,
@@ -108,7 +116,7 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
         from edgetune.cli.prune_report import draw
 
         draw(answer, order.plot)
-    answer["is_energy_estimated"] = is_estimated
+    answer |= {"is_energy_estimated": is_estimated, "teacher": None if teacher is None else teacher.record()}
     return answer | {"directory": str(order.out), "plot": None if order.plot is None else str(order.plot)}
 
 
@@ -165,7 +173,16 @@ def _goal(order: Order, given: Mapping[str, Any]) -> Goal:
     )
 
 
-def _compress(source: Source, data: Folders, recipe: Recipe, goal: Goal, *, work: Path, teller: Teller) -> Outcome:
+def _compress(
+    source: Source,
+    data: Folders,
+    recipe: Recipe,
+    goal: Goal,
+    *,
+    work: Path,
+    teller: Teller,
+    teacher: OutsideTeacher | None,
+) -> Outcome:
     from edgetune.learn.compress import Material, compress
 
     material = Material(
@@ -181,6 +198,7 @@ def _compress(source: Source, data: Folders, recipe: Recipe, goal: Goal, *, work
             threads=recipe.threads,
             control=teller,
             told=teller.told,
+            teacher=teacher,
         )
     except (LossNotFiniteError, UnprunableError) as error:
         raise type(error)(error.message, hint=_HINTS[type(error)]) from error

@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from edgetune import units
+from edgetune.cli.prune_teacher import share_of, source_of
 from edgetune.errors import MissingLibraryError, UsageError
-from edgetune.types import Recipe
+from edgetune.types import Recipe, TeacherSource
 
 _FACTOR_MAX = 50.0  # a search leaves no less than 2 % of the cost, see decide.search
 _BEFORE = 0.25  # of the learning rate: what the tuning before the first cut takes, as the defaults of a round have it
@@ -135,14 +136,6 @@ _OPTIONS = (
         help="Thinner layers only: a goal of latency takes no residual branch out as a whole.",
     ),
     click.option(
-        "--distillation",
-        type=click.FloatRange(0, 1),
-        default=_DEFAULT.distillation,
-        show_default=True,
-        metavar="W",
-        help="The given model's share of the loss, 0 to 1.",
-    ),
-    click.option(
         "--max-time", callback=_quantity("duration"), metavar="DURATION", help="Begin no trial after this, e.g. 30min."
     ),
     click.option(
@@ -203,6 +196,7 @@ class Order:
     plot: Path | None
     level_of: str
     ratio: float | None
+    teacher: TeacherSource | None
 
 
 def read_order(model: str, given: Mapping[str, Any]) -> Order:
@@ -222,6 +216,7 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
         raise UsageError("--max-time is 0: no trial could begin")
     if given["max_energy"] == 0:
         raise UsageError("--max-energy is 0: no trial could begin")
+    share_of(given)
     plot: Path | None = given["plot"]
     if plot is not None:
         check_plot(plot)
@@ -233,6 +228,7 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
         plot=plot,
         level_of="parameters" if given["smaller"] else "latency",
         ratio=1 / factor if factor else None,
+        teacher=source_of(given),
     )
 
 
@@ -261,7 +257,9 @@ def recipe_of(order: Order, given: Mapping[str, Any], threads: int) -> Recipe:
         batch_size=given["batch_size"],
         learning_rate=given["learning_rate"],
         learning_rate_before=given["learning_rate"] * _BEFORE,
-        distillation=given["distillation"],
+        distillation=share_of(given),
+        transfer=given["transfer"],
+        temperature=given["temperature"],
         seed=given["seed"],
         threads=threads,
     )

@@ -16,7 +16,13 @@ _UNREADABLE_SHOWN = 5
 
 def words(answer: Mapping[str, Any]) -> str:
     """The whole report."""
-    parts = [data_words(answer["data"]), _trials(answer), side_words(answer, ("given", "final")), _end(answer)]
+    parts = [
+        data_words(answer["data"]),
+        _trials(answer),
+        side_words(answer, ("given", "final")),
+        _asked(answer.get("teacher")),
+        _end(answer),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -31,6 +37,16 @@ def data_words(data: Mapping[str, Any]) -> str:
         if len(bad) > _UNREADABLE_SHOWN:
             lines.append(f"  and {len(bad) - _UNREADABLE_SHOWN:,} more: --json names them all")
     return "\n".join([*lines, *(f"note: {note}" for note in data["notes"])])
+
+
+def _asked(teacher: Mapping[str, Any] | None) -> str:
+    """What asking another teacher took in this call."""
+    if teacher is None:
+        return ""
+    words = f"its teacher was asked about {count(teacher['images_asked'], 'image')}"
+    if not teacher["sent_bytes"]:
+        return words
+    return f"{words}, for which {units.show(teacher['sent_bytes'], 'bytes')} left this device"
 
 
 def _trials(answer: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgetune.cli.base import columns, emit, with_json, with_socket
-from edgetune.cli.words import ago, round_line
+from edgetune.cli.words import ago, round_line, unlabelled_lines
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, NotFoundError
 
@@ -156,6 +156,7 @@ def _round_words(row: Mapping[str, Any]) -> str:
     ]
     if row.get("message"):
         lines.append(f"  {row['message']}")
+    lines += [f"  {line}" for line in unlabelled_lines((details.get("summary") or {}).get("unlabelled") or {})]
     lines += [f"  {reason}" for reason in decision.get("reasons") or () if reason != row.get("message")]
     lines += [f"  note: {warning}" for warning in decision.get("warnings") or ()]
     return "\n".join(lines)

@@ -164,7 +164,17 @@ def _requests(status: Mapping[str, Any]) -> Paragraph:
     if serving.get("p50_ms") is not None:
         p99 = "" if serving.get("p99_ms") is None else f", 99 of 100 within {serving['p99_ms']:.1f} ms"
         parts.append(f"half within {serving['p50_ms']:.1f} ms{p99}")
-    return Paragraph("Requests", (", ".join(parts),), "bad" if serving.get("failed") else "plain")
+    lines = (", ".join(parts), *_reject(serving.get("reject") or {}))
+    return Paragraph("Requests", lines, "bad" if serving.get("failed") else "plain")
+
+
+def _reject(reject: Mapping[str, Any]) -> list[str]:
+    """What became of answers that the served model was unsure of."""
+    if reject.get("below") is None:
+        return []
+    line = f"below a confidence of {percent(reject['below'])} (serving.reject) {reject['by_factory']:,} were answered by the"
+    lines = [f"{line} factory model and {reject['rejected']:,} rejected"]
+    return [*lines, reject["trouble"]] if reject["trouble"] else lines
 
 
 def _buffer(status: Mapping[str, Any]) -> Paragraph:
@@ -320,7 +330,7 @@ def _last_round(status: Mapping[str, Any]) -> Paragraph:
     change = _change(last)
     lines += [change] if change else []
     lines += [f"trained for {_spent(last)}"] if last.get("trained_s") else []
-    lines += _asked(last.get("teacher") or {})
+    lines += _asked(last.get("teacher") or {}) + unlabelled_lines(last.get("unlabelled") or {})
     lines += [str(reason) for reason in last.get("reasons") or ()]
     lines += [f"note: {warning}" for warning in last.get("warnings") or ()]
     return Paragraph("Last round", tuple(lines), "good" if last["promoted"] else "bad")
@@ -338,6 +348,17 @@ def _asked(teacher: Mapping[str, Any]) -> list[str]:
         return [line]
     sent, got = (units.show(teacher[key], "bytes") for key in ("sent_bytes", "received_bytes"))
     return [line, f"images left this device: {sent} were sent to {teacher['server']}, {got} came back"]
+
+
+def unlabelled_lines(unlabelled: Mapping[str, Any]) -> list[str]:
+    """What became of a round's unlabelled images."""
+    if not unlabelled:
+        return []
+    left_out = unlabelled["unsure"] + unlabelled["inconsistent"]
+    return [
+        f"it learnt from {count(unlabelled['used'], 'unlabelled image')} by the teacher's word and left {left_out:,} out:"
+        f" of {unlabelled['unsure']:,} the teacher was not sure, of {unlabelled['inconsistent']:,} not twice"
+    ]
 
 
 def energy(joules: float, *, is_estimated: bool) -> str:

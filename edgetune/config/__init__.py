@@ -19,7 +19,6 @@ __all__ = [
 ]  # fmt: skip
 
 _SEARCHING = 0.6  # of a round's time: the rest is for the last retraining, for measuring and for publishing
-_KEEPING = 0.5  # the factory model's share of the loss where absent classes are to be kept
 _MIB = 2.0**20
 
 
@@ -112,24 +111,19 @@ def recipe(config: Config) -> Recipe:
         threads=training.threads or _cores(),
         memory_format=training.memory_format,
         dtype=training.dtype,
-        distillation=_distillation(config),
+        distillation=training.share,
         temperature=training.temperature,
         replay_max_bytes=training.replay_max,
         replay=training.replay,
         rehearsal=training.rehearsal,
+        transfer=training.transfer,
+        unlabelled_confidence_min=training.unlabelled_confidence_min,
     )
 
 
 def _energy(config: Config) -> float | None:
     whole = config.budgets.round_energy_max
     return None if whole is None else _SEARCHING * whole
-
-
-def _distillation(config: Config) -> float:
-    training = config.training
-    if training.distillation is not None:
-        return training.distillation
-    return _KEEPING if training.absent_classes == "keep" or training.teacher != "ancestor" else 0.0
 
 
 def teacher(config: Config) -> TeacherSource:
@@ -141,6 +135,7 @@ def teacher(config: Config) -> TeacherSource:
         server=training.teacher_server or "",
         ca_file=str(training.teacher_ca or ""),
         classes=training.teacher_classes,
+        unseen_classes=() if training.unseen_classes == "none" else training.unseen_classes,
         size=training.teacher_size,
         mean=training.teacher_mean,
         std=training.teacher_std,
@@ -156,7 +151,8 @@ def privacy_note(config: Config) -> str:
     if training.teacher != "server" or training.teacher_server is None:
         return ""
     server = split_server(training.teacher_server)
-    return f"images leave this device: rounds send training images to {server.where} (training.teacher: server)"
+    images = "training images, unlabelled ones too," if training.uses_unlabelled else "training images"
+    return f"images leave this device: rounds send {images} to {server.where} (training.teacher: server)"
 
 
 def gate_policy(config: Config) -> GatePolicy:

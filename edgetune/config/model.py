@@ -139,6 +139,11 @@ class Triggers(Section):
     """When a round is wanted."""
 
     new_samples: PositiveCount = key(200, "New labelled training samples that make a round worth it.")
+    new_unlabelled: PositiveCount | None = key(
+        1_000,
+        "New unlabelled training images that do, where rounds learn from them (training.unlabelled) and from another "
+        "teacher than the factory model: that one can teach nothing new; null: never for this reason.",
+    )
     new_class_samples: PositiveCount = key(
         20, "Training samples that do, of a class the model does not know or was not shown here."
     )
@@ -260,6 +265,14 @@ class Serving(Section):
         None, "Threads of a prediction; null: as many as the board has cores.", reload=False, le=256
     )
     spinning: bool = key(False, "Let idle threads spin: a little faster under load, warm at rest.", reload=False)
+    reject: float | None = key(
+        None,
+        "Answers of a calibrated confidence below this, from 0 to 1, go to the factory model, and are rejected where that is "
+        'unsure too ("label": null); it then takes memory as well. null: every answer stands.',
+        gt=0,
+        lt=1,
+        example="0.5",
+    )
     versions_kept: PositiveCount = key(5, "Versions kept on disk, beside the served, the former and the factory model.")
     socket_group: Name | None = key(
         "edgetune", "Group that may read, predict and label; null: leave the socket's group alone.", reload=False

@@ -22,6 +22,7 @@ from edgetune.config.section import Section, key
 from edgetune.types import GatePolicy, Recipe, TeacherSource
 
 _RECIPE, _GATE, _TEACHER = Recipe(), GatePolicy(), TeacherSource()
+_KEEPING = 0.5  # the factory model's share of the loss where absent classes are to be kept
 
 
 class Pruning(Section):
@@ -120,6 +121,23 @@ class Training(Section):
         "The loss of such a round: plain cross-entropy, er_ace (new classes do not push old ones down), or der++ (old images"
         " also keep the served model's logits).",
     )
+    transfer: Literal["hinton", "replay", "label_free"] = key(
+        _RECIPE.transfer,
+        "How to learn from the teacher: hinton (its probabilities, softened by the temperature), replay (its logits), or "
+        "label_free (its logits alone: no label is looked at).",
+    )
+    unlabelled: Literal["use", "ignore"] | None = key(
+        None,
+        "Training images that nobody has labelled: use those that the teacher is sure of, with its word for a label, or "
+        "ignore them; null: use with another teacher than the factory model, which knows no more than what is served.",
+        example="use",
+    )
+    unlabelled_confidence_min: float = key(
+        _RECIPE.unlabelled_confidence_min,
+        "How sure the teacher must be of such an image, from 0 to 1, as it is and shifted and mirrored.",
+        ge=0,
+        lt=1,
+    )
     teacher: Literal["ancestor", "file", "server"] = key(
         _TEACHER.kind,
         "Who has its say: ancestor (the factory model), file (teacher_file), or server (teacher_server): then rounds send "
@@ -147,6 +165,12 @@ class Training(Section):
         "by equal names, and those that it does not know it has no say in.",
         example="{tabby: cat, salmon: 391}",
     )
+    unseen_classes: Literal["none", "all"] | Annotated[tuple[Name, ...], Field(strict=False)] = key(
+        "none",
+        "Classes that the teacher knows and this site has never shown, and that rounds shall learn from its word on other "
+        "images: none, all, or a list of names. Their answers are marked; take transfer: label_free or replay.",
+        example='["heron", "stork"]',
+    )
     teacher_size: PositiveCount | None = key(
         None,
         "Side in pixels of the images that it takes, where it leaves that open; null: the served model's.",
@@ -170,10 +194,42 @@ class Training(Section):
         _RECIPE.dtype, "What convolutions compute in; auto: measured, where the processor has bfloat16."
     )
 
+    @property
+    def share(self) -> float:
+        """The teacher's, of the loss; 0: nobody is asked."""
+        if self.transfer == "label_free":
+            return 1.0
+        if self.distillation is not None:
+            return self.distillation
+        return _KEEPING if self.absent_classes == "keep" or self.teacher != "ancestor" else 0.0
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether unlabelled images are learnt from."""
+        return self.share > 0 and (self.unlabelled or ("ignore" if self.teacher == "ancestor" else "use")) == "use"
+
     @model_validator(mode="after")
     def _check(self) -> Training:
         if self.teacher != "ancestor" and getattr(self, f"teacher_{self.teacher}") is None:
             raise ValueError(f"teacher: {self.teacher} needs teacher_{self.teacher}")
+        if self.unseen_classes not in ("none", ()) and self.teacher == "ancestor":
+            raise ValueError(
+                "unseen_classes needs a teacher that knows more than the factory model, whose classes are all served: "
+                "set teacher to file or server"
+            )
+        if self.transfer == "label_free" and self.distillation not in (None, 1):
+            raise ValueError(
+                "transfer: label_free is all the teacher's: leave distillation out, or take hinton or replay"
+            )
+        if self.share == 0:
+            asking = {
+                "transfer: replay": self.transfer == "replay",
+                "unlabelled: use": self.unlabelled == "use",
+                "unseen_classes": self.unseen_classes not in ("none", ()),
+            }
+            for what in (name for name, is_asked in asking.items() if is_asked):
+                why = "distillation is 0" if self.distillation == 0 else "absent_classes: may_forget gives it none"
+                raise ValueError(f"{what} needs a share of the loss for the teacher, and {why}; set distillation")
         if self.teacher_std is not None and min(self.teacher_std) <= 0:
             raise ValueError("teacher_std has to be more than zero")
         return self

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -80,8 +80,7 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    is_union = NoneType in get_args(annotation)
-    return get_args(annotation) if is_union else (annotation,)
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _type_words(kind: Any) -> str:

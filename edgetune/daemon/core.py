@@ -24,6 +24,7 @@ from edgetune.daemon import settings
 from edgetune.daemon import status as words
 from edgetune.daemon.ingest import Ingest
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.daemon.rejecting import Rejecting
 from edgetune.daemon.returning import Returning
 from edgetune.daemon.round_records import RoundRecords, iso
 from edgetune.daemon.rounds import Rounds
@@ -94,6 +95,13 @@ class Daemon:
             spinning=config.serving.spinning,
             image_limits=self.image_limits,
             keep_images=config.buffer.keep_prediction_images,
+            rejecting=Rejecting(
+                models=self.models,
+                threads=configuration.serving_threads(config),
+                clock=clock,
+                below=config.serving.reject,
+                sharpness=lambda version: self.watching.sharpness_of(version),  # noqa: PLW0108 - it is made below
+            ),
         )
         records = RoundRecords(
             state_dir=state_dir, models=self.models, buffer=self.buffer, history=self.history, clock=clock
@@ -319,6 +327,8 @@ class Daemon:
         await self.returning.tick(self.verdict, is_round_active=is_round_active)
         await self.watching.tick(self.verdict, is_round_active=is_round_active)
         await self.serving.check_probation(self.rounds.settings.probation)
+        if self.serving.rejecting.is_idle:
+            await asyncio.to_thread(self.serving.rejecting.tidy)
         await self._keep_books(reading)
         if self.notifier.is_active:
             self.notifier.status(words.in_words(await self.status()))
@@ -357,7 +367,7 @@ class Daemon:
             )
             achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
             served = ServedSummary(
-                classes=manifest.classes,
+                classes=tuple(label for label in manifest.classes if label not in manifest.marks),
                 tuned_classes=tuple(self.returning.shown),
                 absent_classes=self.returning.absent,
                 provisional_classes=provisional_classes(manifest),
@@ -426,6 +436,7 @@ class Daemon:
         self.returning.policy = settings.return_policy(self.config)
         self.returning.interval_s = self.config.triggers.returned_class_interval
         self.watching.policy = settings.watch_policy(self.config)
+        self.serving.rejecting.below = self.config.serving.reject
         await self.store(self.buffer.configure, **settings.buffer_settings(self.config))
         await self._apply_classes()
         if self.serving.served.version is None:

@@ -37,6 +37,18 @@ def _serving(daemon: Daemon) -> list[Metric]:
         ),
         ("edgetune_predictions_total", "counter", "Predictions asked for.", [({}, float(serving.total_requests))]),
         ("edgetune_predictions_failed_total", "counter", "Predictions failed.", [({}, float(serving.total_failed))]),
+        (
+            "edgetune_predictions_rejected_total",
+            "counter",
+            "Images that neither the served nor the factory model was sure of (serving.reject).",
+            [({}, float(serving.rejecting.rejected))],
+        ),
+        (
+            "edgetune_predictions_by_factory_total",
+            "counter",
+            "Images that the served model was unsure of and the factory model sure.",
+            [({}, float(serving.rejecting.by_factory))],
+        ),
         ("edgetune_prediction_seconds", "gauge", "Recent latency of the served version.", quantiles),
     ]
 

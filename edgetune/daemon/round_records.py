@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from edgetune.types import (
     FrozenSample,
     GateDecision,
     Manifest,
+    Mark,
     Recipe,
     RoundKind,
     RoundSpec,
@@ -70,6 +71,7 @@ class RoundRecords:
         generation: int,
         recipe: Recipe,
         samples_max: int | None,
+        unlabelled_max: int | None,
         serving_threads: int,
         builders: Mapping[str, str],
         teacher: TeacherSource,
@@ -77,14 +79,15 @@ class RoundRecords:
         """Choose and pin the samples, and make the round real by writing its spec."""
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
-        frozen = self._buffer.freeze(round_id, training_max=samples_max)
+        frozen = self._buffer.freeze(round_id, training_max=samples_max, unlabelled_max=unlabelled_max)
         if want.kind is RoundKind.IMPRINT:
             classes = (*base.classes, *want.classes)
             samples = imprinting.choose_samples(frozen, want.classes, base.classes)
         else:
-            shown = {s.label for s in frozen if s.split is Split.TRAINING}
-            classes = (*base.classes, *sorted(shown - set(base.classes)))
-            samples = tuple(s for s in frozen if s.label in classes)
+            labels = {s.label for s in frozen if s.split is Split.TRAINING and s.label is not None}
+            kept = _kept_classes(base, want.kind, labels)
+            classes = (*kept, *sorted(labels - set(kept)))
+            samples = tuple(s for s in frozen if s.label is None or s.label in classes)
         factory = self._models.factory()
         spec = RoundSpec(
             round_id=round_id,
@@ -106,6 +109,7 @@ class RoundRecords:
             reference_path=str(self._state_dir / "reference.npz"),
             teacher=teacher,
             answers_dir=str(self._state_dir / "answers"),
+            refused_classes=tuple(entry.label for entry in self._buffer.classes() if entry.status == "refused"),
         )
         durable.faultpoint("round.frozen")
         directory = self.directory(round_id)
@@ -190,7 +194,11 @@ class RoundRecords:
         is_consumed: bool,
     ) -> None:
         """Write down how a round ended and let its samples go."""
-        summary = {**self._summary(spec.candidate_version), **self._asked(spec)}
+        journal = self._journal(spec)
+        summary = {**self._summary(spec.candidate_version), **_asked(spec, journal)}
+        unlabelled = journal.get("unlabelled", {})
+        # What the teacher has named was shown too.
+        shown = _training_counts(spec) + Counter(unlabelled.get("by_class", {}))
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -205,7 +213,8 @@ class RoundRecords:
                 trained_j=None if trained_j is None else round(trained_j, 1),
                 is_energy_estimated=is_energy_estimated,
                 decision=decision,
-                summary=summary,
+                summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
+                shown=shown,
             )
             if spec.kind is not RoundKind.IMPRINT:
                 self._history.set_state("last_round_ended_s", ended_service_s)
@@ -237,7 +246,8 @@ class RoundRecords:
                 spec.reason,
                 state=RoundState.TRAINING.value,
                 round_id=spec.round_id,
-                samples=len(spec.samples),
+                samples=sum(sample.label is not None for sample in spec.samples),
+                unlabelled=sum(sample.label is None for sample in spec.samples),
                 classes=len(spec.classes),
                 shown=shown,
                 candidate_version=spec.candidate_version,
@@ -249,14 +259,11 @@ class RoundRecords:
             return []
         return sorted(int(path.name) for path in self._dir.iterdir() if _ROUND_DIR.match(path.name))
 
-    def _asked(self, spec: RoundSpec) -> dict[str, Any]:
-        """What asking a teacher outside the trainer took, from the round's journal."""
-        if spec.teacher.kind == "ancestor":
-            return {}
+    def _journal(self, spec: RoundSpec) -> dict[str, Any]:
+        """What the round's trainer wrote down; empty where it did not get so far."""
         with contextlib.suppress(OSError, ValueError):
-            journal = json.loads((self.directory(spec.round_id) / "journal.json").read_bytes())
-            asked = {"kind": spec.teacher.kind, "server": spec.teacher.server, **journal.get("teacher", {})}
-            return {"teacher": asked}
+            journal: dict[str, Any] = json.loads((self.directory(spec.round_id) / "journal.json").read_bytes())
+            return journal
         return {}
 
     def _summary(self, version: int) -> dict[str, Any]:
@@ -269,8 +276,28 @@ class RoundRecords:
         return {}
 
 
+def _kept_classes(base: Manifest, kind: RoundKind, labels: Collection[str]) -> tuple[str, ...]:
+    """
+    The base's classes that a round begins with.
+
+    A reshape starts from the factory model, which knows nothing of a class that came from a teacher alone: the teacher brings
+    it again, or it goes.
+    """
+    if kind is not RoundKind.RESHAPE:
+        return base.classes
+    borrowed = {label for label, mark in base.marks.items() if mark == Mark.NEVER_SEEN_HERE.value} - set(labels)
+    return tuple(label for label in base.classes if label not in borrowed)
+
+
+def _asked(spec: RoundSpec, journal: Mapping[str, Any]) -> dict[str, Any]:
+    """What asking a teacher outside the trainer took."""
+    if spec.teacher.kind == "ancestor" or not journal:
+        return {}
+    return {"teacher": {"kind": spec.teacher.kind, "server": spec.teacher.server, **journal.get("teacher", {})}}
+
+
 def _training_counts(spec: RoundSpec) -> Counter[str]:
-    return Counter(sample.label for sample in spec.samples if sample.split is Split.TRAINING)
+    return Counter(s.label for s in spec.samples if s.split is Split.TRAINING and s.label is not None)
 
 
 def comparison_summary(manifest: Manifest) -> dict[str, Any]:
@@ -291,8 +318,8 @@ def comparison_summary(manifest: Manifest) -> dict[str, Any]:
 
 
 def samples_digest(samples: tuple[FrozenSample, ...]) -> str:
-    """SHA-256 over the sorted "digest label split" lines of a round's samples."""
-    lines = sorted(f"{s.digest} {s.label} {s.split.value}\n" for s in samples)
+    """SHA-256 over the sorted "digest label split" lines of a round's samples; without a label nothing stands there."""
+    lines = sorted(f"{s.digest} {s.label or ''} {s.split.value}\n" for s in samples)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

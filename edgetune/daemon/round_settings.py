@@ -58,7 +58,8 @@ class RoundSettings:
     probation: ProbationPolicy
     builders: Mapping[str, str]
     teacher: TeacherSource
-    samples_max: int | None
+    samples_max: int | None  # labelled ones for training, and as many without a label
+    learns_unlabelled: bool
     serving_threads: int
     versions_kept: int
     round_time_max_s: float

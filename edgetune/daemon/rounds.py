@@ -296,6 +296,7 @@ class Rounds:
             generation=self._serving.generation,
             recipe=limits.recipe,
             samples_max=limits.samples_max,
+            unlabelled_max=limits.samples_max if limits.learns_unlabelled else 0,
             serving_threads=limits.serving_threads,
             builders=limits.builders,
             teacher=limits.teacher,

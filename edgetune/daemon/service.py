@@ -13,6 +13,7 @@ from edgetune.config import to_plain as config_to_plain
 from edgetune.daemon import labelling, metrics
 from edgetune.decide.trigger import ManualRequest
 from edgetune.errors import ConflictError, NoModelError, RefusedError, UsageError
+from edgetune.serve.service import Inferred
 from edgetune.types import AddOutcome, Answer, LabelSource, Manifest, NewSample, RoundKind, RoundState
 from edgetune.wire import to_plain
 
@@ -35,9 +36,7 @@ class DaemonService:
         """Answer for one image."""
         return await self._daemon.serving.predict(image, top_k=top_k, record=record)
 
-    async def infer(
-        self, model_version: int | None, batch: np.ndarray[Any, Any]
-    ) -> tuple[Manifest, np.ndarray[Any, Any]]:
+    async def infer(self, model_version: int | None, batch: np.ndarray[Any, Any]) -> Inferred:
         """Run tensors as they are."""
         return await self._daemon.serving.infer(model_version, batch)
 

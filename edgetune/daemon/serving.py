@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,13 @@ import numpy as np
 from edgetune import images
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.daemon.rejecting import Rejecting, Second, settled
 from edgetune.daemon.trial import Trial
 from edgetune.decide.probation import Observed, ProbationKind, ProbationPolicy
 from edgetune.errors import ConflictError, EdgetuneError, ModelError, NoModelError, NotFoundError, StoreError
 from edgetune.images import ImageLimits
 from edgetune.serve.engine import Engine, Served, rank
+from edgetune.serve.service import Inferred
 from edgetune.store.buffer import Buffer, PredictionRow
 from edgetune.store.history import History
 from edgetune.store.models import Models
@@ -68,11 +69,13 @@ class Serving:
         spinning: bool,
         image_limits: ImageLimits,
         keep_images: bool,
+        rejecting: Rejecting,
     ) -> None:
         self._models, self._buffer, self._history, self._store = models, buffer, history, store
         self._events, self._clock, self._time = events, clock, service_time
         self._threads, self._spinning = threads, spinning
         self._image_limits, self._keep_images = image_limits, keep_images
+        self.rejecting = rejecting
         # Taking a session apart and giving its memory back takes tens of milliseconds: not on a request's thread.
         self.served = Served(retire=lambda engine: self._loader.submit(engine.close))
         self.counters = Counters()
@@ -200,22 +203,20 @@ class Serving:
         """
         started_ns = time.perf_counter_ns()
 
-        def work() -> tuple[Engine, tuple[tuple[str, float], ...], bytes | None]:
+        def work() -> tuple[Engine, tuple[tuple[str, float], ...], bytes | None, int, Second | None]:
             with self.served.use() as engine:
                 decoded = images.decode(image, self._image_limits)
                 pixels = images.to_input(decoded, engine.manifest.preprocess)
                 kept = images.encode(decoded, engine.manifest.preprocess) if self._keep_images and record else None
-                return engine, rank(engine.predict(pixels[None])[0], engine.classes, top_k), kept
+                logits = engine.predict(pixels[None])
+                top = rank(logits[0], engine.classes, top_k)
+                answered_ns = time.perf_counter_ns()
+                return engine, top, kept, answered_ns, self.rejecting.doubts(engine, logits, pixels[None]).get(0)
 
-        engine, top, kept = await self._counted(work)
-        answer = Answer(
-            prediction_id=uuid.uuid4().hex,
-            model_version=engine.version,
-            top=top,
-            latency_ms=(time.perf_counter_ns() - started_ns) / 1e6,
-            marks=engine.manifest.marks,
-        )
-        self._count(engine.version, answer.latency_ms)
+        engine, top, kept, answered_ns, second = await self._counted(work)
+        # What is counted and kept is the served model's own, whoever is listened to: it is what probation judges.
+        self._count(engine.version, (answered_ns - started_ns) / 1e6)
+        answer = settled(engine.manifest, top, second, top_k, started_ns)
         if record:
             self._unsaved.append(
                 PredictionRow(
@@ -232,7 +233,7 @@ class Serving:
             )
         return answer
 
-    async def infer(self, version: int | None, batch: np.ndarray[Any, Any]) -> tuple[Manifest, np.ndarray[Any, Any]]:
+    async def infer(self, version: int | None, batch: np.ndarray[Any, Any]) -> Inferred:
         """
         Run tensors as they are.
 
@@ -241,14 +242,17 @@ class Serving:
             batch: uint8 [N, H, W, 3].
 
         Returns:
-            The manifest of the version that answered, and its logits, float32 [N, classes].
+            Logits float32 [N, classes] of the version that answered, where the factory model is surer too.
         """
 
-        def work() -> tuple[Manifest, np.ndarray[Any, Any]]:
+        def work() -> Inferred:
             with self.served.use() as engine:
                 if version is not None and version != engine.version:
                     raise NotFoundError(f"version {version} is not served; {engine.version} is")
-                return engine.manifest, engine.predict(batch)
+                logits = engine.predict(batch)
+                doubts = self.rejecting.doubts(engine, logits, batch)
+                rejected = tuple(row for row, second in doubts.items() if second.logits is None)
+                return Inferred(engine.manifest, logits, rejected)
 
         return await self._counted(work)
 
@@ -400,6 +404,7 @@ class Serving:
             "failed": self.total_failed,
             "p50_ms": None if p50 is None else round(p50, 3),
             "p99_ms": None if p99 is None else round(p99, 3),
+            "reject": self.rejecting.summary(),
         }
 
     async def close(self) -> None:

@@ -76,7 +76,7 @@ def board_sensors(config: Config, clock: Clock) -> BoardSensors:
 
 def trigger_policy(config: Config) -> TriggerPolicy:
     """When a round is wanted."""
-    triggers = config.triggers
+    triggers, training = config.triggers, config.training
     return TriggerPolicy(
         new_samples=triggers.new_samples,
         new_class_samples=triggers.new_class_samples,
@@ -85,6 +85,8 @@ def trigger_policy(config: Config) -> TriggerPolicy:
         holdout_min=config.gate.holdout_min,
         prunes=config.pruning.level > 0,
         concern_samples=triggers.drift_samples,
+        new_unlabelled=triggers.new_unlabelled if training.uses_unlabelled and training.teacher != "ancestor" else None,
+        learns_unlabelled=training.uses_unlabelled,
     )
 
 
@@ -133,6 +135,7 @@ def round_settings(config: Config) -> RoundSettings:
         builders=config.builders,
         teacher=configuration.teacher(config),
         samples_max=config.training.samples_max,
+        learns_unlabelled=config.training.uses_unlabelled,
         serving_threads=configuration.serving_threads(config),
         versions_kept=config.serving.versions_kept,
         round_time_max_s=budgets.round_time_max,

@@ -249,6 +249,10 @@ class Watching:
         """The calibration of the served version's confidence."""
         return self._sharpness
 
+    def sharpness_of(self, version: int) -> float:
+        """The same of a version; 1 where that is not the one that is watched."""
+        return self._sharpness if self._memory.version == version else 1.0
+
     def summary(self) -> dict[str, Any]:
         """What `status` shows."""
         policy, watched, found = self.policy, self._memory.watched, self.estimate

@@ -204,8 +204,9 @@ def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     before, after = comparison.base_cost, comparison.candidate_cost
     if after.parameters < before.parameters * policy.worthwhile_ratio:
         gains.append(f"parameters {before.parameters} to {after.parameters}")
+    by_word = ", never seen here, by the teacher's word"
     for label in comparison.new_classes:
         score = candidate.per_class.get(label)
         counts = f", and is right on {score.correct} of its {score.count} hold-out samples" if score else ""
-        gains.append(f"knows {label!r}{counts}")
+        gains.append(f"knows {label!r}{by_word if label in comparison.unseen_classes else counts}")
     return gains

@@ -56,7 +56,7 @@ def choose_samples(frozen: Iterable[FrozenSample], new: Sequence[str], old: Sequ
     """
     newest = sorted((s for s in frozen if s.label in {*new, *old}), key=lambda s: s.sample_id, reverse=True)
     training = [sample for sample in newest if sample.split is Split.TRAINING]
-    turns: Counter[str] = Counter()
+    turns: Counter[str | None] = Counter()
     by_turn: list[tuple[int, FrozenSample]] = []
     for sample in training:
         by_turn.append((turns[sample.label], sample))

@@ -15,6 +15,8 @@ class TriggerPolicy:
 
     new_samples: int = 200
     new_class_samples: int = 20
+    new_unlabelled: int | None = None  # unlabelled ones that make a round worth it; None: none do
+    learns_unlabelled: bool = False  # rounds learn from them, so that none needs a label for training
     concern_samples: int = 20
     max_interval_s: float | None = None  # a round is wanted after this long if there is anything new
     min_interval_s: float = 0.0
@@ -26,7 +28,7 @@ class TriggerPolicy:
 class ServedSummary:
     """What the trigger must know of the served version."""
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # but those that carry a mark: their first samples are those of a new class
     tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
     absent_classes: frozenset[str] = frozenset()  # it has outputs for them, and its round did not show them
     provisional_classes: frozenset[str] = frozenset()  # it has outputs for them, imprinted and not learnt
@@ -95,7 +97,7 @@ def consider(
     if served is None:
         return Want(is_wanted=False, kind=kind, reason="no model is served yet", missing=("a factory model",))
     kind = (manual.kind or kind) if manual else kind
-    lacking = [] if manual and manual.is_forced else _lacking(stats.classes, policy)
+    lacking = [] if manual and manual.is_forced else _lacking(stats, policy)
     if manual:
         if lacking:
             return Want(is_wanted=False, kind=kind, reason=f"asked for by {manual.by}", missing=tuple(lacking))
@@ -133,10 +135,14 @@ def _cause(
             return f"class {entry.label!r}, which this site had not shown, is back with {count} training samples", []
     if stats.new_labelled >= policy.new_samples:
         return f"{stats.new_labelled} of {policy.new_samples} new samples", []
+    if policy.new_unlabelled is not None and stats.new_unlabelled >= policy.new_unlabelled:
+        return f"{stats.new_unlabelled} of {policy.new_unlabelled} new unlabelled images, for the teacher to name", []
     overdue = policy.max_interval_s is not None and since_last_s is not None and since_last_s >= policy.max_interval_s
     if overdue and stats.new_labelled > 0:
         return f"{stats.new_labelled} new samples and the last round is long ago (triggers.max_interval)", []
     missing = [f"{stats.new_labelled} of {policy.new_samples} new samples"]
+    if policy.new_unlabelled is not None:
+        missing.append(f"or {stats.new_unlabelled} of {policy.new_unlabelled} new unlabelled images")
     missing += [
         f"{entry.training} of {policy.new_class_samples} training samples of the new class {entry.label!r}"
         for entry in _accepted(stats.classes)
@@ -150,11 +156,12 @@ def _cause(
     return None, missing
 
 
-def _lacking(classes: Iterable[ClassStats], policy: TriggerPolicy) -> list[str]:
+def _lacking(stats: BufferStats, policy: TriggerPolicy) -> list[str]:
     """What a round cannot do without, whatever asked for it."""
-    accepted = _accepted(classes)
+    accepted = _accepted(stats.classes)
     lacking = []
-    if sum(entry.training > 0 for entry in accepted) < 2:
+    is_taught = policy.learns_unlabelled and stats.unlabelled > 0
+    if not is_taught and sum(entry.training > 0 for entry in accepted) < 2:
         lacking.append("labelled training samples of at least two classes")
     holdout = sum(entry.holdout for entry in accepted)
     if holdout < policy.holdout_min:

@@ -132,14 +132,23 @@ class Candidate:
         )
 
     def _marks(self) -> dict[str, str]:
+        """The base's, less those of classes that a label has shown; and those of classes that are not trained yet."""
         base, spec = self._base, self._spec
         if spec.kind is RoundKind.IMPRINT:
             new = (label for label in spec.classes if label not in base.classes)
             return {**base.marks, **dict.fromkeys(new, Mark.PROVISIONAL.value)}
-        return {label: mark for label, mark in base.marks.items() if label not in self._shown()}
+        told = {sample.label for sample in spec.samples if sample.split is Split.TRAINING}
+        untold = [label for label in spec.classes if label not in told]
+        kept = {label: base.marks[label] for label in untold if label in base.marks}
+        return {**dict.fromkeys(self._unseen(), Mark.NEVER_SEEN_HERE.value), **kept}
+
+    def _unseen(self) -> tuple[str, ...]:
+        """The classes that the base does not know and no label shows."""
+        told = {sample.label for sample in self._spec.samples}
+        return tuple(c for c in self._spec.classes if c not in self._base.classes and c not in told)
 
     def _shown(self) -> set[str]:
-        """The classes that the candidate was trained on; what the base's marks said of these is over."""
+        """The classes that the candidate was trained on, by people's labels or the teacher's."""
         return {self._spec.classes[number] for number in set(self._splits[Split.TRAINING].labels.tolist())}
 
     def _compare(self, base: Engine, candidate: Engine, cost: Cost) -> Comparison:
@@ -161,6 +170,7 @@ class Candidate:
             base_cost=self._base.cost,
             candidate_cost=cost,
             new_classes=tuple(label for label in classes if label not in self._base.classes),
+            unseen_classes=self._unseen(),
             absent=self._ask_about_absent(base, candidate),
         )
 
@@ -168,7 +178,7 @@ class Candidate:
         """What both know of the classes that the training samples do not show, as far as reference images tell."""
         classes, spec = self._spec.classes, self._spec
         shown = self._shown()
-        absent = [label for label in classes if label not in shown]
+        absent = [label for label in classes if label not in shown and label not in self._marks()]
         if not absent:
             return None
         images = load_reference(Path(spec.reference_path), classes, absent, self._preprocess)

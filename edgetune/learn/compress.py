@@ -21,7 +21,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
@@ -37,7 +36,7 @@ from edgetune.learn.network import Network, state_tensors
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.schedules import settle
 from edgetune.learn.search_state import SearchState
-from edgetune.learn.transfer import Teacher
+from edgetune.learn.transfer import Teacher, has_teacher, telling_logits
 from edgetune.learn.tuner import RETRAIN, TUNE, Ranking, Tuner, size_of
 from edgetune.types import Recipe
 from edgetune.wire import to_json
@@ -131,9 +130,8 @@ class _Search:
         self._material = material
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(recipe.threads)
-        asked: nn.Module | Teacher = (
-            teacher or arrange(copy.deepcopy(network).module, self._device, "contiguous").eval()
-        )
+        given = arrange(copy.deepcopy(network).module, self._device, "contiguous").eval()
+        asked = teacher or (given if recipe.transfer == "hinton" else telling_logits(given))
         self._tuner = Tuner(
             recipe,
             material.training,
@@ -142,7 +140,7 @@ class _Search:
             device=self._device,
             control=self._control,
             round_id=round_id,
-            teacher=asked if recipe.distillation > 0 else None,
+            teacher=asked if has_teacher(recipe) else None,
         )
         self._given = self._tuner.place(copy.deepcopy(network))
         self._whole = size_of(self._given, material.preprocess)

@@ -6,7 +6,8 @@ Shapes: N images, H height, W width; images stay uint8 [N, H, W, 3] until the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def load_samples(
 
     Args:
         buffer_path: edgetune.db.
-        samples: of the round; those of a class not in `classes` are ignored.
+        samples: of the round; those of a class not in `classes`, or without a label, are ignored.
         classes: the candidate's outputs, in order.
         preprocess: of the model.
         beat: called after every image.
@@ -88,29 +89,52 @@ def load_samples(
     index = {label: number for number, label in enumerate(classes)}
     bad: list[int] = []
     splits: dict[Split, LabelledImages] = {}
-    room = memory_max_bytes // (preprocess.height * preprocess.width * 3)
     for split in (Split.TRAINING, Split.VALIDATION, Split.HOLDOUT):
-        wanted = sorted((s for s in samples if s.split is split and s.label in index), key=lambda s: s.sample_id)
-        labels = {s.sample_id: index[s.label] for s in wanted}
-        good: list[int] = []
-        pixels = np.empty((min(room, len(wanted)), preprocess.height, preprocess.width, 3), dtype=np.uint8)
-        for sample_id, data in read_images(buffer_path, [s.sample_id for s in wanted]):
-            try:
-                image = to_input(decode(data), preprocess)
-            except ImageError:
-                bad.append(sample_id)
-                continue
-            if len(good) < len(pixels):
-                pixels[len(good)] = image
-            good.append(sample_id)
-            beat()
-        pixels = pixels[: len(good)]
-        room -= len(pixels)
-        ids = np.array(good, dtype=np.int64)
-        splits[split] = LabelledImages(
-            ids, np.array([labels[i] for i in good], np.int64), pixels, buffer_path, preprocess
-        )
+        labels = {s.sample_id: index[s.label] for s in samples if s.split is split and s.label in index}
+        splits[split], undecodable = _read(buffer_path, labels, preprocess, beat, memory_max_bytes)
+        memory_max_bytes -= splits[split].pixels.nbytes
+        bad += undecodable
     return splits, tuple(bad)
+
+
+def load_unlabelled(
+    buffer_path: Path,
+    samples: Sequence[FrozenSample],
+    preprocess: Preprocess,
+    *,
+    beat: Callable[[], None],
+    memory_taken_bytes: int = 0,
+) -> tuple[LabelledImages, tuple[int, ...]]:
+    """Read and decode those of a round's samples that have no label; see `load_samples`. Their labels are all 0."""
+    labels = {s.sample_id: 0 for s in samples if s.label is None}
+    images, bad = _read(buffer_path, labels, preprocess, beat, max(0, MEMORY_MAX_BYTES - memory_taken_bytes))
+    return images, tuple(bad)
+
+
+def _read(
+    buffer_path: Path,
+    labels: Mapping[int, int],
+    preprocess: Preprocess,
+    beat: Callable[[], None],
+    memory_max_bytes: int,
+) -> tuple[LabelledImages, list[int]]:
+    """The samples with these labels, in the order of their ids, and the ids of those that cannot be decoded."""
+    size = (preprocess.height, preprocess.width, 3)
+    good: list[int] = []
+    bad: list[int] = []
+    pixels = np.empty((min(memory_max_bytes // math.prod(size), len(labels)), *size), dtype=np.uint8)
+    for sample_id, data in read_images(buffer_path, sorted(labels)):
+        try:
+            image = to_input(decode(data), preprocess)
+        except ImageError:
+            bad.append(sample_id)
+            continue
+        if len(good) < len(pixels):
+            pixels[len(good)] = image
+        good.append(sample_id)
+        beat()
+    numbers = np.array([labels[i] for i in good], np.int64)
+    return LabelledImages(np.array(good, np.int64), numbers, pixels[: len(good)], buffer_path, preprocess), bad
 
 
 def _mix(*parts: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -183,6 +207,11 @@ def augment(images: Images, draws: npt.NDArray[np.uint64], how: str) -> Images:
         columns[is_mirrored] = columns[is_mirrored, ::-1]
     shifted: Images = images[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return shifted
+
+
+def draws_of(sample_ids: Integers, seed: int) -> npt.NDArray[np.uint64]:
+    """Hashes [B] that `augment` makes one change of each sample from, outside any epoch."""
+    return _mix(seed, sample_ids.astype(_U64))
 
 
 def step_seed(*parts: int) -> int:

@@ -15,23 +15,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from edgetune.errors import NoSamplesError, OneClassError, TeacherError
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
-from edgetune.learn.data import LabelledImages, load_samples
+from edgetune.learn.data import LabelledImages
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
-from edgetune.learn.layout import Layout, arrange, pin_torch
+from edgetune.learn.layout import Layout, pin_torch
 from edgetune.learn.measure import ask
 from edgetune.learn.network import (
     Network,
@@ -42,8 +38,10 @@ from edgetune.learn.network import (
 )
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.rehearsal import LOGITS_FILE, choose_replay, keep_replayed, make_rehearsal, new_classes
+from edgetune.learn.round_samples import gather
+from edgetune.learn.round_teacher import RoundTeacher
 from edgetune.learn.schedules import settle
-from edgetune.learn.teachers import OutsideTeacher, added_up, open_teacher
+from edgetune.learn.transfer import has_teacher
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
@@ -115,29 +113,40 @@ class _Round:
         if "search" in self._journal:
             self._is_pruned = "pruning" in self._journal
         self._device = pin_torch(recipe.threads, self._journal)
-        self._splits = self._load_samples()
-        self._teacher = self._open_teacher() if recipe.distillation > 0 else None
+        self._teacher = self._find_teacher() if has_teacher(recipe) else None
+        try:
+            self._prepare(is_begun=is_begun)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, *, is_begun: bool) -> None:
+        """What every start does once it is known who teaches."""
+        recipe, preprocess = self._recipe, self._source.preprocess
+        self._note_teacher()
+        if self._teacher is not None:  # it may bring classes that no sample shows
+            self._spec = replace(self._spec, classes=self._teacher.classes)
+        self._splits = self._gather()
         self._tuner = Tuner(
             recipe,
             self._splits[Split.TRAINING],
             self._splits[Split.VALIDATION],
-            preprocess=self._source.preprocess,
+            preprocess=preprocess,
             device=self._device,
-            control=control,
-            round_id=spec.round_id,
-            teacher=self._teacher,
+            control=self._control,
+            round_id=self._spec.round_id,
+            teacher=None if self._teacher is None else self._teacher.asked,
         )
-        self._note_teacher()
         self._tuner.by_labels = make_rehearsal(
-            round_dir,
-            spec,
+            self._dir,
+            self._spec,
             recipe,
             self._base,
             self._splits[Split.TRAINING],
             is_begun=is_begun,
             load=lambda: self._load(self._base),
             device=self._device,
-            beat=control.beat,
+            beat=self._control.beat,
         )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
@@ -157,27 +166,29 @@ class _Round:
     def _write_journal(self) -> None:
         write_atomic(self._dir / JOURNAL_FILE, json.dumps(self._journal, indent=1).encode())
 
-    def _load_samples(self) -> dict[Split, LabelledImages]:
+    def _gather(self) -> dict[Split, LabelledImages]:
+        """The round's samples, of old classes those that are replayed beside new ones."""
+        spec, base = self._spec, self._base
         if "replayed" not in self._journal:
             self._journal["replayed"] = choose_replay(
-                self._spec,
+                spec,
                 self._recipe,
-                self._base,
-                load=lambda: self._load(self._base),
+                base,
+                load=lambda: self._load(base),
                 device=self._device,
                 beat=self._control.beat,
             )
-        splits, bad = load_samples(
-            Path(self._spec.buffer_path),
-            keep_replayed(self._spec.samples, new_classes(self._spec, self._base), self._journal["replayed"]),
-            self._spec.classes,
-            self._source.preprocess,
-            beat=self._control.beat,
+        kept = keep_replayed(spec.samples, new_classes(spec, base), self._journal["replayed"])
+        return gather(
+            replace(spec, samples=kept),
+            base_classes=base.classes,
+            preprocess=self._source.preprocess,
+            teacher=self._teacher,
+            kept_in=self._dir,
+            digest=self._digest,
+            control=self._control,
+            journal=self._journal,
         )
-        self._journal["samples"] = {split.value: len(data) for split, data in splits.items()}
-        self._journal["undecodable_samples"] = list(bad)
-        check_samples(splits[Split.TRAINING], self._spec.classes, self._base.classes)
-        return splits
 
     def _load_network(self) -> Network:
         """The source version with its head widened; proven prunable when it is to be pruned."""
@@ -197,44 +208,28 @@ class _Round:
             self._write_journal()
         return network
 
+    def _find_teacher(self) -> RoundTeacher:
+        return RoundTeacher(
+            self._spec,
+            factory=self._factory,
+            load=self._load,
+            preprocess=self._source.preprocess,
+            device=self._device,
+            control=self._control,
+            journal=self._journal,
+        )
+
     def _load(self, manifest: Manifest) -> Network:
         return load_network(Path(self._spec.models_dir) / version_name(manifest.version), self._spec.builders)
 
-    def _ancestor(self) -> nn.Module:
-        """The factory model, which remembers what this site does not show."""
-        network = self._load(self._factory)
-        widen_head(network, self._factory.classes, self._spec.classes)
-        return arrange(network.module, self._device, "contiguous").eval()
-
-    def _open_teacher(self) -> nn.Module | OutsideTeacher:
-        """Whom the spec names; the same one all through the round."""
-        source, spec = self._spec.teacher, self._spec
-        self._asked_before = self._journal.get("teacher", {})
-        if source.kind == "ancestor":
-            return self._ancestor()
-        teacher = open_teacher(
-            source,
-            preprocess=self._source.preprocess,
-            classes=spec.classes,
-            answers_dir=Path(spec.answers_dir),
-            threads=self._recipe.threads,
-            control=self._control,
-            version=self._asked_before.get("version"),
-        )
-        if self._asked_before and teacher.record()["identity"] != self._asked_before["identity"]:
-            teacher.close()
-            raise TeacherError("the teacher is not the one that this round began with")
-        return teacher
-
     def _note_teacher(self) -> None:
-        """In the journal: who it is, and what asking it took, over all starts of the round."""
-        if isinstance(self._teacher, OutsideTeacher):
-            self._journal["teacher"] = added_up(self._asked_before, self._teacher.record())
+        if self._teacher is not None:
+            self._teacher.note()
             self._write_journal()
 
     def close(self) -> None:
         """End what runs beside the round."""
-        if isinstance(self._teacher, OutsideTeacher):
+        if self._teacher is not None:
             self._note_teacher()
             self._teacher.close()
 
@@ -315,7 +310,7 @@ class _Round:
             threads=spec.serving_threads,
             round_id=spec.round_id,
             control=self._control,
-            teacher=self._teacher if isinstance(self._teacher, OutsideTeacher) else None,
+            teacher=None if self._teacher is None else self._teacher.outside,
         )
         self._journal["search"] = {
             "base": asdict(outcome.base),
@@ -397,24 +392,4 @@ class _Round:
             level_achieved=1 - left[recipe.level_of],
             round_to=found["round_to"],
             level_of=recipe.level_of,
-        )
-
-
-def check_samples(training: LabelledImages, classes: Sequence[str], base_classes: Sequence[str]) -> None:
-    """
-    Refuse what no model can be learnt from.
-
-    Raises:
-        NoSamplesError: no training samples, or none of a class that is new.
-        OneClassError: all training samples are of one class.
-    """
-    present = {classes[number] for number in set(training.labels.tolist())}
-    if not present:
-        raise NoSamplesError("there is no labelled training sample", hint="label some: edgetune data label")
-    empty = [label for label in classes if label not in base_classes and label not in present]
-    if empty:
-        raise NoSamplesError(f"no training sample of the new class {', '.join(empty)}", hint="add samples of it")
-    if len(present) == 1:
-        raise OneClassError(
-            f"all {len(training)} training samples are of class {present.pop()!r}: there is nothing to tell apart"
         )

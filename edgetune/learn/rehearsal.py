@@ -60,7 +60,7 @@ def choose_replay(
         Their sample ids, evenly over the classes; None: all of them.
     """
     new, size = set(new_classes(spec, base)), base.preprocess
-    old = [s for s in spec.samples if s.split is Split.TRAINING and s.label not in new]
+    old = [s for s in spec.samples if s.split is Split.TRAINING and s.label is not None and s.label not in new]
     if not new or recipe.replay_max_bytes is None:
         return None
     capacity = recipe.replay_max_bytes // (size.height * size.width * 3)
@@ -74,7 +74,7 @@ def choose_replay(
         features = features_of(network, _normalised(data, Normaliser(size, device), beat))
         chosen = choose_samples(data.labels, capacity, features=features.cpu().numpy())
         return [int(i) for i in data.sample_ids[chosen]]
-    index = {label: number for number, label in enumerate(spec.classes)}
+    index: dict[str | None, int] = {label: number for number, label in enumerate(spec.classes)}
     labels = np.array([index[sample.label] for sample in old], dtype=np.int64)
     return [old[i].sample_id for i in choose_samples(labels, capacity, seed=seed).tolist()]
 
@@ -86,7 +86,9 @@ def keep_replayed(
     if replayed is None:
         return tuple(samples)
     kept = set(replayed)
-    return tuple(s for s in samples if s.split is not Split.TRAINING or s.label in new or s.sample_id in kept)
+    return tuple(
+        s for s in samples if s.split is not Split.TRAINING or s.label is None or s.label in new or s.sample_id in kept
+    )
 
 
 class Rehearsal:

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from edgetune.errors import ModelError, UsageError
 from edgetune.learn.data import Integers
+from edgetune.types import Recipe
 
 TRANSFERS = ("hinton", "label_free", "replay")
 # Of a position of a map over the batch: below it the position counts as silent, without a gradient that would explode.
@@ -171,6 +172,34 @@ def make_transfer(name: str, *, share: float, temperature: float) -> TransferLos
     if share <= 0:
         return None
     return Hinton(share=share, temperature=temperature) if name == "hinton" else Replay(share=share)
+
+
+def has_teacher(recipe: Recipe) -> bool:
+    """Whether a recipe asks anybody beside the labels."""
+    return recipe.distillation > 0 or recipe.transfer == "label_free"
+
+
+def telling_logits(module: nn.Module, classes: Sequence[int] | None = None) -> Teacher:
+    """
+    A network as a teacher that tells its logits and no features.
+
+    For a student that was cut out of it: channel by channel the features of the two are not those of the same filters.
+
+    Args:
+        module: in eval mode.
+        classes: the columns that it has a say in; None: all.
+    """
+
+    def ask(shown: Shown) -> Output:
+        with torch.no_grad():
+            logits = module(shown.images).float()
+        return Output(logits=logits if classes is None else logits[:, list(classes)], classes=_numbers(classes))
+
+    return ask
+
+
+def _numbers(classes: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if classes is None else tuple(classes)
 
 
 class StoredLogits:

@@ -23,7 +23,7 @@ from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, Criterion, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.depth import removed_exits, thin_out
-from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch
+from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
@@ -31,7 +31,7 @@ from edgetune.learn.memory import kept_by, pass_mib, step_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.learn.schedules import PAPER
-from edgetune.learn.transfer import Teacher
+from edgetune.learn.transfer import Shown, Teacher, telling_logits
 from edgetune.types import Preprocess, Recipe
 
 TUNE, RETRAIN = "tune", "retrain"
@@ -92,7 +92,9 @@ class Tuner:
     ) -> None:
         """`teacher` is asked when the recipe distils; `round_id` is part of every seed."""
         self._recipe, self._control, self._round_id = recipe, control, round_id
-        self._training, self._validation, self._preprocess = training, validation, preprocess
+        self._is_label_free = recipe.transfer == "label_free"
+        self._training = training = without_labels(training) if self._is_label_free else training
+        self._validation, self._preprocess = validation, preprocess
         self._device, self._teacher = device, teacher
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
@@ -140,6 +142,7 @@ class Tuner:
             milestones=() if paper is None else paper.milestones,
             decay=0.1 if paper is None else paper.decay,
             momentum=recipe.momentum,
+            nesterov=recipe.transfer == "label_free" and recipe.momentum > 0,  # as its paper trains
             weight_decay=recipe.weight_decay,
             augment=recipe.augment,
             checkpoint_steps=recipe.checkpoint_steps,
@@ -148,6 +151,7 @@ class Tuner:
             dtype=self.layout.dtype,
             distillation=recipe.distillation if self._teacher is not None else 0.0,
             temperature=recipe.temperature,
+            transfer=recipe.transfer,
         )
         return fine_tune(
             network,
@@ -327,7 +331,19 @@ class Tuner:
         picked = np.stack([np.resize(mine, rows) for mine in classes], axis=1).reshape(-1)  # repeats a small class
         for start in range(0, min(len(picked), count), self.scoring_batch):
             part = picked[start : start + self.scoring_batch]
-            yield self.normaliser(training.images(part)), self.normaliser.labels(training.labels[part])
+            images = self.normaliser(training.images(part))
+            if self._is_label_free and self._teacher is not None:
+                yield images, self._said(images, training.sample_ids[part])
+            else:
+                yield images, self.normaliser.labels(training.labels[part])
+
+    def _said(self, images: torch.Tensor, sample_ids: Integers) -> torch.Tensor:
+        """In the place of labels [B]: the class that the teacher finds likeliest."""
+        assert self._teacher is not None
+        ask = telling_logits(self._teacher) if isinstance(self._teacher, nn.Module) else self._teacher
+        said = ask(Shown(images=images, sample_ids=sample_ids, draws=np.zeros(len(sample_ids), np.uint64)))
+        likeliest = said.logits.argmax(dim=1)
+        return likeliest if said.classes is None else torch.tensor(said.classes, device=images.device)[likeliest]
 
 
 def size_of(network: Network, preprocess: Preprocess) -> Size:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +85,17 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
 
 
 def write_response(
-    request: InferRequest, version: int, logits: npt.NDArray[np.float32], marks: Mapping[str, str] | None = None
+    request: InferRequest,
+    version: int,
+    logits: npt.NDArray[np.float32],
+    marks: Mapping[str, str] | None = None,
+    rejected: Sequence[int] = (),
 ) -> tuple[bytes, dict[str, str]]:
     """
     Write the answer in the form that was asked for.
 
-    A class with a mark is a parameter of the output, "mark.CLASS": a parameter has to be a string, a number or a boolean.
+    A class with a mark is a parameter of the output, "mark.CLASS", and a row that nobody is sure of another, "rejected.ROW":
+    a parameter has to be a string, a number or a boolean.
 
     Returns:
         The body and its headers.
@@ -100,6 +105,7 @@ def write_response(
     """
     output: dict[str, Any] = {"name": OUTPUT_NAME, "datatype": "FP32", "shape": list(logits.shape)}
     parameters: dict[str, Any] = {f"mark.{label}": mark for label, mark in (marks or {}).items()}
+    parameters |= {f"rejected.{row}": True for row in rejected}
     answer = {"model_name": MODEL_NAME, "model_version": str(version), "outputs": [output]}
     if request.request_id is not None:
         answer["id"] = request.request_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,16 +29,22 @@ class ApiLimits:
     keep_alive_s: float = 75.0
 
 
+class Inferred(NamedTuple):
+    """What tensors were answered with."""
+
+    manifest: Manifest  # of the version that answered
+    logits: npt.NDArray[np.float32]  # [N, classes]
+    rejected: tuple[int, ...] = ()  # rows that neither it nor the factory model is sure of
+
+
 class Service(Protocol):
     """The daemon as the interface sees it. Every method may raise an `EdgetuneError`, which becomes its answer."""
 
     async def predict(self, image: bytes, *, top_k: int, record: bool = True) -> Answer:
         """Answer for one encoded image."""
 
-    async def infer(
-        self, model_version: int | None, images: npt.NDArray[np.uint8]
-    ) -> tuple[Manifest, npt.NDArray[np.float32]]:
-        """Run images uint8 [N, H, W, 3]; the manifest of the version that answered, its logits float32 [N, classes]."""
+    async def infer(self, model_version: int | None, images: npt.NDArray[np.uint8]) -> Inferred:
+        """Run images uint8 [N, H, W, 3]."""
 
     def manifest(self) -> Manifest | None:
         """The served version's, or None."""

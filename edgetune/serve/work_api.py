@@ -34,6 +34,8 @@ class WorkApi:
             {
                 "prediction_id": answer.prediction_id,
                 "model_version": answer.model_version,
+                "label": answer.label,
+                "rejected": answer.is_rejected,
                 "top": [
                     {"class": name, "probability": probability}
                     | ({"mark": answer.marks[name]} if name in answer.marks else {})
@@ -48,8 +50,10 @@ class WorkApi:
         version = self._version(request)
         async with self._intake.admit(request) as body:
             wanted = kserve.parse_request(body, request.headers.get(kserve.HEADER_LENGTH))
-            served, logits = await self._intake.in_time(self._service.infer(version, wanted.images))
-            content, headers = kserve.write_response(wanted, served.version, logits, served.marks)
+            answer = await self._intake.in_time(self._service.infer(version, wanted.images))
+            content, headers = kserve.write_response(
+                wanted, answer.manifest.version, answer.logits, answer.manifest.marks, answer.rejected
+            )
         return Response(content, headers=headers)
 
     async def label_prediction(self, request: Request) -> Response:

@@ -17,8 +17,7 @@ from edgetune.store.buffer import Buffer
 from edgetune.store.database import explained, scalar
 
 _FARTHEST = 60_000.0  # what 16 bits hold; a logit so far below the best one has no probability
-# Written like the condition of the index `samples_unlabelled`, so that it is used.
-_UNLABELLED = "label IS NULL AND pinned_by IS NULL"
+_UNLABELLED = "label IS NULL"  # as in the condition of the index `samples_nameless`
 _JUDGED = "split <> 'training' AND label IN (SELECT name FROM classes WHERE status = 'accepted')"  # by people, always
 
 

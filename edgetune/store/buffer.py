@@ -319,6 +319,7 @@ class Buffer:
             quarantined=counters.get("quarantined", 0),
             new_labelled=new,
             classes=classes,
+            new_unlabelled=tally.shelves.get((None, Split.TRAINING), Count()).new,
         )
 
     def count_quarantined(self, files: int = 1) -> None:
@@ -329,7 +330,12 @@ class Buffer:
     # ---------------------------------------------------------------------------------------------------- rounds
 
     def freeze(
-        self, round_id: int, *, classes: Sequence[str] | None = None, training_max: int | None = None
+        self,
+        round_id: int,
+        *,
+        classes: Sequence[str] | None = None,
+        training_max: int | None = None,
+        unlabelled_max: int | None = 0,
     ) -> tuple[FrozenSample, ...]:
         """
         Choose a round's samples and hold them until `release`; asked again, a round's choice is made anew.
@@ -338,9 +344,10 @@ class Buffer:
             round_id: the round that holds them.
             classes: only these, of the accepted ones; None: all accepted ones.
             training_max: at most so many training samples, the newest, as evenly over the classes as there are.
+            unlabelled_max: at most so many training samples without a label, the newest; None: all.
 
         Returns:
-            Labelled samples of all three splits, in the order of their ids.
+            Labelled samples of all three splits and unlabelled ones for training, in the order of their ids.
 
         Raises:
             ConflictError: another round holds samples.
@@ -353,6 +360,8 @@ class Buffer:
             accepted = [name for name, status in self._contents.statuses().items() if status == "accepted"]
             wanted = json.dumps([name for name in accepted if classes is None or name in classes])
             rows = self.database.execute(_CHOOSE, {"classes": wanted, "training_max": training_max}).fetchall()
+            limit = -1 if unlabelled_max is None else unlabelled_max
+            rows = sorted(rows + self.database.execute(_CHOOSE_UNLABELLED, (limit,)).fetchall())
             ids = json.dumps([row[0] for row in rows])
             self.database.execute(
                 "UPDATE samples SET pinned_by = ? WHERE id IN (SELECT value FROM json_each(?))", (round_id, ids)
@@ -385,6 +394,9 @@ class Buffer:
                     "UPDATE samples SET is_new = 0 WHERE is_new = 1 AND label_id <= ?"
                     " AND label IN (SELECT value FROM json_each(?))",
                     tuple(row),
+                )
+                self.database.execute(
+                    "UPDATE samples SET is_new = 0 WHERE is_new = 1 AND label IS NULL AND pinned_by = ?", (round_id,)
                 )
             self._unpin(round_id)
             self._contents.forget()
@@ -469,6 +481,9 @@ _CHOOSE = """
     WHERE split <> 'training' OR :training_max IS NULL OR place <= :training_max
     ORDER BY id
 """
+_CHOOSE_UNLABELLED = (
+    "SELECT id, digest, label, split FROM samples WHERE label IS NULL AND split = 'training' ORDER BY id DESC LIMIT ?"
+)
 
 
 def _wishes(

@@ -177,7 +177,7 @@ class Contents:
         now_s = self._clock.wall_s()
         sample_id = self.database.execute(
             "INSERT INTO samples (digest, split, group_name, width, height, image_bytes, image_crc32, origin,"
-            " taken_at_s, added_at_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " taken_at_s, added_at_s, is_new) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
             (
                 sample.digest,
                 split.value,
@@ -192,7 +192,7 @@ class Contents:
             ),
         ).lastrowid
         self.database.execute("INSERT INTO images VALUES (?, ?)", (sample_id, sample.image))
-        self.tally().put(None, split, image_bytes=len(sample.image), is_new=False)
+        self.tally().put(None, split, image_bytes=len(sample.image), is_new=True)
         if sample.label is not None:
             row = self.row("id", int(sample_id or 0))
             assert row is not None

@@ -169,6 +169,12 @@ def m004_answers(db: Database) -> None:
     )
 
 
+@migrations()
+def m005_nameless(db: Database) -> None:
+    """Unlabelled samples in order, those too that a round holds; `is_new` of one says that no round has used it."""
+    db.executescript("CREATE INDEX samples_nameless ON samples (id) WHERE label IS NULL;")
+
+
 def migrate(db: Database) -> None:
     """
     Bring a database to this program's schema.

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from edgetune.store.buffer import Buffer
 from edgetune.store.database import explained, scalar
 
-# Written like the condition of the index `samples_unlabelled`, so that it is used; what is unlabelled is never pinned.
-_UNLABELLED = "label IS NULL AND pinned_by IS NULL AND split = 'training'"
+_UNLABELLED = "label IS NULL AND split = 'training'"  # the index `samples_by_class` has them in order
 _BY_PEOPLE = "split = 'training' AND (SELECT source FROM labels WHERE labels.id = label_id) <> 'factory'"
 
 

@@ -38,7 +38,7 @@ class Count:
     """What one shelf holds."""
 
     samples: int = 0
-    new: int = 0  # labelled since the last finished round
+    new: int = 0  # labelled since the last finished round; of unlabelled ones: not used by any
     pinned: int = 0
     image_bytes: int = 0
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from edgetune.teach.answers import Answers
 from edgetune.teach.protocol import ModelForm, read_answer, write_request
 from edgetune.types import Preprocess
 
+_NAME_CHARACTERS_MAX = 200
 _SHARED_MIN = 2  # of one class alone there is nothing to tell apart
 
 
@@ -86,6 +87,49 @@ def shared_classes(form: ModelForm, classes: Sequence[str], mapping: Mapping[str
     return Shared(ours=tuple(mine for mine, _ in found), theirs=tuple(theirs for _, theirs in found))
 
 
+def unseen_classes(
+    form: ModelForm,
+    classes: Sequence[str],
+    mapping: Mapping[str, str | int],
+    *,
+    wanted: Sequence[str] | Literal["all"],
+    refused: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """
+    The classes that are to come from the teacher alone, in the order in which they are named.
+
+    Args:
+        form: of the teacher.
+        classes: ours: these do not come from it alone.
+        mapping: ours -> the teacher's output, as for `shared_classes`.
+        wanted: our names of them; "all": those in the mapping, then those that the teacher names itself.
+        refused: not these.
+
+    Raises:
+        TeacherError: the teacher does not know one that is wanted.
+    """
+    outputs = {value if isinstance(value, int) else form.classes.index(value) for value in _known(form, mapping)}
+    own = [name for number, name in enumerate(form.classes) if number not in outputs]
+    offered = [*mapping, *(name for name in own if name not in mapping)]
+    if wanted != "all" and (unknown := [name for name in wanted if name not in offered]):
+        raise TeacherError(
+            f"training.unseen_classes: the teacher does not know {', '.join(unknown)}",
+            hint="say which of its outputs they are: training.teacher_classes",
+        )
+    found = tuple(n for n in (offered if wanted == "all" else wanted) if n not in classes and n not in refused)
+    if odd := [n for n in found if not n.isprintable() or n != n.strip() or not 0 < len(n) <= _NAME_CHARACTERS_MAX]:
+        raise TeacherError(
+            f"the teacher calls a class {odd[0][:50]!r}, which cannot be a class here",
+            hint="name those that are wanted: training.unseen_classes, with training.teacher_classes",
+        )
+    return found
+
+
+def _known(form: ModelForm, mapping: Mapping[str, str | int]) -> list[str | int]:
+    """The outputs that the mapping names and the teacher has."""
+    return [value for value in mapping.values() if isinstance(value, int) or value in form.classes]
+
+
 class Asked:
     """A teacher as a function of images."""
 
@@ -139,6 +183,10 @@ class Asked:
         Raises:
             TeacherError: it gives no answer, or one that cannot be learnt from.
         """
+        return self.whole(images)[:, self.shared.theirs]
+
+    def whole(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The same over all of its outputs, in its order: logits float32 [B, T]."""
         keys = [self._key(image) for image in images]
         known = {key: logits for key in keys if (logits := self._answers.get(key)) is not None}
         places = {key: place for place, key in enumerate(keys) if key not in known}
@@ -147,7 +195,7 @@ class Asked:
             for key, logits in zip(places, asked, strict=True):
                 self._answers.put(key, logits)
                 known[key] = logits
-        return np.stack([known[key] for key in keys])[:, self.shared.theirs]
+        return np.stack([known[key] for key in keys])
 
     def close(self) -> None:
         """End the model and close its answers."""

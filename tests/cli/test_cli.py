@@ -236,6 +236,8 @@ def test_predict_tells_each_file_and_goes_on_after_a_bad_one(run: Any, daemon: A
     assert ran.out == f"{good}: cat 93.1%, gull 5.0% (provisional)  (version 7, 2.0 ms, id p1)\n"
     assert ran.err == f"{bad}: not an image\n"
     assert daemon.asked[-1][1] == "/v1/predict?top_k=1&record=false"
+    answer |= {"label": None, "rejected": True}
+    assert f"{good}: rejected, nobody is sure: cat 93.1%" in run("predict", good).out
 
 
 def test_events_reads_all_pages_and_shows_the_last(run: Any, daemon: Any) -> None:

@@ -31,6 +31,14 @@ def said(**changes: Any) -> str:
     return as_text(describe(status))
 
 
+def test_status_says_what_became_of_unlabelled_images() -> None:
+    """How many were learnt from and why the others were not; nothing where there were none."""
+    text = said(last_round={"unlabelled": {"used": 1200, "unsure": 1040, "inconsistent": 7, "by_class": {}}})
+    assert "it learnt from 1,200 unlabelled images by the teacher's word and left 1,047 out" in text
+    assert "of 1,040 the teacher was not sure, of 7 not twice" in text
+    assert "unlabelled images by" not in said(last_round={})
+
+
 def test_status_says_what_was_sent_to_a_teacher_and_what_left_the_device() -> None:
     """A file's images stay; a server's are metered, with its address; the warning stands as long as it is switched on."""
     asked = {"images_asked": 1, "images_kept": 1200, "sent_bytes": 3 * 2**20, "received_bytes": 2048, "server": ""}

@@ -485,3 +485,23 @@ def test_reference_images_stay_with_the_factory_model_they_came_with(run: Any, g
     assert versions == ["v000001"], "a refused import leaves nothing"
     assert run(*take)[0] == 0
     assert not (tmp_path / "state" / "reference.npz").exists()
+
+
+def test_another_teacher_and_no_label_compress_too(run: Any, given: Path, tmp_path: Path) -> None:
+    """A file that knows the colours; a search that it began does not go on with another."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "teach"))
+    from teacher_models import colour_model
+
+    teacher = colour_model(tmp_path / "teacher.onnx")
+    names = [word for number, name in enumerate(COLOURS) for word in ("--teacher-class", f"{name}={number}")]
+    order = ["prune", *model_words(given), "--data", given / "split", "--out", tmp_path / "small", "--smaller", "1.5x",
+             "--keep-accuracy", "20pp", *QUICK, "--transfer", "label_free", "--work", tmp_path / "work", "--json"]  # fmt: skip
+    code, out, err = run(*order, "--teacher", teacher, *names)
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["final"]["test_accuracy"] > 0.8
+    assert answer["teacher"]["images_asked"] > 0
+    assert "its teacher was asked about" in words(answer)
+    order[order.index(tmp_path / "small")] = tmp_path / "other"
+    code, out, err = run(*order)
+    assert (code, "begun with another teacher" in err) == (errors.EXIT_USAGE, True), err

@@ -13,6 +13,7 @@ from edgetune import config as configuration
 from edgetune.config import Config, parse
 from edgetune.errors import EXIT_CONFIG, ConfigError
 from edgetune.types import GatePolicy, Limits, Recipe, TeacherSource
+from edgetune.wire import from_json, to_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +156,21 @@ def test_unknown_and_duplicate_keys_are_named_with_their_line(text: str, expecte
         ("training: {temperature: 0}", "training.temperature: must be greater than 0"),
         ("training: {temperature: 101}", "training.temperature: must be less than or equal to 100"),
         ("training: {temperature: 75C}", "training.temperature: expected a number"),
+        ("training: {transfer: labelfree}", "training.transfer: expected 'hinton', 'replay' or 'label_free'"),
+        ("training: {transfer: label_free, distillation: 0.5}", "label_free is all the teacher's"),
+        ("training: {transfer: label_free, distillation: 0}", "label_free is all the teacher's"),
+        ("training: {transfer: replay, distillation: 0}", "transfer: replay needs a share of the loss for the teacher"),
+        ("training: {transfer: replay, absent_classes: may_forget}", "may_forget gives it none; set distillation"),
+        ("training: {unlabelled: use, distillation: 0}", "unlabelled: use needs a share of the loss for the teacher"),
+        ("training: {unlabelled_confidence_min: 1}", "training.unlabelled_confidence_min: must be less than 1"),
+        ("training: {unseen_classes: all}", "unseen_classes needs a teacher that knows more than the factory model"),
+        ("training: {unseen_classes: [heron]}", "unseen_classes needs a teacher that knows more"),
+        ("training: {unseen_classes: some}", "training.unseen_classes"),
+        ("training: {unseen_classes: [1]}", "training.unseen_classes"),
+        (
+            "training: {unseen_classes: all, teacher: file, teacher_file: /t.onnx, distillation: 0}",
+            "unseen_classes needs a share of the loss",
+        ),
         ("training: {teacher: cloud}", "training.teacher: expected 'ancestor', 'file' or 'server'"),
         ("training: {teacher: file}", "teacher: file needs teacher_file"),
         ("training: {teacher: server}", "teacher: server needs teacher_server"),
@@ -270,7 +286,9 @@ training:
     )  # fmt: skip
     assert configuration.recipe(config).distillation == 0.5
     assert configuration.recipe(parse("training: {absent_classes: may_forget}")).distillation == 0
-    assert "cloud.example:8443" in configuration.privacy_note(config)
+    assert "training images, unlabelled ones too, to cloud.example:8443" in configuration.privacy_note(config)
+    ignoring = parse(text + "  unlabelled: ignore\n")
+    assert "send training images to cloud.example:8443" in configuration.privacy_note(ignoring)
     assert configuration.privacy_note(parse("training: {teacher: file, teacher_file: /t.onnx}")) == ""
 
 
@@ -279,3 +297,19 @@ def test_paths_follow_from_the_state_directory() -> None:
     assert parse("paths: {state_dir: /data/e}").paths.inbox == Path("/data/e/inbox")
     assert parse("paths: {inbox_dir: /srv/in}").paths.inbox == Path("/srv/in")
     assert configuration.split_address("[::1]:80") == ("::1", 80)
+
+
+def test_a_teacher_names_unlabelled_images_unless_it_is_the_factory_model() -> None:
+    """That one does so where it is asked to, and none does without a share of the loss."""
+    file = "teacher: file, teacher_file: /t.onnx"
+    assert not Config().training.uses_unlabelled
+    assert parse("training: {unlabelled: use}").training.uses_unlabelled
+    assert parse(f"training: {{{file}}}").training.uses_unlabelled
+    assert not parse(f"training: {{{file}, unlabelled: ignore}}").training.uses_unlabelled
+    assert not parse(f"training: {{{file}, distillation: 0}}").training.uses_unlabelled
+    for written, wanted in (("none", ()), ("all", "all"), ("[heron, all]", ("heron", "all"))):
+        config = parse(f"training: {{{file}, unseen_classes: {written}}}")
+        assert configuration.teacher(config).unseen_classes == wanted
+        assert from_json(TeacherSource, to_json(configuration.teacher(config))).unseen_classes == wanted
+    recipe = configuration.recipe(parse("training: {transfer: label_free, absent_classes: may_forget}"))
+    assert (recipe.transfer, recipe.distillation) == ("label_free", 1.0)

@@ -35,6 +35,26 @@ def ask(
     return consider(of, POLICY, served, since_last_s=since, manual=manual)
 
 
+def test_unlabelled_images_want_a_round_only_where_a_teacher_can_name_them() -> None:
+    """Enough of them, with a policy that counts them; then no label is needed for training, but for the hold-out."""
+    nameless = replace(stats(cat=("accepted", 0), dog=("accepted", 0)), unlabelled=1500, new_unlabelled=1200)
+    taught = replace(POLICY, new_unlabelled=1000, learns_unlabelled=True)
+    assert not ask(nameless).is_wanted
+    want = consider(nameless, taught, SERVED, since_last_s=1e5)
+    assert want.is_wanted
+    assert "1200 of 1000 new unlabelled images" in want.reason
+    few = consider(replace(nameless, new_unlabelled=999), taught, SERVED, since_last_s=1e5)
+    assert not few.is_wanted
+    assert "or 999 of 1000 new unlabelled images" in few.missing
+    kept = replace(taught, new_unlabelled=None)  # the factory model's word, if it is asked for, makes no round worth it
+    assert not consider(nameless, kept, SERVED, since_last_s=1e5).is_wanted
+    by_hand = ManualRequest()
+    assert consider(nameless, kept, SERVED, since_last_s=1e5, manual=by_hand).is_wanted
+    assert not ask(nameless, manual=by_hand).is_wanted
+    without_holdout = replace(nameless, classes=tuple(replace(c, holdout=10) for c in nameless.classes))
+    assert any("20 of 50 hold-out" in m for m in consider(without_holdout, taught, SERVED, since_last_s=1e5).missing)
+
+
 def test_what_is_missing_is_counted() -> None:
     """37 of 200 new samples."""
     want = ask(stats(new=37))

@@ -17,7 +17,7 @@ from edgetune.errors import ConflictError, ImageError, NotFoundError
 from edgetune.serve.api import build_app
 from edgetune.serve.engine import Engine, Served, rank
 from edgetune.serve.server import SocketServer
-from edgetune.serve.service import ApiLimits
+from edgetune.serve.service import ApiLimits, Inferred
 from edgetune.types import Answer, Cost, Manifest, Preprocess
 from edgetune.wire import to_json
 
@@ -76,6 +76,7 @@ class FakeService:
         self.log: list[dict[str, Any]] = []
         self.hold = asyncio.Event()  # predictions wait for it when `is_held`
         self.is_held = False
+        self.rejected: tuple[int, ...] = ()  # rows that nobody is sure of
 
     async def predict(self, image: bytes, *, top_k: int, record: bool = True) -> Answer:
         self.calls.append(("predict", (len(image), top_k, record)))
@@ -94,14 +95,15 @@ class FakeService:
                 top=rank(logits, engine.classes, top_k),
                 latency_ms=1.0,
                 marks=engine.manifest.marks,
+                is_rejected=bool(self.rejected),
             )
 
-    async def infer(self, model_version: int | None, images: Any) -> tuple[Manifest, Any]:
-        def work() -> tuple[Manifest, Any]:
+    async def infer(self, model_version: int | None, images: Any) -> Inferred:
+        def work() -> Inferred:
             with self.served.use() as engine:
                 if model_version not in {None, engine.version}:
                     raise NotFoundError(f"version {model_version} is not served")
-                return engine.manifest, engine.predict(images)
+                return Inferred(engine.manifest, engine.predict(images), self.rejected)
 
         return await asyncio.to_thread(work)
 

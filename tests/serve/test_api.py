@@ -84,6 +84,21 @@ def test_an_answer_says_which_of_its_classes_has_a_mark(tmp_path: Path) -> None:
             assert "mark.cat" not in output["parameters"]
 
 
+def test_what_nobody_is_sure_of_has_no_label(running: Running) -> None:
+    """In both dialects it is said by name; the guesses are told all the same. Else the best class is the label."""
+    client = Client(running.path)
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [2, 8, 8, 3], "data": [0] * 384}
+    answer = client.post("/v1/predict", IMAGE, top_k=2)
+    assert (answer["label"], answer["rejected"]) == (answer["top"][0]["class"], False)
+    assert "parameters" not in client.post("/v2/models/edgetune/infer", {"inputs": [tensor]})["outputs"][0]
+    running.service.rejected = (1,)
+    answer = client.post("/v1/predict", IMAGE, top_k=2)
+    assert (answer["label"], answer["rejected"], len(answer["top"])) == (None, True, 2)
+    output = client.post("/v2/models/edgetune/infer", {"inputs": [tensor]})["outputs"][0]
+    assert output["parameters"] == {"rejected.1": True}
+    assert len(output["data"]) == 2 * len(CLASSES)
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body", "status", "code"),
     [

@@ -10,6 +10,7 @@ import pytest
 from store_samples import make_buffer, sample, settings
 
 from edgetune.errors import BufferCorruptError, ConflictError, NotFoundError, QuotaError, StoreError, UsageError
+from edgetune.store import answers, questions
 from edgetune.store.buffer import Buffer, assign_split, check_label, read_images
 from edgetune.store.copying import folder_name
 from edgetune.store.migrations import migrations
@@ -455,3 +456,39 @@ def test_adding_does_not_scan_the_samples(buffer: Buffer) -> None:
             plans |= {row[3] for row in plan}
     assert plans
     assert not [plan for plan in plans if plan.startswith("SCAN") and "USING" not in plan]
+
+
+def test_unlabelled_samples_are_frozen_when_they_are_wanted_and_new_until_a_round_used_them(buffer: Buffer) -> None:
+    """For training alone, the newest; asked about and labelled all the while; a refused start leaves them new."""
+    training, validation = groups_in(Split.TRAINING, 6), groups_in(Split.VALIDATION, 1)
+    buffer.add([sample(0, "cat", group=training[0])])
+    buffer.add([sample(n, group=group) for n, group in enumerate([*training[1:], *validation], start=1)])
+    assert buffer.stats().new_unlabelled == 5
+    assert [s.label for s in buffer.freeze(1)] == ["cat"]
+    buffer.release(1, consumed=True)
+    assert buffer.stats().new_unlabelled == 5
+    frozen = buffer.freeze(2, unlabelled_max=3)
+    assert [s.label for s in frozen] == ["cat", None, None, None]
+    assert [s.sample_id for s in frozen][1:] == [4, 5, 6]
+    assert {s.split for s in frozen[1:]} == {Split.TRAINING}
+    assert len(questions.after(buffer, 0, is_labelled=False, newest=100, limit=100)) == 5
+    assert len(answers.unanswered(buffer, 1, is_labelled=False, newest=100, limit=100)) == 6
+    buffer.label(6, "dog", LabelSource.API)
+    buffer.release(2, consumed=True)
+    assert buffer.stats().new_unlabelled == 2
+    assert buffer.stats().new_labelled == 1, "its label came after the round had begun"
+    assert len(buffer.freeze(3, unlabelled_max=None)) == 6
+    buffer.release(3, consumed=False)
+    assert buffer.stats().new_unlabelled == 2
+    assert buffer.check() == []
+    buffer.close()
+    buffer.open()
+    assert buffer.stats().new_unlabelled == 2
+
+
+def test_a_quota_evicts_new_unlabelled_samples_by_their_number(buffer: Buffer) -> None:
+    """What is counted is what is there."""
+    buffer.add([sample(n, group=group) for n, group in enumerate(groups_in(Split.TRAINING, 8))])
+    buffer.configure(**settings(quota_bytes=500))
+    assert (buffer.stats().unlabelled, buffer.stats().new_unlabelled) == (5, 5)
+    assert buffer.check() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from edgetune.errors import TeacherError
 from edgetune.serve import kserve
-from edgetune.teach.asking import shared_classes
+from edgetune.teach.asking import shared_classes, unseen_classes
 from edgetune.teach.protocol import ModelForm, read_answer, read_form, write_request
 
 FORM = ModelForm(
@@ -142,3 +143,34 @@ def test_classes_that_do_not_fit_are_named(classes: tuple[str, ...], mapping: di
     """A teacher of other things, and mistakes in the mapping."""
     with pytest.raises(TeacherError, match=said):
         shared_classes(FORM, classes, mapping)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ((), ()),
+        (("green",), ("green",)),
+        (("leaf", "red"), ("leaf",)),
+        ("all", ("leaf", "blue")),
+    ],
+)
+def test_what_is_to_come_from_the_teacher_alone_is_what_it_knows_and_we_do_not(
+    wanted: Any, expected: tuple[str, ...]
+) -> None:
+    """By our name where the mapping has one, by its own else; never one of ours, nor one that is refused."""
+    mapping: dict[str, str | int] = {"leaf": "green"} if "leaf" in expected else {}
+    assert unseen_classes(FORM, ("red",), mapping, wanted=wanted) == expected
+    assert unseen_classes(FORM, ("red",), mapping, wanted=wanted, refused=("leaf",)) == tuple(
+        name for name in expected if name != "leaf"
+    )
+
+
+def test_a_class_that_the_teacher_does_not_know_or_cannot_call_so_is_named() -> None:
+    """With the key that mends it."""
+    with pytest.raises(TeacherError, match="does not know violet") as caught:
+        unseen_classes(FORM, ("red",), {}, wanted=("green", "violet"))
+    assert "teacher_classes" in caught.value.hint
+    odd = replace(FORM, classes=("red", "green", "\x1b[2J"))
+    with pytest.raises(TeacherError, match="cannot be a class here"):
+        unseen_classes(odd, ("red",), {}, wanted="all")
+    assert unseen_classes(odd, ("red",), {}, wanted=("green",)) == ("green",)

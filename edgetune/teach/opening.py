@@ -1,0 +1,112 @@
+"""From what the configuration says of a teacher to a model that answers, and what it says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgetune.errors import TeacherError
+from edgetune.store.durable import sha256_file
+from edgetune.teach.file import FileModel
+from edgetune.teach.protocol import ModelForm, read_form
+from edgetune.teach.server import ServerModel
+from edgetune.types import Manifest, Preprocess, TeacherSource
+from edgetune.wire import from_json
+
+_MANIFEST_FILE, _MODEL_FILE = "manifest.json", "model.onnx"  # of a version's directory
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A teacher that has told what it is; close its model."""
+
+    model: FileModel | ServerModel
+    form: ModelForm
+    identity: str  # of a file its SHA-256, of a server its address
+
+
+def open_model(
+    source: TeacherSource,
+    *,
+    preprocess: Preprocess,
+    threads: int,
+    alive: Callable[[], None] = lambda: None,
+    beat: Callable[[], None] = lambda: None,
+    version: str | None = None,
+) -> Opened:
+    """
+    Start or reach it and let it describe itself; no image is asked about.
+
+    Args:
+        source: of kind "file" or "server".
+        preprocess: the student's.
+        threads: of a file's model.
+        alive: called while an answer is waited for.
+        beat: called between the tries of a server.
+        version: of the server's model that is wanted; None: the newest.
+
+    Raises:
+        TeacherError: it cannot be used.
+    """
+    with contextlib.ExitStack() as on_failure:
+        model, named, identity = _model(source, threads, alive, beat)
+        on_failure.callback(model.close)
+        size = (preprocess.height, preprocess.width)
+        form = read_form(model.describe(), size=source.size, otherwise=size)
+        if isinstance(model, ServerModel):
+            form = replace(form, version=version or form.version)
+            model.pin(form.version)
+        if named:
+            form = replace(form, classes=_checked(named, form.outputs))
+        on_failure.pop_all()
+    return Opened(model, form, identity)
+
+
+def _model(
+    source: TeacherSource, threads: int, alive: Callable[[], None], beat: Callable[[], None]
+) -> tuple[FileModel | ServerModel, tuple[str, ...], str]:
+    """The model, the names of its classes where a manifest tells them, and what it is known by."""
+    if source.kind == "file":
+        path, names = _model_file(Path(source.file))
+        model = FileModel(
+            path,
+            threads=threads,
+            memory_max_mib=source.memory_max_mib,
+            timeout_s=source.timeout_s,
+            alive=alive,
+        )
+        return model, names, sha256_file(path)
+    try:
+        server = ServerModel(
+            source.server,
+            ca_file=Path(source.ca_file) if source.ca_file else None,
+            timeout_s=source.timeout_s,
+            alive=alive,
+            beat=beat,
+        )
+    except ValueError as error:
+        raise TeacherError(f"training.teacher_server: {error}") from error
+    return server, (), source.server
+
+
+def _model_file(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The ONNX file, and the classes that the manifest beside it names if `path` is a version's directory."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise TeacherError(f"training.teacher_file: there is no file {path}")
+        return path, ()
+    try:
+        manifest = from_json(Manifest, (path / _MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"training.teacher_file: {path} is no version of edgetune: {error}") from error
+    if not (path / _MODEL_FILE).is_file():
+        raise TeacherError(f"training.teacher_file: {path / _MODEL_FILE} is missing")
+    return path / _MODEL_FILE, manifest.classes
+
+
+def _checked(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:
+    if len(names) != outputs:
+        raise TeacherError(f"the teacher has {outputs} outputs and its manifest names {len(names)} classes")
+    return names
