@@ -46,8 +46,6 @@ from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
-    Manifest,
-    Mark,
     Measurement,
     Preprocess,
     Quantity,
@@ -370,7 +368,6 @@ class Daemon:
                 classes=tuple(label for label in manifest.classes if label not in manifest.marks),
                 tuned_classes=tuple(self.returning.shown),
                 absent_classes=self.returning.absent,
-                provisional_classes=provisional_classes(manifest),
                 is_target_met=achieved >= self.config.pruning.level - _LEVEL_TOLERANCE,
             )
         return trigger.consider(
@@ -470,11 +467,6 @@ class Daemon:
         watchdog_s = self.notifier.watchdog_interval_s()
         interval_s: float = self.config.budgets.interval
         return interval_s if watchdog_s is None else min(interval_s, watchdog_s / 2)
-
-
-def provisional_classes(manifest: Manifest) -> frozenset[str]:
-    """The classes of a version that were imprinted and that no round has learnt."""
-    return frozenset(label for label, mark in manifest.marks.items() if mark == Mark.PROVISIONAL.value)
 
 
 def unmeasured(measurement: Measurement | None) -> str:

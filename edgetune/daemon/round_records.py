@@ -197,8 +197,6 @@ class RoundRecords:
         journal = self._journal(spec)
         summary = {**self._summary(spec.candidate_version), **_asked(spec, journal)}
         unlabelled = journal.get("unlabelled", {})
-        # What the teacher has named was shown too.
-        shown = _training_counts(spec) + Counter(unlabelled.get("by_class", {}))
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -214,7 +212,7 @@ class RoundRecords:
                 is_energy_estimated=is_energy_estimated,
                 decision=decision,
                 summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
-                shown=shown,
+                shown=self._shown_in(spec, unlabelled),
             )
             if spec.kind is not RoundKind.IMPRINT:
                 self._history.set_state("last_round_ended_s", ended_service_s)
@@ -232,11 +230,9 @@ class RoundRecords:
         return self._models.sweep(keep=keep, protect=protect)
 
     def _begin(self, spec: RoundSpec) -> None:
-        shown: Mapping[str, int] = _training_counts(spec)
         with transaction(self._buffer.database, "round.begin"):
             if spec.kind is RoundKind.IMPRINT:
                 base = self._models.manifest(spec.base_version)
-                shown = self.shown(base)  # its weights are the base's
                 new = {
                     e.label: e.training for e in self._buffer.classes() if e.label in spec.classes[len(base.classes) :]
                 }
@@ -249,10 +245,16 @@ class RoundRecords:
                 samples=sum(sample.label is not None for sample in spec.samples),
                 unlabelled=sum(sample.label is None for sample in spec.samples),
                 classes=len(spec.classes),
-                shown=shown,
+                shown=self._shown_in(spec, {}),
                 candidate_version=spec.candidate_version,
                 base_version=spec.base_version,
             )
+
+    def _shown_in(self, spec: RoundSpec, unlabelled: Mapping[str, Any]) -> Mapping[str, int]:
+        """How many samples of each class the candidate's weights have been shown, those that the teacher has named too."""
+        if spec.kind is RoundKind.IMPRINT:  # they are the base's
+            return self.shown(self._models.manifest(spec.base_version))
+        return _training_counts(spec) + Counter(unlabelled.get("by_class", {}))
 
     def _on_disk(self) -> list[int]:
         if not self._dir.is_dir():

@@ -31,7 +31,6 @@ class ServedSummary:
     classes: tuple[str, ...]  # but those that carry a mark: their first samples are those of a new class
     tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
     absent_classes: frozenset[str] = frozenset()  # it has outputs for them, and its round did not show them
-    provisional_classes: frozenset[str] = frozenset()  # it has outputs for them, imprinted and not learnt
     is_target_met: bool  # it was pruned to the level that the configuration asks for
 
 
@@ -126,7 +125,7 @@ def consider(
 def _cause(
     stats: BufferStats, policy: TriggerPolicy, served: ServedSummary, since_last_s: float | None
 ) -> tuple[str | None, list[str]]:
-    known = set(served.classes) - served.provisional_classes
+    known = set(served.classes)
     for entry in _accepted(stats.classes):
         if entry.label not in known and entry.training >= policy.new_class_samples:
             return f"class {entry.label!r} is new, with {entry.training} training samples", []

@@ -76,17 +76,6 @@ def test_a_class_to_imprint_is_wanted_at_once() -> None:
     assert not consider(stats(0, **OWL), strict, SERVED, since_last_s=None, to_imprint=["owl"]).is_wanted
 
 
-def test_a_provisional_class_is_new_until_a_round_has_learnt_it() -> None:
-    """It has an output and is still a reason for a round."""
-    served = replace(SERVED, classes=("cat", "dog", "owl"), provisional_classes=frozenset({"owl"}))
-    want = ask(stats(0, **{**OWL, "owl": ("accepted", 20)}), served=served)
-    assert want.is_wanted
-    assert "class 'owl' is new, with 20 training samples" in want.reason
-    assert not ask(
-        stats(0, **{**OWL, "owl": ("accepted", 20)}), served=replace(served, provisional_classes=frozenset())
-    ).is_wanted
-
-
 def test_a_round_that_trains_waits_for_the_end_of_a_cool_down() -> None:
     """And says so, also where an imprint has taken the place of the cool-down's state meanwhile."""
     want = consider(stats(new=200), POLICY, SERVED, since_last_s=None, cooling_s=600.0)
