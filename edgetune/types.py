@@ -202,10 +202,13 @@ class Verdict:
 
 
 class RoundKind(str, enum.Enum):
-    """The two kinds of round."""
+    """The kinds of round."""
 
     ADAPT = "adapt"  # fine-tune the served version
     RESHAPE = "reshape"  # prune the factory model anew
+    IMPRINT = (
+        "imprint"  # give the served version an output for a new class, without training; the daemon's own idea alone
+    )
 
 
 class RoundState(str, enum.Enum):
@@ -260,6 +263,11 @@ class Recipe:
     temperature: float = 2.0  # of the distillation
     transfer: str = "hinton"  # how to learn from the teacher, one of learn.transfer.TRANSFERS
     unlabelled_confidence_min: float = 0.95  # 0..1, how sure the teacher must be of an unlabelled sample
+    replay_max_bytes: int | None = (
+        None  # of decoded images of old classes, beside new ones in an adapting round; None: all
+    )
+    replay: str = "random"  # how they are chosen, evenly over the classes: "random" | "herding"
+    rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,9 +338,7 @@ class TrainerOutcome(str, enum.Enum):
 class Mark(str, enum.Enum):
     """What a version says of a class of its own beside every answer: how far its word on that class can be trusted."""
 
-    NEVER_SEEN_HERE = (
-        "never_seen_here"  # learnt from a teacher's word on images of other classes; nobody showed one here
-    )
+    NEVER_SEEN_HERE = "never_seen_here"  # learnt from a teacher's word on images of other classes
     PROVISIONAL = "provisional"  # answered from a few images; no round has trained on the class yet
 
 
@@ -426,7 +432,7 @@ class Manifest:
     """models/v000042/manifest.json: what a version is, where it comes from and how good it was when published."""
 
     version: int
-    kind: str  # "factory" | "adapt" | "reshape"; "compressed" by `edgetune prune`
+    kind: str  # "factory" | "adapt" | "reshape" | "imprint"; "compressed" by `edgetune prune`
     architecture: str  # "cifar:resnet20", "torchvision:mobilenet_v2", "package.module:function"
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -455,6 +461,8 @@ class GatePolicy:
     accuracy_drop_max: float = 0.01  # observed
     accuracy_risk_max: float = 0.05  # that the hold-out cannot rule out, at `confidence`
     class_drop_max: float = 0.10
+    protected_drop_max: float | None = None  # of a protected class, instead of `class_drop_max` where it is less
+    protected_classes: tuple[str, ...] | None = None  # None: all
     confidence: float = 0.95  # of the paired test
     latency_ratio_max: float = 1.10
     size_ratio_max: float = 1.05

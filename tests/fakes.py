@@ -13,19 +13,21 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgetune.device.trainer_process import Progress, TrainerEnd
-from edgetune.store.models import publish
+from edgetune.store.models import publish, version_name
 from edgetune.types import (
     ClassScore,
     Comparison,
     Cost,
     Latency,
     Manifest,
+    Mark,
     Measurement,
     Metrics,
     Preprocess,
     Pruning,
     Quantity,
     Reading,
+    RoundKind,
     RoundSpec,
     Split,
     TrainerOutcome,
@@ -151,6 +153,9 @@ def publish_factory(state_dir: Path, classes: tuple[str, ...] = ("cat", "dog"), 
 
 def publish_candidate(spec: RoundSpec, *, right: float = 0.9, weights: Weights | None = None) -> None:
     """What a good trainer leaves: half the size, and right on this share of the hold-out (the base: on 80 %)."""
+    before = from_json(
+        Manifest, (Path(spec.models_dir) / version_name(spec.base_version) / "manifest.json").read_bytes()
+    )
     counts: dict[str, int] = {}
     for sample in spec.samples:
         if sample.split is Split.HOLDOUT:
@@ -171,12 +176,17 @@ def publish_candidate(spec: RoundSpec, *, right: float = 0.9, weights: Weights |
         candidate_latency=Latency(median_ms=1.0, p90_ms=1.1, runs=10, threads=1),
         base_cost=Cost(parameters=100, macs=100, onnx_bytes=100),
         candidate_cost=Cost(parameters=50, macs=50, onnx_bytes=50),
-        new_classes=tuple(c for c in spec.classes if c not in ("cat", "dog")),
+        new_classes=tuple(c for c in spec.classes if c not in before.classes),
     )
+    shown = {sample.label for sample in spec.samples if sample.split is Split.TRAINING}
+    if spec.kind is RoundKind.IMPRINT:
+        marks = {**before.marks, **dict.fromkeys(comparison.new_classes, Mark.PROVISIONAL.value)}
+    else:
+        marks = {label: mark for label, mark in before.marks.items() if label not in shown}
     made = manifest(
         spec.classes, kind=spec.kind.value, parent=spec.base_version, generation=spec.generation, round_id=spec.round_id,
         comparison=comparison, samples_digest=spec.samples_digest, sample_count=len(spec.samples),
-        pruning=Pruning(criterion="taylor", level_asked=0.5, level_achieved=0.5, round_to=8),
+        pruning=Pruning(criterion="taylor", level_asked=0.5, level_achieved=0.5, round_to=8), marks=marks,
     )  # fmt: skip
     files = tiny_files(len(spec.classes), spec.candidate_version, weights)
     publish(Path(spec.models_dir), spec.candidate_version, files, made)

@@ -111,12 +111,26 @@ def _model(status: Mapping[str, Any]) -> Paragraph:
         size.append(f"{served['latency_ms']:.2f} ms a prediction")
     lines.append(", ".join(size))
     lines += marked(served.get("marks") or {})
+    lines += _absent(served.get("absent"))
     lines += _watching(status.get("watching") or {})
     probation = status.get("probation")
     if probation:
         left = units.show(probation["ends_in_s"], "duration")
         lines.append(f"on probation for another {left}; falls back to version {probation['fallback']} if it does worse")
     return Paragraph("Model", tuple(lines), "good")
+
+
+def _absent(absent: Mapping[str, Any] | None) -> list[str]:
+    """Classes that it was not trained on here, and how far its word on them can be trusted."""
+    if not absent:
+        return []
+    who = f"{count(absent['classes'], 'class')} of it had no samples here"
+    if not absent["reference_images"]:
+        return [f"{who}: how well it still knows them is unknown, there are no reference images of them"]
+    images = count(absent["reference_images"], "reference image")
+    return [
+        f"{who}: {percent(absent['accuracy'])} right on {images} of them, {percent(absent['accuracy_before'])} before"
+    ]
 
 
 def _watching(watching: Mapping[str, Any]) -> list[str]:

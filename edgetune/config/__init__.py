@@ -115,6 +115,9 @@ def recipe(config: Config) -> Recipe:
         temperature=training.temperature,
         transfer=training.transfer,
         unlabelled_confidence_min=training.unlabelled_confidence_min,
+        replay_max_bytes=training.replay_max,
+        replay=training.replay,
+        rehearsal=training.rehearsal,
     )
 
 

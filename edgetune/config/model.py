@@ -147,6 +147,11 @@ class Triggers(Section):
     new_class_samples: PositiveCount = key(
         20, "Training samples that do, of a class the model does not know or was not shown here."
     )
+    imprint_samples: PositiveCount | None = key(
+        5,
+        "Training samples of a new class with which it is answered at once, from their mean and marked provisional, until a"
+        " round learns it; null: not before a round has.",
+    )
     returned_class_sightings: PositiveCount | None = key(
         12,
         "Want a round when the factory model sees a class that this site had not shown in so many unlabelled images and"

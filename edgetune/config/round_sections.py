@@ -124,6 +124,20 @@ class Training(Section):
         ge=0,
         lt=1,
     )
+    replay_max: Bytes | None = key(
+        None,
+        "Most decoded images of old classes that an adapt round learns from beside new classes, evenly over the classes;"
+        " null: all there are.",
+        example="16MiB",
+    )
+    replay: Literal["random", "herding"] = key(
+        _RECIPE.replay, "How these are chosen: random, or herding (their mean feature stays nearest to the class's)."
+    )
+    rehearsal: Literal["plain", "er_ace", "der++"] = key(
+        _RECIPE.rehearsal,
+        "The loss of such a round: plain cross-entropy, er_ace (new classes do not push old ones down), or der++ (old images"
+        " also keep the served model's logits).",
+    )
     teacher: Literal["ancestor", "file", "server"] = key(
         _TEACHER.kind,
         "Who has its say: ancestor (the factory model), file (teacher_file), or server (teacher_server): then rounds send "
@@ -203,6 +217,8 @@ class Training(Section):
                 "unseen_classes needs a teacher that knows more than the factory model, whose classes are all served: "
                 "set teacher to file or server"
             )
+        if self.rehearsal != "plain" and self.transfer != "hinton":
+            raise ValueError(f"rehearsal: {self.rehearsal} goes with transfer: hinton, not with {self.transfer}")
         if self.transfer == "label_free" and self.distillation not in (None, 1):
             raise ValueError(
                 "transfer: label_free is all the teacher's: leave distillation out, or take hinton or replay"
@@ -228,7 +244,17 @@ class Gate(Section):
     class_min: Count = key(_GATE.class_min, "A class with fewer hold-out samples is reported, not judged.")
     accuracy_drop_max: Points = key("1pp", "How much accuracy a candidate may lose, in percentage points.")
     accuracy_risk_max: Points = key("5pp", "Loss of accuracy that the hold-out must rule out, at the confidence below.")
-    class_drop_max: Points = key("10pp", "How much accuracy any one class may lose.")
+    class_drop_max: Points = key(
+        "10pp", "How much accuracy any one class may lose; less than chance explains is told, not judged."
+    )
+    protected_drop_max: Points | None = key(
+        None,
+        "How much accuracy a protected class may lose, where that is less; null: class_drop_max alone.",
+        example="2pp",
+    )
+    protected_classes: Annotated[tuple[Name, ...], Field(strict=False)] | None = key(
+        None, "The classes that protected_drop_max is about; null: all.", example='["person", "forklift"]'
+    )
     confidence: float = key(_GATE.confidence, "Confidence of the paired test.", ge=0.5, lt=1)
     latency_ratio_max: float = key(
         _GATE.latency_ratio_max, "Candidate's latency over the served model's, at most.", gt=0, le=10
@@ -243,6 +269,12 @@ class Gate(Section):
     worthwhile_ratio: float = key(
         _GATE.worthwhile_ratio, "Latency or parameters below this ratio count as faster or smaller.", gt=0, le=1
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Gate:
+        if self.protected_classes is not None and self.protected_drop_max is None:
+            raise ValueError("protected_classes needs protected_drop_max: how much these may lose")
+        return self
 
 
 class Probation(Section):

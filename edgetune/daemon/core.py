@@ -30,7 +30,7 @@ from edgetune.daemon.round_records import RoundRecords, iso
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
-from edgetune.decide import budget, trigger
+from edgetune.decide import budget, imprinting, trigger
 from edgetune.decide.trigger import ManualRequest, ServedSummary, Want
 from edgetune.device.board import identify
 from edgetune.device.inbox import Inbox
@@ -46,6 +46,8 @@ from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
+    Manifest,
+    Mark,
     Measurement,
     Preprocess,
     Quantity,
@@ -355,13 +357,20 @@ class Daemon:
         manifest = self.serving.manifest()
         returned = await self.returning.refresh(manifest, stats)
         concern = await self.watching.concern(None if manifest is None else manifest.version)
-        served = None
+        served, to_imprint = None, tuple[str, ...]()
         if manifest is not None:
+            to_imprint = imprinting.due(
+                stats.classes,
+                manifest.classes,
+                samples_min=self.config.triggers.imprint_samples,
+                tried=await self.store(self.rounds.records.imprints_tried),
+            )
             achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
             served = ServedSummary(
-                classes=tuple(label for label in manifest.classes if label not in manifest.marks),
+                classes=seen_classes(manifest),
                 tuned_classes=tuple(self.returning.shown),
                 absent_classes=self.returning.absent,
+                provisional_classes=provisional_classes(manifest),
                 is_target_met=achieved >= self.config.pruning.level - _LEVEL_TOLERANCE,
             )
         return trigger.consider(
@@ -372,6 +381,8 @@ class Daemon:
             manual=manual,
             returned=returned,
             concern=concern,
+            to_imprint=to_imprint,
+            cooling_s=self.rounds.cooldown_ends_s - self.service_time.now_s(),
         )
 
     async def status(self) -> dict[str, Any]:
@@ -459,6 +470,16 @@ class Daemon:
         watchdog_s = self.notifier.watchdog_interval_s()
         interval_s: float = self.config.budgets.interval
         return interval_s if watchdog_s is None else min(interval_s, watchdog_s / 2)
+
+
+def provisional_classes(manifest: Manifest) -> frozenset[str]:
+    """The classes of a version that were imprinted and that no round has learnt."""
+    return frozenset(label for label, mark in manifest.marks.items() if mark == Mark.PROVISIONAL.value)
+
+
+def seen_classes(manifest: Manifest) -> tuple[str, ...]:
+    """The classes of a version but those that nobody has shown here: for these a first sample is that of a new class."""
+    return tuple(label for label in manifest.classes if manifest.marks.get(label) != Mark.NEVER_SEEN_HERE.value)
 
 
 def unmeasured(measurement: Measurement | None) -> str:

@@ -38,8 +38,8 @@ class Promotion:
         """Judge, then load and self-test: Verified, or Refused with every reason."""
         try:
             manifest = await self._store(self._models.manifest, spec.candidate_version)
-            returned = await self._store(self._records.shown_anew, spec)
-            self.decision = self._judge(spec, manifest, policy, returned)
+            shown_anew = await self._store(self._records.shown_anew, spec)
+            self.decision = self._judge(spec, manifest, policy, shown_anew)
             if self.decision.is_promoted:
                 self._candidate = await self._serving.prepare(spec.candidate_version)
         except (EdgetuneError, OSError) as error:
@@ -48,14 +48,14 @@ class Promotion:
         return Event(kind=kind, reason="; ".join(self.decision.reasons))
 
     def _judge(
-        self, spec: RoundSpec, manifest: Manifest, policy: GatePolicy, returned: tuple[str, ...]
+        self, spec: RoundSpec, manifest: Manifest, policy: GatePolicy, shown_anew: tuple[str, ...]
     ) -> GateDecision:
         if not self._is_current(spec):
             reason = "the served version was changed while this candidate was in training"
             return GateDecision(is_promoted=False, reasons=(reason,))
         if manifest.comparison is None or manifest.round_id != spec.round_id:
             raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
-        return gate.judge(manifest.comparison, policy, returned=returned)
+        return gate.judge(manifest.comparison, policy, shown_anew=shown_anew)
 
     def _is_current(self, spec: RoundSpec) -> bool:
         return spec.generation == self._serving.generation and spec.base_version == self._serving.served.version

@@ -31,7 +31,7 @@ from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
 from edgetune.store.history import History
 from edgetune.store.models import Models
-from edgetune.types import BufferStats, LabelSource, Manifest, Verdict
+from edgetune.types import BufferStats, LabelSource, Manifest, RoundKind, Verdict
 
 _STATE_KEY = "returning"
 _BATCH = 32  # images of one look
@@ -122,11 +122,18 @@ class Returning:
             self.shown = await self._store(self._records.shown, manifest)
             try:
                 factory = await self._store(self._models.manifest, self._factory)
-                self.absent = returning.absent_classes(factory.classes, manifest.classes, self.shown)
+                if self.shown:  # else it is the factory model still, with imprinted classes beside its own
+                    self.absent = returning.absent_classes(factory.classes, manifest.classes, self.shown)
             except (EdgetuneError, OSError) as error:
                 text = f"the factory model cannot be read, so nobody watches for absent classes: {error}"
                 await self._events.emit("class.unwatched", text, level=logging.WARNING)
         version = None if manifest is None else manifest.version
+        if (
+            manifest is not None
+            and manifest.kind == RoundKind.IMPRINT.value
+            and manifest.parent == self._memory.version
+        ):
+            self._memory = replace(self._memory, version=version)  # it answers as its base did
         if self._memory.version != version:
             self._memory = Memory(version=version, unlabelled=Asked(up_to=self._memory.unlabelled.up_to))
 

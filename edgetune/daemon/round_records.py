@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.clock import Clock
+from edgetune.decide import imprinting
 from edgetune.decide.returning import SHOWN_MIN
 from edgetune.decide.trigger import Want
 from edgetune.errors import NotFoundError
@@ -43,6 +44,7 @@ from edgetune.wire import from_json, to_json
 
 _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
+_TRIED_KEY = "imprints_tried"
 _SHOWN_BEFORE = 1_000  # training samples of a class, where nothing but that there were some is known
 
 
@@ -77,11 +79,18 @@ class RoundRecords:
         """Choose and pin the samples, and make the round real by writing its spec."""
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
-        frozen = self._buffer.freeze(round_id, training_max=samples_max, unlabelled_max=unlabelled_max)
-        labels = {s.label for s in frozen if s.split is Split.TRAINING and s.label is not None}
-        kept = _kept_classes(base, want.kind, labels)
-        classes = (*kept, *sorted(labels - set(kept)))
-        samples = tuple(s for s in frozen if s.label is None or s.label in classes)
+        is_imprint = want.kind is RoundKind.IMPRINT
+        frozen = self._buffer.freeze(
+            round_id, training_max=samples_max, unlabelled_max=0 if is_imprint else unlabelled_max
+        )
+        if is_imprint:
+            classes = (*base.classes, *want.classes)
+            samples = imprinting.choose_samples(frozen, want.classes, base.classes)
+        else:
+            labels = {s.label for s in frozen if s.split is Split.TRAINING and s.label is not None}
+            kept = _kept_classes(base, want.kind, labels)
+            classes = (*kept, *sorted(labels - set(kept)))
+            samples = tuple(s for s in frozen if s.label is None or s.label in classes)
         factory = self._models.factory()
         spec = RoundSpec(
             round_id=round_id,
@@ -118,8 +127,12 @@ class RoundRecords:
         self._begin(spec)
         return spec
 
+    def imprints_tried(self) -> dict[str, int]:
+        """Class -> training samples that it had when it was last imprinted, well or badly."""
+        return dict(self._history.get_state(_TRIED_KEY) or {})
+
     def shown(self, manifest: Manifest) -> dict[str, int]:
-        """Class -> training samples of the round that made a version; empty when no round did."""
+        """Class -> training samples that a version's weights have learnt from in its round; empty when no round made it."""
         if manifest.round_id is None:
             return {}
         with contextlib.suppress(NotFoundError):
@@ -136,7 +149,8 @@ class RoundRecords:
         if base.round_id is None:
             return ()
         before, now = self.shown(base), _training_counts(spec)
-        return tuple(c for c in base.classes if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
+        asked = base.classes if before else base.marks  # the factory model was shown all but what was imprinted since
+        return tuple(c for c in asked if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
 
     def open_round(self) -> RoundSpec | None:
         """The round that has a spec and no end; clears up one that never got a spec."""
@@ -203,9 +217,10 @@ class RoundRecords:
                 is_energy_estimated=is_energy_estimated,
                 decision=decision,
                 summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
-                shown=shown,
+                **({} if spec.kind is RoundKind.IMPRINT else {"shown": shown}),  # nor was anything shown to that
             )
-            self._history.set_state("last_round_ended_s", ended_service_s)
+            if spec.kind is not RoundKind.IMPRINT:
+                self._history.set_state("last_round_ended_s", ended_service_s)
             self._buffer.release(spec.round_id, consumed=is_consumed)
 
     def tidy(self, *, keep: int, protect: set[int]) -> list[int]:
@@ -220,18 +235,27 @@ class RoundRecords:
         return self._models.sweep(keep=keep, protect=protect)
 
     def _begin(self, spec: RoundSpec) -> None:
-        self._history.start_round(
-            spec.kind.value,
-            spec.reason,
-            state=RoundState.TRAINING.value,
-            round_id=spec.round_id,
-            samples=sum(sample.label is not None for sample in spec.samples),
-            unlabelled=sum(sample.label is None for sample in spec.samples),
-            classes=len(spec.classes),
-            shown=_training_counts(spec),
-            candidate_version=spec.candidate_version,
-            base_version=spec.base_version,
-        )
+        shown: Mapping[str, int] = _training_counts(spec)
+        with transaction(self._buffer.database, "round.begin"):
+            if spec.kind is RoundKind.IMPRINT:
+                base = self._models.manifest(spec.base_version)
+                shown = self.shown(base)  # its weights are the base's
+                new = {
+                    e.label: e.training for e in self._buffer.classes() if e.label in spec.classes[len(base.classes) :]
+                }
+                self._history.set_state(_TRIED_KEY, {**self.imprints_tried(), **new})
+            self._history.start_round(
+                spec.kind.value,
+                spec.reason,
+                state=RoundState.TRAINING.value,
+                round_id=spec.round_id,
+                samples=sum(sample.label is not None for sample in spec.samples),
+                unlabelled=sum(sample.label is None for sample in spec.samples),
+                classes=len(spec.classes),
+                shown=shown,
+                candidate_version=spec.candidate_version,
+                base_version=spec.base_version,
+            )
 
     def _on_disk(self) -> list[int]:
         if not self._dir.is_dir():

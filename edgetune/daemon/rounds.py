@@ -25,7 +25,16 @@ from edgetune.device.energy import EnergyMeter
 from edgetune.errors import EdgetuneError, NoSamplesError
 from edgetune.store.history import History
 from edgetune.store.models import Models
-from edgetune.types import BreachKind, GateDecision, Measurement, RoundSpec, RoundState, TrainerOutcome, Verdict
+from edgetune.types import (
+    BreachKind,
+    GateDecision,
+    Measurement,
+    RoundKind,
+    RoundSpec,
+    RoundState,
+    TrainerOutcome,
+    Verdict,
+)
 
 _STATE_KEY = "round"
 _VERIFY_TIMEOUT_S = 600.0
@@ -135,7 +144,10 @@ class Rounds:
             await self._take(overdue)
         if self.machine.state is not before and self.machine.state is RoundState.IDLE:
             return  # `want` was asked for the world before this round ended
-        if self.machine.state is RoundState.IDLE and want.is_wanted:
+        if self.machine.state is RoundState.COOLDOWN and want.is_wanted and want.kind is RoundKind.IMPRINT:
+            # What failed before was another thing and still waits for the end of its cool-down, see `trigger.consider`.
+            await self._take(Event(kind=EventKind.COOLDOWN_OVER))
+        if self.machine.state in (RoundState.IDLE, RoundState.HELD) and want.is_wanted:
             self.want = want
             await self._take(Event(kind=EventKind.WANTED, reason=want.reason))
         elif self.machine.state is RoundState.HELD and not want.is_wanted:
@@ -367,7 +379,9 @@ class Rounds:
     async def _finish(self, spec: RoundSpec, ending: Event, *, is_promoted: bool) -> None:
         is_refused = ending.kind in (EventKind.REFUSED, EventKind.TIMED_OUT, EventKind.ACTION_FAILED)
         outcome = "promoted" if is_promoted else self._name_of(ending)
-        if is_promoted:
+        if spec.kind is RoundKind.IMPRINT:
+            pass  # says nothing about the next real round; when it may be tried again: `decide.imprinting`
+        elif is_promoted:
             self.failures = 0
         else:
             self._cool_down()
@@ -381,7 +395,7 @@ class Rounds:
             trained_j=self.trained_j,
             is_energy_estimated=self.is_energy_estimated,
             ended_service_s=self._time.now_s(),
-            is_consumed=is_promoted or is_refused,
+            is_consumed=(is_promoted or is_refused) and spec.kind is not RoundKind.IMPRINT,
         )
         await self._events.emit(
             "round.ended", f"round {spec.round_id} {outcome}: {ending.reason}", round=spec.round_id, outcome=outcome

@@ -83,6 +83,7 @@ def trigger_policy(config: Config) -> TriggerPolicy:
         max_interval_s=triggers.max_interval,
         min_interval_s=triggers.min_interval,
         holdout_min=config.gate.holdout_min,
+        prunes=config.pruning.level > 0,
         concern_samples=triggers.drift_samples,
         new_unlabelled=triggers.new_unlabelled if training.uses_unlabelled and training.teacher != "ancestor" else None,
         learns_unlabelled=training.uses_unlabelled,

@@ -11,7 +11,7 @@ from edgetune.config import privacy_note
 from edgetune.daemon.round_records import iso
 from edgetune.decide.budget import budgeted, rules
 from edgetune.decide.trigger import Want
-from edgetune.types import BufferStats, Limits, Manifest, Reading, RoundState, Verdict
+from edgetune.types import AbsentClasses, BufferStats, Limits, Manifest, Reading, RoundState, Verdict
 from edgetune.wire import to_plain
 
 if TYPE_CHECKING:
@@ -38,11 +38,25 @@ def served(manifest: Manifest | None, since: str) -> dict[str, Any] | None:
         "marks": dict(manifest.marks),
         "accuracy": None if candidate is None else candidate.top1,
         "accuracy_samples": 0 if candidate is None else candidate.count,
+        "absent": None if comparison is None else absent(comparison.absent),
         "latency_ms": None if manifest.latency is None else manifest.latency.median_ms,
         "parameters": manifest.cost.parameters,
         "pruned": None if manifest.pruning is None else manifest.pruning.level_achieved,
         "model_sha256": manifest.files.get("model.onnx"),
         "since": since,
+    }
+
+
+def absent(found: AbsentClasses | None) -> dict[str, Any] | None:
+    """How far the classes can be trusted that the served version's round had no samples of: measured, or unknown."""
+    if found is None:
+        return None
+    share = (lambda correct: correct / found.count) if found.count else (lambda _: None)
+    return {
+        "classes": found.classes,
+        "reference_images": found.count,
+        "accuracy": share(found.candidate_correct),
+        "accuracy_before": share(found.base_correct),
     }
 
 

@@ -16,15 +16,15 @@ from statistics import NormalDist
 from edgetune.types import Comparison, GateDecision, GatePolicy, Metrics
 
 
-def judge(comparison: Comparison, policy: GatePolicy, *, returned: Sequence[str] = ()) -> GateDecision:
+def judge(comparison: Comparison, policy: GatePolicy, *, shown_anew: Sequence[str] = ()) -> GateDecision:
     """
     Decide on a candidate.
 
     Args:
         comparison: both models on the same hold-out and the same runtime.
         policy: the operator's bounds.
-        returned: classes that both have outputs for and only the candidate was shown. The hold-out may have none of them:
-            where nobody but the factory model has labelled any, they count as gained for having been shown.
+        shown_anew: classes that both have outputs for and only the candidate was shown: back after an absence, or imprinted.
+            The hold-out may have none of them, so they count as gained for having been shown.
 
     Returns:
         The decision; when promoted, `reasons` say what was gained, else all that speaks against it.
@@ -35,7 +35,7 @@ def judge(comparison: Comparison, policy: GatePolicy, *, returned: Sequence[str]
         against += more_against
         warnings += more_warnings
     gains = _gains(comparison, policy)
-    gains += [f"was shown {label!r}, which is back" for label in returned]
+    gains += [f"was shown {label!r}, which the served version was not" for label in shown_anew]
     if not against and not gains:
         against.append("nothing is gained: neither more accurate, nor faster, nor smaller, nor a class more")
     return GateDecision(is_promoted=not against, reasons=tuple(against or gains), warnings=tuple(warnings))
@@ -124,19 +124,36 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
         candidate = comparison.candidate.per_class.get(label)
         if label in comparison.new_classes or candidate is None or not base.count:
             continue
+        name, allowed = _bound(label, policy)
         if base.count < policy.class_min:
-            warnings.append(f"class {label!r} has {base.count} hold-out samples, too few to judge it")
+            warnings.append(f"{name} has {base.count} hold-out samples, too few to judge it")
             continue
-        if (base.correct - candidate.correct) / base.count <= policy.class_drop_max:
+        if (base.correct - candidate.correct) / base.count <= allowed:
             continue
-        words = f"class {label!r} falls from {base.correct} to {candidate.correct} of {base.count}"
+        words = f"{name} falls from {base.correct} to {candidate.correct} of {base.count}"
         chance = chance_of_drop(base.correct, candidate.correct, base.count)
         if chance <= 1 - policy.confidence:
-            against.append(f"{words}, allowed is a drop of {policy.class_drop_max * 100:.0f} pp")
+            against.append(f"{words}, allowed is a drop of {allowed * 100:g} pp")
         else:
             # Of ten classes with fifteen samples each, one falls by three in most rounds, good or bad.
             warnings.append(f"{words}, which may be chance ({chance:.0%})")
-    return against, warnings
+    return against, warnings + _unseen(comparison, policy)
+
+
+def _bound(label: str, policy: GatePolicy) -> tuple[str, float]:
+    """What to call a class, and how much accuracy it may lose."""
+    is_protected = policy.protected_drop_max is not None and (
+        policy.protected_classes is None or label in policy.protected_classes
+    )
+    if not is_protected or policy.protected_drop_max is None:
+        return f"class {label!r}", policy.class_drop_max
+    return f"protected class {label!r}", min(policy.protected_drop_max, policy.class_drop_max)
+
+
+def _unseen(comparison: Comparison, policy: GatePolicy) -> list[str]:
+    """The protected classes that cannot be judged at all, said where somebody named them."""
+    unseen = [label for label in policy.protected_classes or () if label not in comparison.base.per_class]
+    return [f"protected class {label!r} has no hold-out sample: what became of it is unknown" for label in unseen]
 
 
 def _absent(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], list[str]]:
@@ -187,8 +204,9 @@ def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     before, after = comparison.base_cost, comparison.candidate_cost
     if after.parameters < before.parameters * policy.worthwhile_ratio:
         gains.append(f"parameters {before.parameters} to {after.parameters}")
-    by_word = ", never seen here, by the teacher's word"
-    gains += [
-        f"knows {label!r}{by_word if label in comparison.unseen_classes else ''}" for label in comparison.new_classes
-    ]
+    for label in comparison.new_classes:
+        score = candidate.per_class.get(label)
+        counts = f", and is right on {score.correct} of its {score.count} hold-out samples" if score else ""
+        by_word = ", never seen here, by the teacher's word" if label in comparison.unseen_classes else ""
+        gains.append(f"knows {label!r}{counts}{by_word}")
     return gains

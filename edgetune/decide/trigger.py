@@ -21,15 +21,17 @@ class TriggerPolicy:
     max_interval_s: float | None = None  # a round is wanted after this long if there is anything new
     min_interval_s: float = 0.0
     holdout_min: int = 50  # the gate would refuse below this, so do not train in vain
+    prunes: bool = True  # else there is nothing to reshape for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedSummary:
     """What the trigger must know of the served version."""
 
-    classes: tuple[str, ...]  # but those that carry a mark: their first samples are those of a new class
+    classes: tuple[str, ...]  # but those that nobody has shown here: their first samples are those of a new class
     tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
     absent_classes: frozenset[str] = frozenset()  # it has outputs for them, and its round did not show them
+    provisional_classes: frozenset[str] = frozenset()  # it has outputs for them, imprinted and not learnt
     is_target_met: bool  # it was pruned to the level that the configuration asks for
 
 
@@ -57,6 +59,7 @@ class Want:
     is_wanted: bool
     kind: RoundKind
     reason: str
+    classes: tuple[str, ...] = ()  # of an imprint: which
     missing: tuple[str, ...] = ()  # "37 of 200 new samples"
     next_in_s: float | None = None  # when only time is missing
 
@@ -70,6 +73,8 @@ def consider(
     manual: ManualRequest | None = None,
     returned: Sequence[Returned] = (),
     concern: Concern | None = None,
+    to_imprint: Sequence[str] = (),
+    cooling_s: float = 0.0,
 ) -> Want:
     """
     Say whether a round is wanted.
@@ -82,11 +87,13 @@ def consider(
         manual: an operator's request, if one is open.
         returned: classes that the factory model sees again, their samples labelled and not yet used by a round.
         concern: that the images have changed, or that the served version errs more often.
+        to_imprint: new classes that can be answered at once, see `decide.imprinting`; takes seconds and waits for nothing.
+        cooling_s: seconds of a cool-down that are left.
 
     Returns:
         The answer; when no, `missing` says what would make it a yes.
     """
-    kind, kind_reason = _kind(stats.classes, served)
+    kind, kind_reason = _kind(stats.classes, served, policy)
     if served is None:
         return Want(is_wanted=False, kind=kind, reason="no model is served yet", missing=("a factory model",))
     kind = (manual.kind or kind) if manual else kind
@@ -95,6 +102,8 @@ def consider(
         if lacking:
             return Want(is_wanted=False, kind=kind, reason=f"asked for by {manual.by}", missing=tuple(lacking))
         return Want(is_wanted=True, kind=kind, reason=f"asked for by {manual.by}")
+    if to_imprint and not _too_few_to_judge(stats.classes, policy, served):
+        return _imprint(stats.classes, to_imprint)
     cause, missing = _cause(stats, policy, served, since_last_s)
     cause = next((each.reason for each in returned), cause)  # says more than the samples that it labelled
     if cause is None and concern is not None:
@@ -104,22 +113,20 @@ def consider(
             missing, lacking = [], [labels, *missing, *lacking]
     if cause is None or lacking:
         return Want(is_wanted=False, kind=kind, reason=cause or "not enough that is new", missing=(*missing, *lacking))
-    if since_last_s is not None and since_last_s < policy.min_interval_s:
-        wait_s = policy.min_interval_s - since_last_s
-        return Want(
-            is_wanted=False,
-            kind=kind,
-            reason=cause,
-            missing=(f"{wait_s / 60:.0f} more minutes since the last round (triggers.min_interval)",),
-            next_in_s=wait_s,
-        )
+    waits = [(cooling_s, "of the cool-down (triggers.cooldown)")]
+    if since_last_s is not None:
+        waits.append((policy.min_interval_s - since_last_s, "since the last round (triggers.min_interval)"))
+    wait_s, what = max(waits)
+    if wait_s > 0:
+        missing = [f"{wait_s / 60:.0f} more minutes {what}"]
+        return Want(is_wanted=False, kind=kind, reason=cause, missing=tuple(missing), next_in_s=wait_s)
     return Want(is_wanted=True, kind=kind, reason=f"{cause}; {kind.value}: {kind_reason}")
 
 
 def _cause(
     stats: BufferStats, policy: TriggerPolicy, served: ServedSummary, since_last_s: float | None
 ) -> tuple[str | None, list[str]]:
-    known = set(served.classes)
+    known = set(served.classes) - served.provisional_classes
     for entry in _accepted(stats.classes):
         if entry.label not in known and entry.training >= policy.new_class_samples:
             return f"class {entry.label!r} is new, with {entry.training} training samples", []
@@ -167,7 +174,21 @@ def _lacking(stats: BufferStats, policy: TriggerPolicy) -> list[str]:
     return lacking
 
 
-def _kind(classes: Iterable[ClassStats], served: ServedSummary | None) -> tuple[RoundKind, str]:
+def _imprint(classes: Iterable[ClassStats], to_imprint: Sequence[str]) -> Want:
+    counts = {entry.label: entry.training for entry in classes}
+    named = ", ".join(f"{label!r} with {counts[label]} training samples" for label in to_imprint)
+    reason = f"new: {named}; imprint: to be answered at once, provisionally, until a round learns it"
+    return Want(is_wanted=True, kind=RoundKind.IMPRINT, reason=reason, classes=tuple(to_imprint))
+
+
+def _too_few_to_judge(classes: Iterable[ClassStats], policy: TriggerPolicy, served: ServedSummary) -> bool:
+    """Whether the gate would refuse an imprint for want of hold-out samples of the classes that are known."""
+    return sum(entry.holdout for entry in _accepted(classes) if entry.label in served.classes) < policy.holdout_min
+
+
+def _kind(classes: Iterable[ClassStats], served: ServedSummary | None, policy: TriggerPolicy) -> tuple[RoundKind, str]:
+    if not policy.prunes:
+        return RoundKind.ADAPT, "nothing is to be pruned (pruning.level)"
     if served is None or not served.is_target_met:
         return RoundKind.RESHAPE, "the served model is not pruned to pruning.level"
     if {entry.label for entry in _accepted(classes) if entry.training} - set(served.tuned_classes):

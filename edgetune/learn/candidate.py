@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from edgetune.errors import ModelError
 from edgetune.learn.control import Control
 from edgetune.learn.data import Images, LabelledImages
 from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
@@ -15,7 +16,46 @@ from edgetune.learn.network import Network
 from edgetune.learn.reference import load_reference
 from edgetune.serve.engine import Engine, time_interleaved
 from edgetune.store.models import publish, version_name
-from edgetune.types import AbsentClasses, Comparison, Cost, Manifest, Mark, Preprocess, Pruning, RoundSpec, Split
+from edgetune.types import (
+    AbsentClasses,
+    Comparison,
+    Cost,
+    Manifest,
+    Mark,
+    Preprocess,
+    Pruning,
+    RoundKind,
+    RoundSpec,
+    Split,
+)
+from edgetune.wire import from_json
+
+
+def published_manifest(spec: RoundSpec) -> Manifest | None:
+    """The candidate's manifest when this round has published it already."""
+    manifest = _read_manifest(spec, spec.candidate_version)
+    return manifest if manifest is not None and manifest.round_id == spec.round_id else None
+
+
+def _read_manifest(spec: RoundSpec, version: int) -> Manifest | None:
+    path = Path(spec.models_dir) / version_name(version) / "manifest.json"
+    return from_json(Manifest, path.read_bytes()) if path.exists() else None
+
+
+def needed_manifest(spec: RoundSpec, version: int) -> Manifest:
+    """
+    The manifest of a version that a round cannot do without.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    manifest = _read_manifest(spec, version)
+    if manifest is None:
+        raise ModelError(
+            f"version {version}, which this round starts from, is not in {spec.models_dir}",
+            hint="see what is there: edgetune models ls; then start another round: edgetune train",
+        )
+    return manifest
 
 
 class Candidate:
@@ -49,9 +89,9 @@ class Candidate:
         self._spec, self._directory, self._base, self._preprocess = spec, directory, base, preprocess
         self._pruning, self._splits, self._timing_runs, self._control = pruning, splits, timing_runs, control
 
-    def publish(self, network: Network) -> None:
+    def publish(self, network: Network) -> Manifest:
         """
-        Export, compare, publish.
+        Export, compare, publish; the manifest as published.
 
         Raises:
             ModelError: the exported graph does not answer as the network does.
@@ -73,6 +113,7 @@ class Candidate:
         shutil.rmtree(self._directory)
         control.phase("publish")
         publish(Path(spec.models_dir), spec.candidate_version, files, manifest)
+        return needed_manifest(spec, spec.candidate_version)
 
     def _draft(self, network: Network, onnx_bytes: int) -> Manifest:
         spec = self._spec
@@ -91,15 +132,17 @@ class Candidate:
         )
 
     def _marks(self) -> dict[str, str]:
-        """The base's, less those of classes that a label has shown; and that of classes known from a teacher alone."""
+        """The base's, less those of classes that a label has shown; and those of classes that are new without training."""
         base, spec = self._base, self._spec
+        if spec.kind is RoundKind.IMPRINT:
+            new = (label for label in spec.classes if label not in base.classes)
+            return {**base.marks, **dict.fromkeys(new, Mark.PROVISIONAL.value)}
         told = {sample.label for sample in spec.samples if sample.split is Split.TRAINING}
-        untold = [label for label in spec.classes if label not in told]
-        kept = {label: base.marks[label] for label in untold if label in base.marks}
+        kept = {label: mark for label, mark in base.marks.items() if label in spec.classes and label not in told}
         return {**dict.fromkeys(self._unseen(), Mark.NEVER_SEEN_HERE.value), **kept}
 
     def _unseen(self) -> tuple[str, ...]:
-        """The classes that the base does not know and no label shows."""
+        """The classes that the base does not know and no label shows: a teacher's."""
         told = {sample.label for sample in self._spec.samples}
         return tuple(c for c in self._spec.classes if c not in self._base.classes and c not in told)
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from edgetune.errors import LossNotFiniteError, UsageError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control, StopAskedError
-from edgetune.learn.data import EpochPlan, LabelledImages, Normaliser, augment, plan_epoch, step_seed
+from edgetune.learn.data import EpochPlan, Integers, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.layout import computing_in
 from edgetune.learn.network import Network, load_strictly, state_tensors
 from edgetune.learn.transfer import Output, Shown, Teacher, TransferLoss, group_taps, look, make_transfer
@@ -52,6 +52,10 @@ class Phase:
     temperature: float = 2.0  # of "hinton"
 
 
+# logits [B, C], labels int64 [B], sample ids [B] -> a scalar
+LabelLoss = Callable[[torch.Tensor, torch.Tensor, Integers], torch.Tensor]
+
+
 def never(_accuracies: Sequence[float]) -> bool:
     """No phase is over before its last step."""
     return False
@@ -79,6 +83,7 @@ def fine_tune(
     control: Control,
     teacher: nn.Module | Teacher | None = None,
     is_enough: Callable[[Sequence[float]], bool] = never,
+    by_labels: LabelLoss | None = None,
 ) -> tuple[float, float] | None:
     """
     Train for `phase.steps` steps of SGD with momentum; afterwards the network has the weights of its best epoch.
@@ -99,6 +104,7 @@ def fine_tune(
         control: hears of progress, sets the pace, asks for a stop.
         teacher: as many outputs; asked once a step when the phase gives it a share. A module is in eval mode and sees
             the network's own input; anything else is asked by sample.
+        by_labels: the loss without the teacher's share; None: the cross-entropy.
         is_enough: after each epoch takes the validation top-1 of all so far; True ends the phase. Not remembered over a resume.
 
     Returns:
@@ -110,7 +116,7 @@ def fine_tune(
         UsageError: the transfer is unknown, or needs a teacher and there is none.
         StopAskedError: a stop was asked for; the checkpoint is written.
     """
-    run = _Run(network, phase, resume, teacher)
+    run = _Run(network, phase, resume, teacher, by_labels)
     if run.is_label_free:
         training = without_labels(training)
     accuracies: list[float] = []
@@ -175,11 +181,21 @@ class _Run:
     """The state of one phase between two steps: all of it goes into the checkpoint."""
 
     def __init__(
-        self, network: Network, phase: Phase, resume: Checkpoint | None, teacher: nn.Module | Teacher | None = None
+        self,
+        network: Network,
+        phase: Phase,
+        resume: Checkpoint | None,
+        teacher: nn.Module | Teacher | None = None,
+        by_labels: LabelLoss | None = None,
     ) -> None:
         self._network = network
         self._phase = phase
-        self._lesson = _lesson(phase, teacher)
+        self._by_labels = by_labels
+        assert by_labels is None or phase.transfer == "hinton", (
+            "no other transfer has a part that is the teacher's alone"
+        )
+        is_shared = by_labels is not None and phase.distillation > 0
+        self._lesson = _lesson(replace(phase, distillation=1.0) if is_shared else phase, teacher)
         self._best: dict[str, torch.Tensor] = {}
         self.best_score: tuple[float, float] | None = None
         self.step = 0
@@ -227,10 +243,13 @@ class _Run:
         wants_features = self._lesson is not None and self._lesson[0].wants_features
         with computing_in(self._phase.dtype, shown.images.device):
             mine = look(module, shown.images, group_taps(module) if wants_features else ())
+        own = None if self._by_labels is None else self._by_labels(mine.logits, labels, shown.sample_ids)
         if self._lesson is None:
-            return functional.cross_entropy(mine.logits, labels)
+            return functional.cross_entropy(mine.logits, labels) if own is None else own
         transfer, teacher = self._lesson
-        return transfer(mine, teacher(shown), labels)
+        word = transfer(mine, teacher(shown), labels)
+        share = self._phase.distillation
+        return word if own is None else (1 - share) * own + share * word
 
     def judge(self, validation: LabelledImages, normaliser: Normaliser, control: Control) -> list[float]:
         """Keep the weights if they are the best so far; the top-1, if there is anything to judge on."""

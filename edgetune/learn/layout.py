@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,15 @@ class Layout:
 
     memory_format: str  # "contiguous" | "channels_last"
     dtype: str  # "float32" | "bfloat16": of the convolutions' inputs and weights; the weights themselves stay float32
+
+
+def pin_torch(threads: int, journal: dict[str, Any]) -> torch.device:
+    """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    chosen = journal.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    journal["torch"] = torch.__version__
+    return torch.device(chosen)
 
 
 def arrange(module: nn.Module, device: torch.device, memory_format: str) -> nn.Module:

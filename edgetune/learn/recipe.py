@@ -3,7 +3,7 @@ ONE round, top to bottom.
 
     load -> tune -> score, prune -> retrain -> measure -> export -> time -> publish
 
-An adapting round has no tune and prune; a searched one repeats score, prune and a short training (`learn.compress`).
+An adapting round has no tune and prune, an imprinting one trains nothing (`learn.imprint_round`); a searched one repeats score, prune and a short training (`learn.compress`).
 Everything the weights depend on is in the spec and the samples, and in what was measured on the way, which the journal
 keeps (memory format, number type, channel multiple). Where the round is, is in its checkpoint, so that it can be stopped or
 killed anywhere and goes on. It ends with the same weights bit for bit where the spec leaves nothing to a measurement and to
@@ -19,17 +19,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from edgetune.errors import ModelError
-from edgetune.learn.candidate import Candidate
-from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
+from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
+from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
-from edgetune.learn.layout import Layout
+from edgetune.learn.layout import Layout, pin_torch
 from edgetune.learn.measure import ask
 from edgetune.learn.network import (
     Network,
@@ -39,6 +37,7 @@ from edgetune.learn.network import (
     widen_head,
 )
 from edgetune.learn.prune import check_prunable
+from edgetune.learn.rehearsal import LOGITS_FILE, choose_replay, keep_replayed, make_rehearsal, new_classes
 from edgetune.learn.round_samples import gather
 from edgetune.learn.round_teacher import RoundTeacher
 from edgetune.learn.schedules import settle
@@ -47,8 +46,8 @@ from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
 from edgetune.store.models import version_name
-from edgetune.types import Cost, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
-from edgetune.wire import from_json, to_json
+from edgetune.types import Cost, Manifest, Pruning, RoundKind, RoundSpec, Split
+from edgetune.wire import to_json
 
 JOURNAL_FILE = "journal.json"
 _PRUNE, _FINISH = "prune", "finish"
@@ -74,34 +73,16 @@ def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
     if published is not None:
         return published
     control.phase("load")
+    if spec.kind is RoundKind.IMPRINT:
+        return run_imprint(round_dir, spec, control)
     round_ = _Round(round_dir, spec, control)
     try:
         network = round_.train()
         manifest = round_.publish(network)
     finally:
         round_.close()
-    remove_file(round_dir / "checkpoint.safetensors")
-    return manifest
-
-
-def published_manifest(spec: RoundSpec) -> Manifest | None:
-    """The candidate's manifest when this round has published it already."""
-    manifest = _read_manifest(spec, spec.candidate_version)
-    return manifest if manifest is not None and manifest.round_id == spec.round_id else None
-
-
-def _read_manifest(spec: RoundSpec, version: int) -> Manifest | None:
-    path = Path(spec.models_dir) / version_name(version) / "manifest.json"
-    return from_json(Manifest, path.read_bytes()) if path.exists() else None
-
-
-def _needed_manifest(spec: RoundSpec, version: int) -> Manifest:
-    manifest = _read_manifest(spec, version)
-    if manifest is None:
-        raise ModelError(
-            f"version {version}, which this round starts from, is not in {spec.models_dir}",
-            hint="see what is there: edgetune models ls; then start another round: edgetune train",
-        )
+    for name in (CHECKPOINT_FILE, LOGITS_FILE):
+        remove_file(round_dir / name)
     return manifest
 
 
@@ -121,48 +102,51 @@ class _Round:
         self._spec = spec
         self._control = control
         self._digest = hashlib.sha256(to_json(spec)).hexdigest()
-        self._base = _needed_manifest(spec, spec.base_version)
-        self._factory = _needed_manifest(spec, spec.factory_version)
+        self._base = needed_manifest(spec, spec.base_version)
+        self._factory = needed_manifest(spec, spec.factory_version)
         self._source = self._factory if spec.kind is RoundKind.RESHAPE else self._base
         self._recipe = recipe = settle(spec.recipe, self._source.architecture)
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal = self._read_journal()
+        is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
             self._is_pruned = "pruning" in self._journal
-        self._device = _pin_torch(recipe, self._journal)
+        self._device = pin_torch(recipe.threads, self._journal)
         self._teacher = self._find_teacher() if has_teacher(recipe) else None
         try:
-            self._prepare()
+            self._prepare(is_begun=is_begun)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, is_begun: bool) -> None:
         """What every start does once it is known who teaches."""
-        spec, recipe, preprocess = self._spec, self._recipe, self._source.preprocess
+        spec, recipe = self._spec, self._recipe
         self._note_teacher()
         if self._teacher is not None:  # it may bring classes that no sample shows
             self._spec = spec = replace(spec, classes=self._teacher.classes)
-        self._splits = gather(
-            spec,
-            base_classes=self._base.classes,
-            preprocess=preprocess,
-            teacher=self._teacher,
-            kept_in=self._dir,
-            digest=self._digest,
-            control=self._control,
-            journal=self._journal,
-        )
+        self._splits = self._gather()
         self._tuner = Tuner(
             recipe,
             self._splits[Split.TRAINING],
             self._splits[Split.VALIDATION],
-            preprocess=preprocess,
+            preprocess=self._source.preprocess,
             device=self._device,
             control=self._control,
             round_id=spec.round_id,
             teacher=None if self._teacher is None else self._teacher.asked,
+        )
+        self._tuner.by_labels = make_rehearsal(
+            self._dir,
+            spec,
+            recipe,
+            self._base,
+            self._splits[Split.TRAINING],
+            is_begun=is_begun,
+            load=lambda: self._load(self._base),
+            device=self._device,
+            beat=self._control.beat,
         )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
@@ -181,6 +165,30 @@ class _Round:
 
     def _write_journal(self) -> None:
         write_atomic(self._dir / JOURNAL_FILE, json.dumps(self._journal, indent=1).encode())
+
+    def _gather(self) -> dict[Split, LabelledImages]:
+        """The round's samples, without those old ones that a round with new classes does not replay."""
+        spec, journal = self._spec, self._journal
+        if "replayed" not in journal:
+            journal["replayed"] = choose_replay(
+                spec,
+                self._recipe,
+                self._base,
+                load=lambda: self._load(self._base),
+                device=self._device,
+                beat=self._control.beat,
+            )
+        samples = keep_replayed(spec.samples, new_classes(spec, self._base), journal["replayed"])
+        return gather(
+            replace(spec, samples=samples),
+            base_classes=self._base.classes,
+            preprocess=self._source.preprocess,
+            teacher=self._teacher,
+            kept_in=self._dir,
+            digest=self._digest,
+            control=self._control,
+            journal=journal,
+        )
 
     def _load_network(self) -> Network:
         """The source version with its head widened; proven prunable when it is to be pruned."""
@@ -364,10 +372,7 @@ class _Round:
             timing_runs=self._recipe.timing_runs,
             control=self._control,
         )
-        candidate.publish(network)
-        published = published_manifest(self._spec)
-        assert published is not None, "what was just published is there"
-        return published
+        return candidate.publish(network)
 
     def _pruning(self, cost: Cost) -> Pruning | None:
         """What the manifest says of the cut, once the candidate's cost is known."""
@@ -388,12 +393,3 @@ class _Round:
             round_to=found["round_to"],
             level_of=recipe.level_of,
         )
-
-
-def _pin_torch(recipe: Recipe, journal: dict[str, Any]) -> torch.device:
-    """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
-    torch.set_num_threads(recipe.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    chosen = journal.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-    journal["torch"] = torch.__version__
-    return torch.device(chosen)

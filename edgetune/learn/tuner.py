@@ -23,7 +23,7 @@ from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.depth import removed_exits, thin_out
-from edgetune.learn.finetune import Phase, fine_tune, never, steps_per_epoch, without_labels
+from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
@@ -99,6 +99,7 @@ class Tuner:
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.scoring_batch = recipe.batch_size  # less, where memory is short
+        self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
     def place(self, network: Network) -> Network:
@@ -163,6 +164,7 @@ class Tuner:
             control=self._control,
             teacher=self._teacher,
             is_enough=is_enough,
+            by_labels=self.by_labels,
         )
 
     def prunes_first(self, network: Network) -> str:

@@ -74,7 +74,7 @@ class History:
         Write a new round down.
 
         Args:
-            kind: "adapt" or "reshape".
+            kind: a `RoundKind`'s value.
             reason: why it was wanted.
             state: of the round machine.
             round_id: its number; None: the next one. A round that is there already is left as it is.

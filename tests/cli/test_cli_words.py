@@ -66,6 +66,17 @@ def test_status_names_the_classes_that_carry_a_mark() -> None:
     assert "provisional" not in said()
 
 
+def test_status_says_how_far_classes_without_samples_can_be_trusted() -> None:
+    """Measured on reference images, or unknown and why."""
+    absent = {"classes": 3, "reference_images": 60, "accuracy": 0.84, "accuracy_before": 0.9}
+    text = said(served={"absent": absent})
+    assert "3 classes of it had no samples here: 84.0 % right on 60 reference images of them, 90.0 % before" in text
+    unknown = {"classes": 1, "reference_images": 0, "accuracy": None, "accuracy_before": None}
+    assert "1 class of it had no samples here: how well it still knows them is unknown" in said(
+        served={"absent": unknown}
+    )
+
+
 def test_status_without_a_model_says_how_to_get_one() -> None:
     """The first thing a newcomer sees."""
     assert "edgetune models import --arch ARCH" in said(served=None, probation=None)

@@ -174,6 +174,7 @@ def test_unknown_and_duplicate_keys_are_named_with_their_line(text: str, expecte
         ("training: {teacher: cloud}", "training.teacher: expected 'ancestor', 'file' or 'server'"),
         ("training: {teacher: file}", "teacher: file needs teacher_file"),
         ("training: {teacher: server}", "teacher: server needs teacher_server"),
+        ("gate: {protected_classes: ['cat']}", "protected_classes needs protected_drop_max"),
         ("training: {teacher_server: 'http://10.0.0.2/v2/models/m'}", "would send images in the clear"),
         ("training: {teacher_server: 'https://10.0.0.2/'}", "does not name a model"),
         ("training: {teacher_server: 8000}", "expected https://HOST:PORT/v2/models/NAME"),

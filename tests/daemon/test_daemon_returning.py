@@ -107,7 +107,10 @@ def test_a_class_that_comes_back_is_noticed_labelled_and_trained_on(tmp_path: Pa
             assert len(owls) == len(said)
             assert {each.split for each in owls} == {Split.TRAINING}
             await site.look(3)
-            assert "was shown 'owl', which is back" in (await site.daemon.status())["last_round"]["reasons"]
+            assert (
+                "was shown 'owl', which the served version was not"
+                in (await site.daemon.status())["last_round"]["reasons"]
+            )
             assert site.daemon.returning.absent == frozenset()
             assert not (await site.daemon.status())["returning"]["is_watched"]
             assert site.state is S.IDLE

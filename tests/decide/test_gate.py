@@ -112,6 +112,31 @@ def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
     assert judge(compare(BASE, better, **same), POLICY).is_promoted
 
 
+def test_a_protected_class_is_refused_a_drop_that_others_are_allowed() -> None:
+    """All of them, or those that are named; never more than any class may lose; chance counts as for every class."""
+    base = metrics(cat=(190, 200), dog=(150, 200))
+    fallen = compare(base, metrics(cat=(176, 200), dog=(164, 200)))  # 7 pp; p = 0.011
+    strict = replace(POLICY, protected_drop_max=0.02)
+    assert judge(fallen, POLICY).is_promoted
+    decision = judge(fallen, strict)
+    assert decision.reasons == ("protected class 'cat' falls from 190 to 176 of 200, allowed is a drop of 2 pp",)
+    assert not judge(fallen, replace(strict, protected_classes=("cat",))).is_promoted
+    assert judge(fallen, replace(strict, protected_classes=("dog",))).is_promoted
+    loose = judge(compare(base, metrics(cat=(150, 200), dog=(190, 200))), replace(POLICY, protected_drop_max=0.5))
+    assert loose.reasons == ("protected class 'cat' falls from 190 to 150 of 200, allowed is a drop of 10 pp",)
+    chance = judge(compare(base, metrics(cat=(185, 200), dog=(155, 200))), strict)
+    assert chance.is_promoted
+    assert "protected class 'cat' falls from 190 to 185 of 200, which may be chance (20%)" in chance.warnings
+
+
+def test_a_protected_class_that_cannot_be_judged_is_named() -> None:
+    """It was named, so its absence from the hold-out is told."""
+    policy = replace(POLICY, protected_drop_max=0.02, protected_classes=("cat", "bittern"))
+    decision = judge(compare(BASE, BASE), policy)
+    assert decision.is_promoted
+    assert decision.warnings == ("protected class 'bittern' has no hold-out sample: what became of it is unknown",)
+
+
 def test_a_small_class_may_fall_by_chance_and_is_only_reported() -> None:
     """8 to 5 of 15 happens in one round in four when nothing has changed; 14 to 5 does not."""
     base = metrics(cat=(60, 100), ray=(8, 15), eel=(14, 15))
@@ -189,8 +214,8 @@ def test_a_class_that_is_back_is_a_gain_and_excuses_nothing() -> None:
         "candidate_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2),
         "candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000),
     }
-    decision = judge(compare(BASE, BASE, **same), POLICY, returned=["owl"])
+    decision = judge(compare(BASE, BASE, **same), POLICY, shown_anew=["owl"])
     assert decision.is_promoted
-    assert decision.reasons == ("was shown 'owl', which is back",)
+    assert decision.reasons == ("was shown 'owl', which the served version was not",)
     worse = compare(BASE, metrics(cat=(75, 100), dog=(75, 100)), **same)
-    assert not judge(worse, POLICY, returned=["owl"]).is_promoted
+    assert not judge(worse, POLICY, shown_anew=["owl"]).is_promoted

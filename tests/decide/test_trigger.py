@@ -62,6 +62,47 @@ def test_what_is_missing_is_counted() -> None:
     assert "37 of 200 new samples" in want.missing
 
 
+OWL = {"cat": ("accepted", 100), "dog": ("accepted", 100), "owl": ("accepted", 6)}
+
+
+def test_a_class_to_imprint_is_wanted_at_once() -> None:
+    """Neither the least interval nor a cool-down holds it; an operator's wish comes first, and the gate must be able to judge."""
+    small = consider(stats(0, **OWL), POLICY, SERVED, since_last_s=1.0, cooling_s=900.0, to_imprint=["owl"])
+    assert (small.is_wanted, small.kind, small.classes) == (True, RoundKind.IMPRINT, ("owl",))
+    assert "'owl' with 6 training samples" in small.reason
+    manual = consider(stats(0, **OWL), POLICY, SERVED, since_last_s=None, manual=ManualRequest(), to_imprint=["owl"])
+    assert manual.kind is RoundKind.RESHAPE
+    strict = replace(POLICY, holdout_min=121)  # the owl's own sixty do not count
+    assert not consider(stats(0, **OWL), strict, SERVED, since_last_s=None, to_imprint=["owl"]).is_wanted
+
+
+def test_a_provisional_class_is_new_until_a_round_has_learnt_it() -> None:
+    """It has an output and is still a reason for a round."""
+    served = replace(SERVED, classes=("cat", "dog", "owl"), provisional_classes=frozenset({"owl"}))
+    want = ask(stats(0, **{**OWL, "owl": ("accepted", 20)}), served=served)
+    assert want.is_wanted
+    assert "class 'owl' is new, with 20 training samples" in want.reason
+    assert not ask(
+        stats(0, **{**OWL, "owl": ("accepted", 20)}), served=replace(served, provisional_classes=frozenset())
+    ).is_wanted
+
+
+def test_a_round_that_trains_waits_for_the_end_of_a_cool_down() -> None:
+    """And says so, also where an imprint has taken the place of the cool-down's state meanwhile."""
+    want = consider(stats(new=200), POLICY, SERVED, since_last_s=None, cooling_s=600.0)
+    assert (want.is_wanted, want.next_in_s) == (False, 600.0)
+    assert want.missing == ("10 more minutes of the cool-down (triggers.cooldown)",)
+    assert consider(stats(new=200), POLICY, SERVED, since_last_s=None, cooling_s=-5.0).is_wanted
+
+
+def test_where_nothing_is_pruned_a_new_mix_of_classes_is_adapted_to() -> None:
+    """There is no shape to find anew."""
+    classes = {**OWL, "owl": ("accepted", 30)}
+    assert ask(stats(0, **classes)).kind is RoundKind.RESHAPE
+    want = consider(stats(0, **classes), replace(POLICY, prunes=False), SERVED, since_last_s=None)
+    assert (want.is_wanted, want.kind) == (True, RoundKind.ADAPT)
+
+
 def test_enough_new_samples_want_a_round_and_say_so() -> None:
     """The reason names the figures and the kind."""
     want = ask(stats(new=200))
