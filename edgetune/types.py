@@ -338,9 +338,7 @@ class TrainerOutcome(str, enum.Enum):
 class Mark(str, enum.Enum):
     """What a version says of a class of its own beside every answer: how far its word on that class can be trusted."""
 
-    NEVER_SEEN_HERE = (
-        "never_seen_here"  # learnt from a teacher's word on images of other classes; nobody showed one here
-    )
+    NEVER_SEEN_HERE = "never_seen_here"  # learnt from a teacher's word on images of other classes
     PROVISIONAL = "provisional"  # answered from a few images; no round has trained on the class yet
 
 

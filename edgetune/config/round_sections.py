@@ -217,6 +217,8 @@ class Training(Section):
                 "unseen_classes needs a teacher that knows more than the factory model, whose classes are all served: "
                 "set teacher to file or server"
             )
+        if self.rehearsal != "plain" and self.transfer != "hinton":
+            raise ValueError(f"rehearsal: {self.rehearsal} goes with transfer: hinton, not with {self.transfer}")
         if self.transfer == "label_free" and self.distillation not in (None, 1):
             raise ValueError(
                 "transfer: label_free is all the teacher's: leave distillation out, or take hinton or replay"

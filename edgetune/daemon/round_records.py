@@ -79,8 +79,11 @@ class RoundRecords:
         """Choose and pin the samples, and make the round real by writing its spec."""
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
-        frozen = self._buffer.freeze(round_id, training_max=samples_max, unlabelled_max=unlabelled_max)
-        if want.kind is RoundKind.IMPRINT:
+        is_imprint = want.kind is RoundKind.IMPRINT
+        frozen = self._buffer.freeze(
+            round_id, training_max=samples_max, unlabelled_max=0 if is_imprint else unlabelled_max
+        )
+        if is_imprint:
             classes = (*base.classes, *want.classes)
             samples = imprinting.choose_samples(frozen, want.classes, base.classes)
         else:

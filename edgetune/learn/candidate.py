@@ -138,12 +138,11 @@ class Candidate:
             new = (label for label in spec.classes if label not in base.classes)
             return {**base.marks, **dict.fromkeys(new, Mark.PROVISIONAL.value)}
         told = {sample.label for sample in spec.samples if sample.split is Split.TRAINING}
-        untold = [label for label in spec.classes if label not in told]
-        kept = {label: base.marks[label] for label in untold if label in base.marks}
+        kept = {label: mark for label, mark in base.marks.items() if label in spec.classes and label not in told}
         return {**dict.fromkeys(self._unseen(), Mark.NEVER_SEEN_HERE.value), **kept}
 
     def _unseen(self) -> tuple[str, ...]:
-        """The classes that the base does not know and no label shows."""
+        """The classes that the base does not know and no label shows: a teacher's."""
         told = {sample.label for sample in self._spec.samples}
         return tuple(c for c in self._spec.classes if c not in self._base.classes and c not in told)
 

@@ -122,7 +122,7 @@ class _Round:
 
     def _prepare(self, *, is_begun: bool) -> None:
         """What every start does once it is known who teaches."""
-        recipe, preprocess = self._recipe, self._source.preprocess
+        recipe = self._recipe
         self._note_teacher()
         if self._teacher is not None:  # it may bring classes that no sample shows
             self._spec = replace(self._spec, classes=self._teacher.classes)
@@ -131,7 +131,7 @@ class _Round:
             recipe,
             self._splits[Split.TRAINING],
             self._splits[Split.VALIDATION],
-            preprocess=preprocess,
+            preprocess=self._source.preprocess,
             device=self._device,
             control=self._control,
             round_id=self._spec.round_id,

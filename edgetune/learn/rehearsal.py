@@ -1,8 +1,8 @@
 """
 New classes learnt beside replayed old ones, in an adapting round: which old samples are replayed, and the loss by labels.
 
-A class is new to a round when its base has no output for it, or an imprinted one that no round has trained. In a batch the
-images of new classes are the stream, as the literature calls it, and all others are replayed.
+A class is new to a round when its base has no output for it, or one with a mark: imprinted, or known from a teacher alone.
+In a batch the images of new classes are the stream, as the literature calls it, and all others are replayed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgetune.learn.imprint import features_of
 from edgetune.learn.network import Network
 from edgetune.learn.replay import Floats, choose_samples, cross_entropy_among, der_pp_loss, er_ace_loss
 from edgetune.store.durable import write_atomic
-from edgetune.types import FrozenSample, Manifest, Mark, Recipe, RoundKind, RoundSpec, Split
+from edgetune.types import FrozenSample, Manifest, Recipe, RoundKind, RoundSpec, Split
 
 ALPHA, BETA = 0.2, 0.5  # of der++, as published for CIFAR-10 and a buffer of 500
 LOGITS_FILE = "checkpoint.logits.npz"
@@ -32,7 +32,7 @@ def new_classes(spec: RoundSpec, base: Manifest) -> tuple[str, ...]:
     if spec.kind is not RoundKind.ADAPT:
         return ()
     shown = {sample.label for sample in spec.samples if sample.split is Split.TRAINING}
-    learnt = {label for label in base.classes if base.marks.get(label) != Mark.PROVISIONAL.value}
+    learnt = set(base.classes) - set(base.marks)
     return tuple(label for label in spec.classes if label in shown and label not in learnt)
 
 
@@ -60,7 +60,8 @@ def choose_replay(
         Their sample ids, evenly over the classes; None: all of them.
     """
     new, size = set(new_classes(spec, base)), base.preprocess
-    old = [s for s in spec.samples if s.split is Split.TRAINING and s.label is not None and s.label not in new]
+    training = [s for s in spec.samples if s.split is Split.TRAINING and s.label is not None]
+    old = [s for s in training if s.label not in new]
     if not new or recipe.replay_max_bytes is None:
         return None
     capacity = recipe.replay_max_bytes // (size.height * size.width * 3)
@@ -74,8 +75,8 @@ def choose_replay(
         features = features_of(network, _normalised(data, Normaliser(size, device), beat))
         chosen = choose_samples(data.labels, capacity, features=features.cpu().numpy())
         return [int(i) for i in data.sample_ids[chosen]]
-    index: dict[str | None, int] = {label: number for number, label in enumerate(spec.classes)}
-    labels = np.array([index[sample.label] for sample in old], dtype=np.int64)
+    index = {label: number for number, label in enumerate(spec.classes)}
+    labels = np.array([index[sample.label] for sample in old if sample.label is not None], dtype=np.int64)
     return [old[i].sample_id for i in choose_samples(labels, capacity, seed=seed).tolist()]
 
 
@@ -85,10 +86,8 @@ def keep_replayed(
     """The samples of a round without the old training samples that are not replayed; None: all are."""
     if replayed is None:
         return tuple(samples)
-    kept = set(replayed)
-    return tuple(
-        s for s in samples if s.split is not Split.TRAINING or s.label is None or s.label in new or s.sample_id in kept
-    )
+    kept, others = set(replayed), {*new, None}  # nobody has said of what class an unlabelled one is
+    return tuple(s for s in samples if s.split is not Split.TRAINING or s.label in others or s.sample_id in kept)
 
 
 class Rehearsal:

@@ -284,7 +284,7 @@ def test_config_check_tells_every_problem_and_exits_78(run: Any, tmp_path: Path)
     path.write_text("training: {teacher: server, teacher_server: 'https://cloud.example/v2/models/m'}\n")
     ran = run("config", "check", "-c", path)
     assert ran.code == 0
-    assert "images leave this device: rounds send training images to cloud.example:443" in ran.out
+    assert "images leave this device: rounds send training images, unlabelled ones too, to cloud.example:443" in ran.out
     assert len(run("config", "check", "-c", path, "--json").json["notes"]) == 1
     path.write_text("buffer: {quota: 3GiB}\n")
     assert run("config", "show", "-c", path, "--changed", "--json").json == {"buffer": {"quota": "3GiB"}}

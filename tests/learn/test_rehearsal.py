@@ -110,10 +110,11 @@ def spec_of(site: Site, name: str, **changes: object) -> tuple[RoundSpec, Manife
 
 
 def test_what_is_new_to_a_round_is_what_its_base_has_not_learnt(site: Site) -> None:
-    """No output, or a provisional one; only in rounds that adapt, and only what is shown."""
+    """No output, or one with a mark; only in rounds that adapt, and only what is shown."""
     spec, base = spec_of(site, "new")
     assert new_classes(spec, base) == ("violet",)
-    assert new_classes(spec, replace(base, marks={"red": "provisional", "blue": "other"})) == ("red", "violet")
+    marks = {"red": "provisional", "blue": "never_seen_here"}
+    assert new_classes(spec, replace(base, marks=marks)) == ("red", "blue", "violet")
     assert new_classes(replace(spec, kind=RoundKind.RESHAPE), base) == ()
     unseen = tuple(sample for sample in spec.samples if sample.label != "violet")
     assert new_classes(replace(spec, samples=unseen), base) == ()
