@@ -264,6 +264,10 @@ class Recipe:
     )
     replay: str = "random"  # how they are chosen, evenly over the classes: "random" | "herding"
     rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
+    update: str = (
+        "full"  # what an adapting round trains: "full" | "tail" | "head" | "latent" | "auto", see learn.partial
+    )
+    time_max_s: float | None = None  # of the round, for "auto"; None: any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,6 +117,8 @@ def recipe(config: Config) -> Recipe:
         replay_max_bytes=training.replay_max,
         replay=training.replay,
         rehearsal=training.rehearsal,
+        update=training.update,
+        time_max_s=config.budgets.round_time_max,
     )
 
 

@@ -6,10 +6,12 @@ Everything works in place or on copies in memory; what is kept, and where, is th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,9 +31,11 @@ from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
 from edgetune.learn.memory import step_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
+from edgetune.learn.partial import Part
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.learn.schedules import PAPER
 from edgetune.learn.transfer import Teacher
+from edgetune.learn.updating import Forecast, Updating
 from edgetune.types import Preprocess, Recipe
 
 TUNE, RETRAIN = "tune", "retrain"
@@ -89,14 +93,16 @@ class Tuner:
         control: Control,
         round_id: int = 0,
         teacher: nn.Module | Teacher | None = None,
+        scratch: Path | None = None,
     ) -> None:
-        """`teacher` is asked when the recipe distils; `round_id` is part of every seed."""
+        """`teacher` is asked when the recipe distils; `round_id` is part of every seed; files may come and go in `scratch`."""
         self._recipe, self._control, self._round_id = recipe, control, round_id
         self._training, self._validation, self._preprocess = training, validation, preprocess
         self._device, self._teacher = device, teacher
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.scoring_batch = recipe.batch_size  # less, where memory is short
+        self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
@@ -149,19 +155,36 @@ class Tuner:
             distillation=recipe.distillation if self._teacher is not None else 0.0,
             temperature=recipe.temperature,
         )
-        return fine_tune(
-            network,
-            phase,
-            self._training,
-            self._validation,
-            self.normaliser,
-            resume=resume,
-            save=save,
-            control=self._control,
-            teacher=self._teacher,
-            is_enough=is_enough,
-            by_labels=self.by_labels,
+        with self.updating.partly(network, self.layout.dtype) as (part, teacher):
+            return fine_tune(
+                network,
+                phase,
+                self._training,
+                self._validation,
+                self.normaliser,
+                resume=resume,
+                save=save,
+                control=self._control,
+                teacher=teacher,
+                is_enough=is_enough,
+                by_labels=self.by_labels,
+                part=part,
+            )
+
+    def choose_update(self, network: Network, steps: int) -> dict[str, str]:
+        """Settle what is trained of the network in so many steps; see `Updating.choose`."""
+        whole_s = lambda: self._step_s(network) * steps  # noqa: E731 - measured only where it matters
+        return self.updating.choose(network, self._recipe, self._forecasting(network), whole_s=whole_s)
+
+    def _step_s(self, network: Network) -> float:
+        """Seconds of a training step of the whole network in the present layout."""
+        part = np.resize(np.arange(len(self._training)), self._recipe.batch_size)
+        images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
+        _, measured_s = fastest_layout(
+            network.module, images, self.normaliser.labels(labels), [self.layout], beat=self._control.beat
         )
+        (step_s,) = measured_s.values()
+        return step_s
 
     def prunes_first(self, network: Network) -> str:
         """
@@ -171,29 +194,38 @@ class Tuner:
         are scored at once, in batches that do.
         """
         recipe = self._recipe
-        part = np.resize(np.arange(len(self._training)), 2)
-        images, labels = (
-            self.normaliser(self._training.images(part)),
-            self.normaliser.labels(self._training.labels[part]),
-        )
+        with self._forecasting(network) as forecast_mib:
+            needed_mib, most_mib = forecast_mib(recipe.batch_size), recipe.memory_max_mib
+            is_short = most_mib is not None and needed_mib > most_mib
+            why = ""
+            if recipe.order == "prune_first":
+                why = "pruning.order"
+            elif recipe.order == "auto" and is_short:
+                why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
+            while why and is_short and self._can_halve() and forecast_mib(self.scoring_batch) > cast(float, most_mib):
+                self.scoring_batch //= 2
+        return why
+
+    @contextlib.contextmanager
+    def _forecasting(self, network: Network) -> Iterator[Forecast]:
+        """What a step takes, in MiB, of so many images and of the whole network or a part; the network stays as it is."""
+        few = np.resize(np.arange(len(self._training)), 2)
+        images = self.normaliser(self._training.images(few))
+        labels = self.normaliser.labels(self._training.labels[few])
         was_training = network.module.training
         state = copy.deepcopy(network.module.state_dict())
 
-        def forecast_mib(batch_size: int) -> float:
-            return step_mib(network.module.train(), images, labels, batch_size)
+        def forecast_mib(batch_size: int, part: Part | None = None) -> float:
+            network.module.train()
+            if part is None:
+                return step_mib(network.module, images, labels, batch_size)
+            part.rest()
+            with part.trained_alone():
+                return step_mib(network.module, images, labels, batch_size)
 
-        needed_mib, most_mib = forecast_mib(recipe.batch_size), recipe.memory_max_mib
-        is_short = most_mib is not None and needed_mib > most_mib
-        why = ""
-        if recipe.order == "prune_first":
-            why = "pruning.order"
-        elif recipe.order == "auto" and is_short:
-            why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
-        while why and is_short and self._can_halve() and forecast_mib(self.scoring_batch) > cast(float, most_mib):
-            self.scoring_batch //= 2
+        yield forecast_mib
         network.module.load_state_dict(state)  # running statistics have seen the images
         network.module.train(was_training)
-        return why
 
     def _can_halve(self) -> bool:
         return self.scoring_batch >= 2 * _SMALLEST_BATCH
