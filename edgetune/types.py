@@ -268,6 +268,10 @@ class Recipe:
     rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
     transfer: str = "hinton"  # how to learn from the teacher, one of learn.transfer.TRANSFERS
     unlabelled_confidence_min: float = 0.95  # 0..1, how sure the teacher must be of an unlabelled sample
+    update: str = (
+        "full"  # what an adapting round trains: "full" | "tail" | "head" | "latent" | "auto", see learn.partial
+    )
+    time_max_s: float | None = None  # of the round, for "auto"; None: any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,4 +159,14 @@ def _round_words(row: Mapping[str, Any]) -> str:
     lines += [f"  {line}" for line in unlabelled_lines((details.get("summary") or {}).get("unlabelled") or {})]
     lines += [f"  {reason}" for reason in decision.get("reasons") or () if reason != row.get("message")]
     lines += [f"  note: {warning}" for warning in decision.get("warnings") or ()]
+    if (details.get("update") or {}).get("why"):
+        lines.append(f"  training.update came to {details['update']['update']}: {details['update']['why']}")
+    worst = (details.get("doubts") or {}).get("worst") or ()
+    lines += [
+        "  training samples whose labels the served version contradicted most (edgetune data label ID LABEL):"
+    ] * bool(worst)
+    lines += [
+        f"    {each['sample']}: labelled {each['label']!r}, it says {each['says']!r} ({each['confidence']:.0%})"
+        for each in worst
+    ]
     return "\n".join(lines)

@@ -118,6 +118,8 @@ def recipe(config: Config) -> Recipe:
         rehearsal=training.rehearsal,
         transfer=training.transfer,
         unlabelled_confidence_min=training.unlabelled_confidence_min,
+        update=training.update,
+        time_max_s=config.budgets.round_time_max,
     )
 
 

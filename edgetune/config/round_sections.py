@@ -107,6 +107,12 @@ class Training(Section):
         example="0.3",
     )
     temperature: float = key(_RECIPE.temperature, "Temperature of the distillation.", gt=0, le=100)
+    update: Literal["full", "tail", "head", "latent", "auto"] = key(
+        _RECIPE.update,
+        "What an adapt round trains: full (everything), tail (the last stage), head (the output layer), latent (the last stage,"
+        " on what the layers below make of each image, worked out once, without random changes), or auto: full unless it is"
+        " forecast to pass budgets.trainer_memory_max or round_time_max, then latent, then head. Reshape rounds train everything.",
+    )
     replay_max: Bytes | None = key(
         None,
         "Most decoded images of old classes that an adapt round learns from beside new classes, evenly over the classes;"

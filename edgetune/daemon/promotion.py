@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgetune.daemon.parts import StoreThread
-from edgetune.daemon.round_records import RoundRecords
+from edgetune.daemon.round_records import RoundRecords, doubted
 from edgetune.daemon.serving import Serving
 from edgetune.decide import gate
 from edgetune.decide.probation import Observed
@@ -40,6 +42,7 @@ class Promotion:
             manifest = await self._store(self._models.manifest, spec.candidate_version)
             shown_anew = await self._store(self._records.shown_anew, spec)
             self.decision = self._judge(spec, manifest, policy, shown_anew)
+            self.decision = await self._with_doubts(self.decision, spec, manifest)
             if self.decision.is_promoted:
                 self._candidate = await self._serving.prepare(spec.candidate_version)
         except (EdgetuneError, OSError) as error:
@@ -56,6 +59,14 @@ class Promotion:
         if manifest.comparison is None or manifest.round_id != spec.round_id:
             raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
         return gate.judge(manifest.comparison, policy, shown_anew=shown_anew)
+
+    async def _with_doubts(self, decision: GateDecision, spec: RoundSpec, manifest: Manifest) -> GateDecision:
+        """A refusal of what is less accurate also says which labels may be the cause."""
+        comparison = manifest.comparison
+        if decision.is_promoted or comparison is None or comparison.candidate.correct >= comparison.base.correct:
+            return decision
+        doubts = doubted(await self._store(self._records.journal, spec.round_id))
+        return replace(decision, reasons=(*decision.reasons, doubts)) if doubts else decision
 
     def _is_current(self, spec: RoundSpec) -> bool:
         return spec.generation == self._serving.generation and spec.base_version == self._serving.served.version

@@ -45,6 +45,7 @@ from edgetune.wire import from_json, to_json
 _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
 _TRIED_KEY = "imprints_tried"
+_NAMED = 3  # classes, the most contradicted ones
 _SHOWN_BEFORE = 1_000  # training samples of a class, where nothing but that there were some is known
 
 
@@ -197,9 +198,10 @@ class RoundRecords:
         is_consumed: bool,
     ) -> None:
         """Write down how a round ended and let its samples go."""
-        journal = self._journal(spec)
+        journal = self.journal(spec.round_id)
         summary = {**self._summary(spec.candidate_version), **_asked(spec, journal)}
         unlabelled = journal.get("unlabelled", {})
+        told = {name: journal[name] for name in ("update", "doubts") if name in journal}
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -216,6 +218,7 @@ class RoundRecords:
                 decision=decision,
                 summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
                 shown=self._shown_in(spec, unlabelled),
+                **told,
             )
             if spec.kind is not RoundKind.IMPRINT:
                 self._history.set_state("last_round_ended_s", ended_service_s)
@@ -264,11 +267,10 @@ class RoundRecords:
             return []
         return sorted(int(path.name) for path in self._dir.iterdir() if _ROUND_DIR.match(path.name))
 
-    def _journal(self, spec: RoundSpec) -> dict[str, Any]:
-        """What the round's trainer wrote down; empty where it did not get so far."""
+    def journal(self, round_id: int) -> dict[str, Any]:
+        """What a round's trainer wrote down; empty where there is nothing to be read."""
         with contextlib.suppress(OSError, ValueError):
-            journal: dict[str, Any] = json.loads((self.directory(spec.round_id) / "journal.json").read_bytes())
-            return journal
+            return dict(json.loads((self.directory(round_id) / "journal.json").read_bytes()))
         return {}
 
     def _summary(self, version: int) -> dict[str, Any]:
@@ -299,6 +301,17 @@ def _asked(spec: RoundSpec, journal: Mapping[str, Any]) -> dict[str, Any]:
     if spec.teacher.kind == "ancestor" or not journal:
         return {}
     return {"teacher": {"kind": spec.teacher.kind, "server": spec.teacher.server, **journal.get("teacher", {})}}
+
+
+def doubted(journal: Mapping[str, Any]) -> str:
+    """Which labels of a round's training samples the served version contradicts, in a sentence; empty: none."""
+    doubts = journal.get("doubts") or {}
+    classes = sorted(doubts.get("classes", {}).items(), key=lambda each: -each[1]["contradicted"] / each[1]["samples"])
+    if not classes:
+        return ""
+    counts = [f"{found['contradicted']} of {found['samples']} labelled {label!r}" for label, found in classes[:_NAMED]]
+    ids = ", ".join(str(each["sample"]) for each in doubts["worst"])
+    return f"labels may be wrong: the served version contradicts {', '.join(counts)}, most of all samples {ids}"
 
 
 def _training_counts(spec: RoundSpec) -> Counter[str]:

@@ -28,7 +28,7 @@ class TriggerPolicy:
 class ServedSummary:
     """What the trigger must know of the served version."""
 
-    classes: tuple[str, ...]  # but those that nobody has shown here: their first samples are those of a new class
+    classes: tuple[str, ...]  # but those that carry a mark: their first samples are those of a new class
     tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
     absent_classes: frozenset[str] = frozenset()  # it has outputs for them, and its round did not show them
     is_target_met: bool  # it was pruned to the level that the configuration asks for

@@ -19,6 +19,7 @@ from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, Integers, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.layout import computing_in
 from edgetune.learn.network import Network, load_strictly, state_tensors
+from edgetune.learn.partial import Part
 from edgetune.learn.transfer import Output, Shown, Teacher, TransferLoss, group_taps, look, make_transfer
 
 # Least share that a batch has in a batch norm's running statistics while it is trained. Some networks come with 0.01, for
@@ -84,6 +85,7 @@ def fine_tune(
     teacher: nn.Module | Teacher | None = None,
     is_enough: Callable[[Sequence[float]], bool] = never,
     by_labels: LabelLoss | None = None,
+    part: Part | None = None,
 ) -> tuple[float, float] | None:
     """
     Train for `phase.steps` steps of SGD with momentum; afterwards the network has the weights of its best epoch.
@@ -105,6 +107,8 @@ def fine_tune(
         teacher: as many outputs; asked once a step when the phase gives it a share. A module is in eval mode and sees
             the network's own input; anything else is asked by sample.
         by_labels: the loss without the teacher's share; None: the cross-entropy.
+        part: all that is trained, see `Part.trained_alone`; None: the whole network. Where it keeps latents, images are shown
+            as they are, and what a teacher is shown are the latents: only one that answers by sample can be asked.
         is_enough: after each epoch takes the validation top-1 of all so far; True ends the phase. Not remembered over a resume.
 
     Returns:
@@ -116,7 +120,7 @@ def fine_tune(
         UsageError: the transfer is unknown, or needs a teacher and there is none.
         StopAskedError: a stop was asked for; the checkpoint is written.
     """
-    run = _Run(network, phase, resume, teacher, by_labels)
+    run = _Run(network, phase, resume, teacher, by_labels=by_labels, part=part)
     if run.is_label_free:
         training = without_labels(training)
     accuracies: list[float] = []
@@ -134,10 +138,13 @@ def fine_tune(
                 epoch=epoch,
                 batch_size=phase.batch_size,
             )
-        part = slice(plan.edges[index], plan.edges[index + 1])
-        positions, draws = plan.positions[part], plan.draws[part]
-        images = augment(training.images(positions), draws, phase.augment)
-        shown = Shown(images=normaliser(images), sample_ids=training.sample_ids[positions], draws=draws)
+        batch = slice(plan.edges[index], plan.edges[index + 1])
+        positions, draws = plan.positions[batch], plan.draws[batch]
+        if part is not None and part.kept is not None:
+            images = part.kept.batch(positions)
+        else:
+            images = normaliser(augment(training.images(positions), draws, phase.augment))
+        shown = Shown(images=images, sample_ids=training.sample_ids[positions], draws=draws)
         loss = run.train_step(shown, normaliser.labels(training.labels[positions]))
         is_epochs_end = run.step % epoch_steps == 0 or run.step == phase.steps
         if is_epochs_end:
@@ -186,10 +193,13 @@ class _Run:
         phase: Phase,
         resume: Checkpoint | None,
         teacher: nn.Module | Teacher | None = None,
+        *,
         by_labels: LabelLoss | None = None,
+        part: Part | None = None,
     ) -> None:
         self._network = network
         self._phase = phase
+        self._part = part
         self._by_labels = by_labels
         assert by_labels is None or phase.transfer == "hinton", (
             "no other transfer has a part that is the teacher's alone"
@@ -226,6 +236,8 @@ class _Run:
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(phase, self.step)
         self._network.module.train()
+        if self._part is not None:
+            self._part.rest()
         self._optimiser.zero_grad(set_to_none=True)
         with _quick_statistics(self._network.module):
             loss = self._loss(shown, labels)
@@ -242,7 +254,10 @@ class _Run:
         module = self._network.module
         wants_features = self._lesson is not None and self._lesson[0].wants_features
         with computing_in(self._phase.dtype, shown.images.device):
-            mine = look(module, shown.images, group_taps(module) if wants_features else ())
+            if self._part is not None and self._part.kept is not None:
+                mine = Output(logits=self._part.logits(shown.images).float())
+            else:
+                mine = look(module, shown.images, group_taps(module) if wants_features else ())
         own = None if self._by_labels is None else self._by_labels(mine.logits, labels, shown.sample_ids)
         if self._lesson is None:
             return functional.cross_entropy(mine.logits, labels) if own is None else own

@@ -25,6 +25,7 @@ from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
+from edgetune.learn.doubts import contradicted
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import Layout, pin_torch
@@ -46,7 +47,7 @@ from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
 from edgetune.store.models import version_name
-from edgetune.types import Cost, Manifest, Pruning, RoundKind, RoundSpec, Split
+from edgetune.types import Cost, Manifest, Mark, Pruning, RoundKind, RoundSpec, Split
 from edgetune.wire import to_json
 
 JOURNAL_FILE = "journal.json"
@@ -136,6 +137,7 @@ class _Round:
             control=self._control,
             round_id=self._spec.round_id,
             teacher=None if self._teacher is None else self._teacher.asked,
+            scratch=self._dir,
         )
         self._tuner.by_labels = make_rehearsal(
             self._dir,
@@ -150,6 +152,7 @@ class _Round:
         )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
+        self._tuner.updating.name = self._journal.get("update", {"update": "full"})["update"]
         if "scoring_batch" in self._journal:
             self._tuner.scoring_batch = self._journal["scoring_batch"]
         # Without validation samples there is nothing that a search could go by: then exactly the level.
@@ -205,6 +208,8 @@ class _Round:
         if "layout" not in self._journal:  # a round that goes on keeps the one it began with: sums depend on it
             self._journal["layout_s"] = self._tuner.settle_layout(network)
             self._journal["layout"] = asdict(self._tuner.layout)
+            if self._spec.kind is RoundKind.ADAPT:  # where something is cut, all that is left is trained
+                self._journal["update"] = self._tuner.choose_update(network, self._budget().after)
             self._write_journal()
         return network
 
@@ -362,6 +367,7 @@ class _Round:
 
     def publish(self, network: Network) -> Manifest:
         """Export, compare with the base in the serving engine, publish."""
+        self._note_doubts()
         candidate = Candidate(
             self._spec,
             directory=self._dir / "candidate",
@@ -373,6 +379,18 @@ class _Round:
             control=self._control,
         )
         return candidate.publish(network)
+
+    def _note_doubts(self) -> None:
+        """In the journal, for the case that the gate refuses: which labels the served version contradicts."""
+        if "doubts" in self._journal:
+            return
+        base, spec = self._base, self._spec
+        engine = Engine.load(Path(spec.models_dir) / version_name(base.version), threads=spec.serving_threads)
+        known = [label for label in base.classes if base.marks.get(label) != Mark.PROVISIONAL.value]
+        training = self._splits[Split.TRAINING]
+        self._journal["doubts"] = contradicted(engine, training, spec.classes, known, self._control.beat)
+        engine.close()
+        self._write_journal()
 
     def _pruning(self, cost: Cost) -> Pruning | None:
         """What the manifest says of the cut, once the candidate's cost is known."""

@@ -6,10 +6,12 @@ Everything works in place or on copies in memory; what is kept, and where, is th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,11 @@ from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
 from edgetune.learn.memory import kept_by, pass_mib, step_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
+from edgetune.learn.partial import Part
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.learn.schedules import PAPER
 from edgetune.learn.transfer import Shown, Teacher, telling_logits
+from edgetune.learn.updating import Forecast, Updating
 from edgetune.types import Preprocess, Recipe
 
 TUNE, RETRAIN = "tune", "retrain"
@@ -89,8 +93,9 @@ class Tuner:
         control: Control,
         round_id: int = 0,
         teacher: nn.Module | Teacher | None = None,
+        scratch: Path | None = None,
     ) -> None:
-        """`teacher` is asked when the recipe distils; `round_id` is part of every seed."""
+        """`teacher` is asked when the recipe distils; `round_id` is part of every seed; files may come and go in `scratch`."""
         self._recipe, self._control, self._round_id = recipe, control, round_id
         self._is_label_free = recipe.transfer == "label_free"
         self._training = training = without_labels(training) if self._is_label_free else training
@@ -99,6 +104,7 @@ class Tuner:
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.scoring_batch = recipe.batch_size  # less, where memory is short
+        self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
@@ -153,19 +159,36 @@ class Tuner:
             temperature=recipe.temperature,
             transfer=recipe.transfer,
         )
-        return fine_tune(
-            network,
-            phase,
-            self._training,
-            self._validation,
-            self.normaliser,
-            resume=resume,
-            save=save,
-            control=self._control,
-            teacher=self._teacher,
-            is_enough=is_enough,
-            by_labels=self.by_labels,
+        with self.updating.partly(network, self.layout.dtype) as (part, teacher):
+            return fine_tune(
+                network,
+                phase,
+                self._training,
+                self._validation,
+                self.normaliser,
+                resume=resume,
+                save=save,
+                control=self._control,
+                teacher=teacher,
+                is_enough=is_enough,
+                by_labels=self.by_labels,
+                part=part,
+            )
+
+    def choose_update(self, network: Network, steps: int) -> dict[str, str]:
+        """Settle what is trained of the network in so many steps; see `Updating.choose`."""
+        whole_s = lambda: self._step_s(network) * steps  # noqa: E731 - measured only where it matters
+        return self.updating.choose(network, self._recipe, self._forecasting(network), whole_s=whole_s)
+
+    def _step_s(self, network: Network) -> float:
+        """Seconds of a training step of the whole network in the present layout."""
+        part = np.resize(np.arange(len(self._training)), self._recipe.batch_size)
+        images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
+        _, measured_s = fastest_layout(
+            network.module, images, self.normaliser.labels(labels), [self.layout], beat=self._control.beat
         )
+        (step_s,) = measured_s.values()
+        return step_s
 
     def prunes_first(self, network: Network) -> str:
         """
@@ -175,23 +198,52 @@ class Tuner:
         network is cut at once. In either order filters are scored in batches that the limit allows.
         """
         recipe = self._recipe
-        part = np.resize(np.arange(len(self._training)), 2)
-        batch = self.normaliser(self._training.images(part)), self.normaliser.labels(self._training.labels[part])
-        was_training = network.module.training
-        state = copy.deepcopy(network.module.state_dict())
-        needed_mib, most_mib = step_mib(network.module.train(), *batch, recipe.batch_size), recipe.memory_max_mib
+        most_mib = recipe.memory_max_mib
+        with self._forecasting(network) as forecast_mib:
+            needed_mib = forecast_mib(recipe.batch_size)
         why = ""
         if recipe.order == "prune_first":
             why = "pruning.order"
         elif recipe.order == "auto" and most_mib is not None and needed_mib > most_mib:
             why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
-        network.module.load_state_dict(state)  # running statistics have seen the images
         if most_mib is not None:
-            kept_of_image = self._kept_by_scoring(network, batch) / len(part)
-            while self._can_halve() and pass_mib(kept_of_image * self.scoring_batch) > most_mib:
-                self.scoring_batch //= 2
-        network.module.train(was_training)
+            self._fit_scoring(network, most_mib)
         return why
+
+    def _fit_scoring(self, network: Network, most_mib: float) -> None:
+        """Halve the batches in which filters are scored until the ranking keeps to the memory."""
+        was_training = network.module.training
+        batch = self._few()
+        kept_of_image = self._kept_by_scoring(network, batch) / len(batch[0])
+        while self._can_halve() and pass_mib(kept_of_image * self.scoring_batch) > most_mib:
+            self.scoring_batch //= 2
+        network.module.train(was_training)
+
+    def _few(self) -> Batch:
+        """Two images: what memory takes grows with their number."""
+        few = np.resize(np.arange(len(self._training)), 2)
+        return self.normaliser(self._training.images(few)), self.normaliser.labels(self._training.labels[few])
+
+    @contextlib.contextmanager
+    def _forecasting(self, network: Network) -> Iterator[Forecast]:
+        """What a step takes, in MiB, of so many images and of the whole network or a part; the network stays as it is."""
+        batch = self._few()
+        was_training = network.module.training
+        state = copy.deepcopy(network.module.state_dict())
+
+        def forecast_mib(batch_size: int, part: Part | None = None) -> float:
+            network.module.train()
+            if part is None:
+                return step_mib(network.module, *batch, batch_size)
+            part.rest()
+            with part.trained_alone():
+                return step_mib(network.module, *batch, batch_size)
+
+        try:
+            yield forecast_mib
+        finally:
+            network.module.load_state_dict(state)  # running statistics have seen the images
+            network.module.train(was_training)
 
     def _kept_by_scoring(self, network: Network, batch: Batch) -> int:
         """Bytes that autograd keeps while this batch ranks the filters."""

@@ -271,6 +271,22 @@ def test_models_are_listed_and_compared(run: Any, daemon: Any) -> None:
     assert answer["changed"]["parameters"] == ["1,000", "500"]
 
 
+def test_a_round_is_told_with_the_labels_that_were_contradicted(run: Any, daemon: Any) -> None:
+    """And with the part that was trained, where that was not the operator's choice."""
+    worst = [{"sample": 7, "label": "cat", "says": "dog", "confidence": 0.98}]
+    daemon.answers["GET", "/v1/rounds/3"] = {
+        "id": 3, "kind": "adapt", "outcome": "refused", "state": "ended", "reason": "200 of 200 new samples", "message": "",
+        "details": {"doubts": {"classes": {}, "worst": worst}, "update": {"update": "latent", "why": "too little memory"}},
+    }  # fmt: skip
+    out = run("rounds", "3").out
+    assert "  7: labelled 'cat', it says 'dog' (98%)" in out
+    assert "training.update came to latent: too little memory" in out
+    daemon.answers["GET", "/v1/rounds/3"]["details"] = {"update": {"update": "full", "why": ""}}
+    out = run("rounds", "3").out.split("{")[0]
+    assert "contradicted" not in out
+    assert "training.update" not in out
+
+
 def test_config_check_tells_every_problem_and_exits_78(run: Any, tmp_path: Path) -> None:
     """systemd must not restart on a faulty configuration."""
     path = tmp_path / "c.yaml"

@@ -55,7 +55,9 @@ def test_defaults_are_those_of_the_types() -> None:
     """The shipped recipe, gate and limits agree with the dataclasses that document them."""
     assert configuration.gate_policy(Config()) == GatePolicy()
     made = configuration.recipe(parse("training: {threads: 2}"))
-    assert made == replace(Recipe(), distillation=0.5, memory_max_mib=1536, search_time_max_s=0.6 * 7200)
+    assert made == replace(
+        Recipe(), distillation=0.5, memory_max_mib=1536, search_time_max_s=0.6 * 7200, time_max_s=7200
+    )
     assert configuration.limits(Config()) == Limits(
         mem_available_min_mib=300, trainer_rss_max_mib=1536, disk_free_min_mib=500, hysteresis=0.05
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Coroutine
 from pathlib import Path
@@ -14,10 +15,11 @@ from site_on_disk import COLOURS, Site, drop
 
 from edgetune.cli.installing import sweep
 from edgetune.daemon.service import DaemonService
+from edgetune.decide.trigger import ManualRequest
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.serve.engine import Engine
 from edgetune.store.buffer import PredictionRow
-from edgetune.types import Quantity, RoundState, TrainerOutcome
+from edgetune.types import Quantity, RoundKind, RoundState, TrainerOutcome
 
 S = RoundState
 
@@ -71,6 +73,73 @@ def test_a_worse_candidate_is_refused_quarantined_and_cooled_down_for(tmp_path: 
             await site.take_all()
             await site.until(S.COOLDOWN)
             assert site.daemon.rounds.cooldown_ends_s - site.daemon.service_time.now_s() > 1.5 * first_s
+
+    run(play())
+
+
+DOUBTS = {
+    "classes": {"cat": {"samples": 20, "contradicted": 15}, "dog": {"samples": 20, "contradicted": 1}},
+    "worst": [{"sample": 7, "label": "cat", "says": "dog", "confidence": 0.98}],
+}
+
+
+class Doubting(FakeTrainer):
+    """Leaves in its journal which labels the served version contradicts."""
+
+    async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
+        """Write it, then do as always."""
+        (round_dir / "journal.json").write_text(json.dumps({"doubts": DOUBTS}))
+        await super().start(round_dir, nice=nice, oom_score_adj=oom_score_adj)
+
+
+@pytest.mark.parametrize("right", [0.3, 0.9])
+def test_a_refusal_for_accuracy_says_which_labels_may_be_wrong(tmp_path: Path, right: float) -> None:
+    """In the reasons, and with every sample in the round's row; a promoted round says nothing about it."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=lambda clock: Doubting(clock, right=right)) as site:
+            await site.take_all()
+            await site.until(S.COOLDOWN) if right < 0.5 else await site.until_served(2)
+            await site.tick()
+            last = (await site.daemon.status())["last_round"]
+            doubts = (
+                "labels may be wrong: the served version contradicts 15 of 20 labelled 'cat', 1 of 20 labelled 'dog', most of"
+                " all samples 7"
+            )
+            assert (doubts in last["reasons"]) is (right < 0.5)
+            row = await DaemonService(site.daemon).round(1)
+            assert row["details"]["doubts"] == DOUBTS
+
+    run(play())
+
+
+def test_a_class_whose_samples_were_removed_keeps_its_output(tmp_path: Path) -> None:
+    """Classes go by what the served version has; a renamed one is a new one, and the old name an absent class."""
+
+    async def play() -> None:
+        drop(tmp_path, 30)
+        drop(tmp_path, 14, "owl")
+        async with Site(tmp_path, new_samples=1000, classes={"accepted": ["owl", "barn owl"]},
+                        triggers={"new_class_samples": 500}) as site:  # fmt: skip
+            service = DaemonService(site.daemon)
+            await site.take_all()
+            await site.until_served(2)
+            for row in await service.data_samples(label="owl", limit=1000):
+                await service.data_label(str(row["id"]), "barn owl")
+            await site.until_served(3)
+            await site.tick()
+            manifest = site.daemon.serving.manifest()
+            assert manifest is not None
+            assert manifest.classes == ("cat", "dog", "owl", "barn owl")
+            assert manifest.marks == {"owl": "provisional", "barn owl": "provisional"}
+            await service.data_purge(label="barn owl")
+            site.daemon.ask_for_round(ManualRequest(kind=RoundKind.ADAPT, is_forced=True))
+            await site.until_served(4)
+            spec = site.trainers[-1].spec
+            assert spec is not None
+            assert spec.classes == ("cat", "dog", "owl", "barn owl")
+            assert {sample.label for sample in spec.samples} == {"cat", "dog"}
 
     run(play())
 

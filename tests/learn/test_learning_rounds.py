@@ -86,6 +86,14 @@ def test_a_candidate_learnt_from_poisoned_labels_is_refused(site: Site, kind: Ro
     decision = judge(manifest.comparison, POLICY)
     assert not decision.is_promoted
     assert any("accuracy falls" in reason for reason in decision.reasons), decision.reasons
+    doubts = json.loads((site.root / "rounds" / f"poisoned-{how}-{kind.value}" / "journal.json").read_text())["doubts"]
+    truth, told = {s.sample_id: s.label for s in site.samples}, {s.sample_id: s.label for s in samples}
+    assert len(doubts["worst"]) == 10
+    for each in doubts["worst"]:  # the wrong ones, and what they are
+        assert truth[each["sample"]] != told[each["sample"]] == each["label"]
+        assert each["says"] == truth[each["sample"]]
+    wrong = sum(truth[s.sample_id] != s.label for s in samples if s.split is Split.TRAINING)
+    assert sum(count["contradicted"] for count in doubts["classes"].values()) == pytest.approx(wrong, rel=0.15)
 
 
 def test_the_same_round_on_clean_labels_is_promoted(site: Site) -> None:

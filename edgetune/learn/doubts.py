@@ -1,0 +1,65 @@
+"""Training samples whose labels the served version contradicts: where to look when labels are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgetune.learn.data import LabelledImages
+from edgetune.serve.engine import Engine
+
+WORST = 10
+_BATCH = 32
+
+
+def contradicted(
+    engine: Engine, data: LabelledImages, classes: Sequence[str], known: Collection[str], beat: Callable[[], None]
+) -> dict[str, Any]:
+    """
+    Ask the served version about the labels of training samples.
+
+    Args:
+        engine: of the served version.
+        data: the samples; labels are indices into `classes`.
+        classes: of the round, in order.
+        known: classes that the version has learnt; samples of others it can say nothing about.
+        beat: called after every batch.
+
+    Returns:
+        For a journal: "classes", label -> {"samples", "contradicted"} where it contradicts any; "worst", the samples whose
+        labels it thinks least likely of those that it contradicts, as {"sample", "label", "says", "confidence"}.
+    """
+    index = {label: number for number, label in enumerate(engine.classes)}
+    worst: list[tuple[float, dict[str, Any]]] = []
+    counts: dict[str, list[int]] = {}
+    start = 0
+    for images, labels in data.in_order(_BATCH):
+        logits = engine.predict(images).astype(np.float64)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        for row, number in enumerate(labels.tolist()):
+            label = classes[number]
+            if label not in known:
+                continue
+            says = int(shares[row].argmax())
+            count = counts.setdefault(label, [0, 0])
+            count[0] += 1
+            if says == index[label]:
+                continue
+            count[1] += 1
+            told = {
+                "sample": int(data.sample_ids[start + row]),
+                "label": label,
+                "says": engine.classes[says],
+                "confidence": round(float(shares[row, says]), 4),
+            }
+            worst.append((float(shares[row, index[label]]), told))
+        worst = sorted(worst, key=lambda each: each[0])[:WORST]
+        start += len(labels)
+        beat()
+    return {
+        "classes": {label: {"samples": n, "contradicted": k} for label, (n, k) in sorted(counts.items()) if k},
+        "worst": [told for _, told in worst],
+    }
