@@ -382,6 +382,7 @@ class Latency:
     p90_ms: float
     runs: int
     threads: int
+    ratio: float | None = None  # to what it was timed beside: the median over turns of what one turn says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,6 +419,12 @@ class Comparison:
     new_classes: tuple[str, ...] = ()  # classes the base has no output for
     unseen_classes: tuple[str, ...] = ()  # those of them that no sample shows: known by a teacher's word
     absent: AbsentClasses | None = None  # None: every class was shown
+
+    @property
+    def latency_ratio(self) -> float:
+        """The candidate's latency over the base's. On a busy board turns tell it where medians do not."""
+        ratio = self.candidate_latency.ratio
+        return self.candidate_latency.median_ms / self.base_latency.median_ms if ratio is None else ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

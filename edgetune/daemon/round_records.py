@@ -329,6 +329,7 @@ def comparison_summary(manifest: Manifest) -> dict[str, Any]:
         "holdout": c.base.count,
         "latency_before_ms": c.base_latency.median_ms,
         "latency_after_ms": c.candidate_latency.median_ms,
+        "latency_ratio": round(c.latency_ratio, 4),
         "parameters_before": c.base_cost.parameters,
         "parameters_after": c.candidate_cost.parameters,
         "new_classes": list(c.new_classes),

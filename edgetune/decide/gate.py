@@ -176,12 +176,8 @@ def _absent(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], list
 
 def _runtime(comparison: Comparison, policy: GatePolicy) -> list[str]:
     against = []
-    latency = comparison.candidate_latency.median_ms / comparison.base_latency.median_ms
-    if latency > policy.latency_ratio_max:
-        against.append(
-            f"slower on this board: {comparison.base_latency.median_ms:.2f} ms to "
-            f"{comparison.candidate_latency.median_ms:.2f} ms, allowed is {policy.latency_ratio_max:.2f}x"
-        )
+    if comparison.latency_ratio > policy.latency_ratio_max:
+        against.append(f"slower on this board: {_latency(comparison)}, allowed is {policy.latency_ratio_max:.2f}x")
     size = comparison.candidate_cost.onnx_bytes / comparison.base_cost.onnx_bytes
     if size > policy.size_ratio_max:
         against.append(
@@ -191,6 +187,11 @@ def _runtime(comparison: Comparison, policy: GatePolicy) -> list[str]:
     return against
 
 
+def _latency(comparison: Comparison) -> str:
+    before_ms, after_ms = comparison.base_latency.median_ms, comparison.candidate_latency.median_ms
+    return f"{before_ms:.2f} ms to {after_ms:.2f} ms, {comparison.latency_ratio:.2f}x in turn"
+
+
 def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     gains = []
     base, candidate = comparison.base, comparison.candidate
@@ -198,9 +199,8 @@ def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
         gains.append(
             f"accuracy {base.correct / base.count:.1%} to {candidate.correct / base.count:.1%} on {base.count} samples"
         )
-    before_ms, after_ms = comparison.base_latency.median_ms, comparison.candidate_latency.median_ms
-    if after_ms < before_ms * policy.worthwhile_ratio:
-        gains.append(f"latency {before_ms:.2f} ms to {after_ms:.2f} ms")
+    if comparison.latency_ratio < policy.worthwhile_ratio:
+        gains.append(f"latency {_latency(comparison)}")
     before, after = comparison.base_cost, comparison.candidate_cost
     if after.parameters < before.parameters * policy.worthwhile_ratio:
         gains.append(f"parameters {before.parameters} to {after.parameters}")

@@ -275,16 +275,19 @@ def time_interleaved(
     Time predictions of one image, as `taken_in_turn` does.
 
     Returns:
-        Median and 90th percentile of each engine, in the order given. A callable that has no `threads` counts as one.
+        Median and 90th percentile of each engine, in the order given, and its ratio to the first. A callable that has no
+        `threads` counts as one.
     """
+    taken_ms = taken_in_turn(engines, images, runs=runs)
     return [
         Latency(
             median_ms=float(np.median(row)),
             p90_ms=float(np.percentile(row, 90)),
             runs=runs,
             threads=getattr(engine, "threads", 1),
+            ratio=float(np.median(row / taken_ms[0])),
         )
-        for engine, row in zip(engines, taken_in_turn(engines, images, runs=runs), strict=True)
+        for engine, row in zip(engines, taken_ms, strict=True)
     ]
 
 

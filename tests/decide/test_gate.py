@@ -101,6 +101,16 @@ def test_slower_on_this_board_is_refused_however_small() -> None:
     assert "slower on this board" in judge(compare(BASE, BASE, candidate_latency=slow), POLICY).reasons[0]
 
 
+def test_what_turns_say_counts_where_the_clocks_medians_disagree() -> None:
+    """On a busy board either of two medians may be that of a slow stretch."""
+    unlucky = Latency(median_ms=13, p90_ms=40, runs=50, threads=2, ratio=0.7)
+    decision = judge(compare(BASE, BASE, candidate_latency=unlucky), POLICY)
+    assert decision.is_promoted
+    assert "latency 10.00 ms to 13.00 ms, 0.70x in turn" in decision.reasons
+    lucky = Latency(median_ms=7, p90_ms=8, runs=50, threads=2, ratio=1.2)
+    assert "1.20x in turn" in judge(compare(BASE, BASE, candidate_latency=lucky), POLICY).reasons[0]
+
+
 def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
     """Same size, same speed, same accuracy."""
     same = {

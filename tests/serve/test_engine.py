@@ -200,6 +200,7 @@ def test_timing_interleaves_its_engines(version_dir: Path) -> None:
     latencies = time_interleaved([one, lambda _batch: calls.append("b"), engine], images(3), runs=4)
     assert "".join(calls[6:]) == "abbaabba"
     assert [latency.threads for latency in latencies] == [1, 1, 2]
+    assert latencies[0].ratio == 1.0 and all(latency.ratio > 0 for latency in latencies)
     assert all(latency.runs == 4 and 0 <= latency.median_ms <= latency.p90_ms for latency in latencies)
     with pytest.raises(UsageError):
         time_interleaved([one], images(), runs=0)
