@@ -11,7 +11,7 @@ import click
 
 from edgetune import units
 from edgetune.cli.base import absolute, columns, emit, read_config, state_dir_of, with_config, with_json, with_socket
-from edgetune.cli.words import ago, count
+from edgetune.cli.words import ago, count, mark_words
 from edgetune.client import Client
 from edgetune.errors import DaemonNotRunningError, UsageError
 
@@ -60,6 +60,7 @@ def next_(client: Client, *, as_json: bool, count: int) -> None:
     lines = [("sample", "the model says", "why")]
     for row in answer["samples"]:
         guess = "-" if row["guess"] is None else f"{row['guess']} ({row['confidence']:.0%})"
+        guess += f" ({mark_words(row['mark'])})" if row.get("mark") else ""
         lines.append((str(row["sample"]), guess, row["why"]))
     words = "no unlabelled sample has an answer of the served model yet (triggers.watch_interval)"
     if answer["samples"]:

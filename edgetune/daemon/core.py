@@ -71,7 +71,7 @@ class Daemon:
         self.image_limits = ImageLimits(max_bytes=config.inbox.max_file, max_pixels=int(config.inbox.max_pixels))
         self.stores_model_size = config.buffer.store == "model_size"
         self.store = StoreThread()
-        self.buffer = Buffer(state_dir / "edgetune.db", clock=clock, **settings.buffer_settings(config))
+        self.buffer = Buffer(state_dir / "edgetune.db", settings.buffer_policy(config), clock=clock)
         self.history = History(
             self.buffer,
             clock=clock,
@@ -434,7 +434,7 @@ class Daemon:
         self.returning.interval_s = self.config.triggers.returned_class_interval
         self.watching.policy = settings.watch_policy(self.config)
         self.serving.rejecting.below = self.config.serving.reject
-        await self.store(self.buffer.configure, **settings.buffer_settings(self.config))
+        await self.store(self.buffer.configure, settings.buffer_policy(self.config))
         await self._apply_classes()
         if self.serving.served.version is None:
             await self.serving.load_current()

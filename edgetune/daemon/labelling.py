@@ -62,16 +62,17 @@ def next_rows(
         sharpness=sharpness,
     )
     why_drawn = f"drawn at random for the hold-out, which has {there} of {wanted} labelled samples"
-    rows = [_row(question, manifest.classes) for question in chosen]
+    rows = [_row(question, manifest) for question in chosen]
     rows += [
         {"sample": sample, "why": why_drawn, "guess": None, "confidence": None, "how": _how(sample)} for sample in drawn
     ]
     return {"model_version": manifest.version, "answered": len(material.waiting), "samples": rows}
 
 
-def _row(question: Question, classes: tuple[str, ...]) -> dict[str, Any]:
-    guess, rival = classes[question.guess], classes[question.rival]
-    return {
+def _row(question: Question, manifest: Manifest) -> dict[str, Any]:
+    guess, rival = manifest.classes[question.guess], manifest.classes[question.rival]
+    row = {"mark": manifest.marks[guess]} if guess in manifest.marks else {}
+    return row | {
         "sample": question.sample,
         "why": f"margin {question.margin:.2f} between {guess} and {rival}",
         "guess": guess,

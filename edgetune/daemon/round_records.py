@@ -46,6 +46,7 @@ _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
 _TRIED_KEY = "imprints_tried"
 _NAMED = 3  # classes, the most contradicted ones
+_MANY = 0.2  # of a class's labels contradicted, where they are suspected and not only told
 _SHOWN_BEFORE = 1_000  # training samples of a class, where nothing but that there were some is known
 
 
@@ -309,9 +310,13 @@ def doubted(journal: Mapping[str, Any]) -> str:
     classes = sorted(doubts.get("classes", {}).items(), key=lambda each: -each[1]["contradicted"] / each[1]["samples"])
     if not classes:
         return ""
+    worst = classes[0][1]
+    claim = "labels may be wrong: " if worst["contradicted"] >= _MANY * worst["samples"] else ""
     counts = [f"{found['contradicted']} of {found['samples']} labelled {label!r}" for label, found in classes[:_NAMED]]
     ids = ", ".join(str(each["sample"]) for each in doubts["worst"])
-    return f"labels may be wrong: the served version contradicts {', '.join(counts)}, most of all samples {ids}"
+    return (
+        f"{claim}of the training samples the served version contradicts {', '.join(counts)}, most of all samples {ids}"
+    )
 
 
 def _training_counts(spec: RoundSpec) -> Counter[str]:

@@ -142,10 +142,9 @@ class DaemonService:
 
     async def start_round(self, *, kind: str | None, force: bool, dry_run: bool) -> dict[str, Any]:
         """Ask for a round; 'held' until the budget allows it."""
-        try:
-            wanted = None if kind is None else RoundKind(kind)
-        except ValueError:
-            raise UsageError(f"there is no kind of round {kind!r}; use adapt or reshape") from None
+        if kind not in (None, RoundKind.ADAPT.value, RoundKind.RESHAPE.value):  # imprints are the daemon's own idea
+            raise UsageError(f"there is no kind of round {kind!r} to ask for; use adapt or reshape")
+        wanted = None if kind is None else RoundKind(kind)
         daemon, state = self._daemon, self._daemon.rounds.machine.state
         if state not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN):
             raise ConflictError(f"a round is {state.value} already", hint="watch it: edgetune status --watch")

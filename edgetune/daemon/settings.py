@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgetune import config as configuration
 from edgetune.clock import Clock
 from edgetune.config import Config
@@ -17,6 +15,7 @@ from edgetune.device.board import identify
 from edgetune.device.jtop import JtopProbe
 from edgetune.device.sensors import BoardSensors
 from edgetune.serve.service import ApiLimits
+from edgetune.store.retention import BufferPolicy
 from edgetune.types import Quantity
 
 _BUDGET_KEYS = {
@@ -152,14 +151,14 @@ def round_settings(config: Config) -> RoundSettings:
     )
 
 
-def buffer_settings(config: Config) -> dict[str, Any]:
+def buffer_policy(config: Config) -> BufferPolicy:
     """What the buffer is told, at the start and on reload."""
-    return {
-        "quota_bytes": config.buffer.quota,
-        "validation_share": config.buffer.validation,
-        "holdout_share": config.buffer.holdout,
-        "validation_min": config.buffer.validation_min,
-        "holdout_min": config.buffer.holdout_min,
-        "new_classes": config.classes.new,
-        "predictions_max": config.buffer.predictions_max,
-    }
+    return BufferPolicy(
+        quota_bytes=config.buffer.quota,
+        validation_share=config.buffer.validation,
+        holdout_share=config.buffer.holdout,
+        validation_min=config.buffer.validation_min,
+        holdout_min=config.buffer.holdout_min,
+        new_classes=config.classes.new,
+        predictions_max=config.buffer.predictions_max,
+    )

@@ -9,7 +9,6 @@ class statuses) are forgotten whenever a transaction fails and counted again whe
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +18,12 @@ from sqlite_utils import Database
 
 from edgetune.clock import Clock
 from edgetune.errors import ConflictError, NotFoundError, QuotaError
-from edgetune.store import copying, durable, integrity, predictions, purging
-from edgetune.store.contents import Contents, Wishes, check_label
+from edgetune.store import copying, durable, freezing, integrity, predictions, purging
+from edgetune.store.contents import Contents, check_label
 from edgetune.store.database import connect, explained, is_corruption, scalar
 from edgetune.store.migrations import migrate
 from edgetune.store.predictions import FeedbackRow, PredictionRow, PredictionSummary
-from edgetune.store.retention import Count, Retention, Tally, assign_split
+from edgetune.store.retention import BufferPolicy, Count, Tally, assign_split
 from edgetune.types import (
     AddOutcome,
     BufferStats,
@@ -39,51 +38,15 @@ __all__ = ["Buffer", "FeedbackRow", "PredictionRow", "PredictionSummary", "assig
 
 read_images = copying.read_images
 
-_POLICY_STATUS = {"ask": "pending", "accept": "accepted", "refuse": "refused"}
-
 
 class Buffer:
     """The samples, their labels, the predictions; and the connection that `History` shares."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        quota_bytes: int,
-        validation_share: float,
-        holdout_share: float,
-        validation_min: int,
-        holdout_min: int,
-        clock: Clock,
-        new_classes: str = "ask",
-        predictions_max: int = 100_000,
-    ) -> None:
-        """
-        Take note of the wishes; nothing is read or written before `open`.
-
-        Args:
-            path: the database file.
-            quota_bytes: of all stored images together; the file is somewhat larger.
-            validation_share: of new groups, between 0 and 1.
-            holdout_share: of new groups, between 0 and 1.
-            validation_min: samples a class keeps in this split whatever the quota says.
-            holdout_min: samples a class keeps in this split whatever the quota says.
-            clock: wall time, for people.
-            new_classes: "ask", "accept" or "refuse": what becomes of a class never seen before.
-            predictions_max: rows; the oldest go first.
-        """
+    def __init__(self, path: Path, policy: BufferPolicy, *, clock: Clock) -> None:
+        """Take note; nothing is read or written before `open`. `clock` tells wall time, for people."""
         self.path = path
         self._clock = clock
-        wishes = _wishes(
-            quota_bytes=quota_bytes,
-            validation_share=validation_share,
-            holdout_share=holdout_share,
-            validation_min=validation_min,
-            holdout_min=holdout_min,
-            new_classes=new_classes,
-            predictions_max=predictions_max,
-        )
-        self._contents = Contents(wishes, clock)
+        self._contents = Contents(policy, clock)
 
     # ------------------------------------------------------------------------------------------------ lifecycle
 
@@ -129,30 +92,12 @@ class Buffer:
         """
         return [*integrity.problems(self.database, full=full), *self._contents.problems()]
 
-    def configure(
-        self,
-        *,
-        quota_bytes: int,
-        validation_share: float,
-        holdout_share: float,
-        validation_min: int,
-        holdout_min: int,
-        new_classes: str = "ask",
-        predictions_max: int = 100_000,
-    ) -> int:
+    def configure(self, policy: BufferPolicy) -> int:
         """Take new wishes after a reload; shares count for groups not seen yet. Returns how many samples were evicted."""
-        self._contents.wishes = wishes = _wishes(
-            quota_bytes=quota_bytes,
-            validation_share=validation_share,
-            holdout_share=holdout_share,
-            validation_min=validation_min,
-            holdout_min=holdout_min,
-            new_classes=new_classes,
-            predictions_max=predictions_max,
-        )
+        self._contents.policy = policy
         with self._contents.change("configure"):
             predictions.trim(
-                self.database, rows_max=wishes.predictions_max, image_bytes_max=wishes.prediction_bytes_max
+                self.database, rows_max=policy.predictions_max, image_bytes_max=policy.prediction_bytes_max
             )
             self._contents.forget_prediction_images()
             before = self._contents.evicted
@@ -313,7 +258,7 @@ class Buffer:
             unlabelled=unlabelled,
             duplicates=counters.get("duplicates", 0),
             stored_bytes=self._contents.stored_bytes(),
-            quota_bytes=self._contents.wishes.quota_bytes,
+            quota_bytes=self._contents.policy.quota_bytes,
             pinned=total.pinned,
             evicted=counters.get("evicted", 0),
             quarantined=counters.get("quarantined", 0),
@@ -353,29 +298,21 @@ class Buffer:
             ConflictError: another round holds samples.
         """
         with self._contents.change("freeze"):
-            for other in self.frozen_rounds():
-                if other != round_id:
-                    raise ConflictError(f"round {other} still holds its samples")
-            self._unpin(round_id)
             accepted = [name for name, status in self._contents.statuses().items() if status == "accepted"]
-            wanted = json.dumps([name for name in accepted if classes is None or name in classes])
-            rows = self.database.execute(_CHOOSE, {"classes": wanted, "training_max": training_max}).fetchall()
-            limit = -1 if unlabelled_max is None else unlabelled_max
-            rows = sorted(rows + self.database.execute(_CHOOSE_UNLABELLED, (limit,)).fetchall())
-            ids = json.dumps([row[0] for row in rows])
-            self.database.execute(
-                "UPDATE samples SET pinned_by = ? WHERE id IN (SELECT value FROM json_each(?))", (round_id, ids)
-            )
-            self.database.execute(
-                "INSERT INTO freezes SELECT ?, coalesce(max(id), 0), ? FROM labels", (round_id, wanted)
+            frozen = freezing.freeze(
+                self.database,
+                round_id,
+                [name for name in accepted if classes is None or name in classes],
+                training_max=training_max,
+                unlabelled_max=unlabelled_max,
             )
             self._contents.forget()
-        return tuple(FrozenSample(sample_id=row[0], digest=row[1], label=row[2], split=Split(row[3])) for row in rows)
+        return frozen
 
     def frozen_rounds(self) -> tuple[int, ...]:
         """The rounds that hold samples: at most one, unless the last process died between two steps."""
         with explained():
-            return tuple(row[0] for row in self.database.execute("SELECT round_id FROM freezes ORDER BY round_id"))
+            return freezing.frozen_rounds(self.database)
 
     def release(self, round_id: int, *, consumed: bool) -> None:
         """
@@ -386,19 +323,7 @@ class Buffer:
             consumed: the round has used them, so what was labelled before its freeze is no longer new.
         """
         with self._contents.change("release"):
-            row = self.database.execute(
-                "SELECT label_id_max, classes FROM freezes WHERE round_id = ?", (round_id,)
-            ).fetchone()
-            if row is not None and consumed:
-                self.database.execute(
-                    "UPDATE samples SET is_new = 0 WHERE is_new = 1 AND label_id <= ?"
-                    " AND label IN (SELECT value FROM json_each(?))",
-                    tuple(row),
-                )
-                self.database.execute(
-                    "UPDATE samples SET is_new = 0 WHERE is_new = 1 AND label IS NULL AND pinned_by = ?", (round_id,)
-                )
-            self._unpin(round_id)
+            freezing.release(self.database, round_id, consumed=consumed)
             self._contents.forget()
 
     # ----------------------------------------------------------------------------------------------- predictions
@@ -406,10 +331,10 @@ class Buffer:
     def record_predictions(self, rows: Sequence[PredictionRow]) -> None:
         """Keep what the service answered, the images as long as a tenth of the quota has room for them."""
         with self._contents.change("record_predictions"):
-            wishes = self._contents.wishes
+            policy = self._contents.policy
             predictions.insert(self.database, rows)
             predictions.trim(
-                self.database, rows_max=wishes.predictions_max, image_bytes_max=wishes.prediction_bytes_max
+                self.database, rows_max=policy.predictions_max, image_bytes_max=policy.prediction_bytes_max
             )
             self._contents.forget_prediction_images()
             with contextlib.suppress(QuotaError):
@@ -464,51 +389,6 @@ class Buffer:
             text = f"sample {sample} is not in the buffer any more: it was evicted for the quota, or purged"
             return NotFoundError(text, hint="label one that is there: edgetune data next")
         return NotFoundError(f"there is no sample {sample}", hint="see: edgetune data ls")
-
-    def _unpin(self, round_id: int) -> None:
-        self.database.execute("UPDATE samples SET pinned_by = NULL WHERE pinned_by = ?", (round_id,))
-        self.database.execute("DELETE FROM freezes WHERE round_id = ?", (round_id,))
-
-
-_CHOOSE = """
-    WITH wanted AS (
-        SELECT id, digest, label, split, row_number() OVER (PARTITION BY label, split ORDER BY id DESC) AS turn
-        FROM samples WHERE label IN (SELECT value FROM json_each(:classes))
-    ), turns AS (
-        SELECT *, row_number() OVER (PARTITION BY split ORDER BY turn, id DESC) AS place FROM wanted
-    )
-    SELECT id, digest, label, split FROM turns
-    WHERE split <> 'training' OR :training_max IS NULL OR place <= :training_max
-    ORDER BY id
-"""
-_CHOOSE_UNLABELLED = (
-    "SELECT id, digest, label, split FROM samples WHERE label IS NULL AND split = 'training' ORDER BY id DESC LIMIT ?"
-)
-
-
-def _wishes(
-    *,
-    quota_bytes: int,
-    validation_share: float,
-    holdout_share: float,
-    validation_min: int,
-    holdout_min: int,
-    new_classes: str,
-    predictions_max: int,
-) -> Wishes:
-    if min(validation_share, holdout_share) < 0 or validation_share + holdout_share >= 1:
-        raise ValueError("the validation and hold-out shares must leave something for training")
-    return Wishes(
-        quota_bytes=quota_bytes,
-        retention=Retention(
-            validation_share=validation_share,
-            holdout_share=holdout_share,
-            validation_min=validation_min,
-            holdout_min=holdout_min,
-        ),
-        status_of_unseen=_POLICY_STATUS[new_classes],
-        predictions_max=predictions_max,
-    )
 
 
 def _connect_checked(path: Path) -> tuple[str, Database | None]:

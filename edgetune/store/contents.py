@@ -12,7 +12,6 @@ import sqlite3
 import unicodedata
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from sqlite_utils import Database
 
@@ -20,11 +19,10 @@ from edgetune.clock import Clock
 from edgetune.errors import QuotaError, StoreError, UsageError
 from edgetune.store import predictions
 from edgetune.store.database import explained, scalar, transaction
-from edgetune.store.retention import Count, Retention, Tally, assign_split
+from edgetune.store.retention import BufferPolicy, Count, Tally, assign_split
 from edgetune.types import AddOutcome, LabelSource, NewSample, Split
 
 _LABEL_CHARACTERS_MAX = 200
-_PREDICTION_IMAGES_SHARE = 0.1  # of the quota, at most, for images of predictions that someone may still label
 
 
 def check_label(label: str) -> str:
@@ -43,27 +41,12 @@ def check_label(label: str) -> str:
     return label
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What the operator configured of the buffer."""
-
-    quota_bytes: int
-    retention: Retention
-    status_of_unseen: str  # of a class never seen before: "accepted" | "pending" | "refused"
-    predictions_max: int
-
-    @property
-    def prediction_bytes_max(self) -> int:
-        """How much of the quota images of predictions may take."""
-        return int(self.quota_bytes * _PREDICTION_IMAGES_SHARE)
-
-
 class Contents:
     """The sample tables and their numbers; the `Buffer` is its only user."""
 
-    def __init__(self, wishes: Wishes, clock: Clock) -> None:
+    def __init__(self, policy: BufferPolicy, clock: Clock) -> None:
         """Nothing is open yet: `attach` brings the database."""
-        self.wishes = wishes
+        self.policy = policy
         self.evicted = 0  # since this object was made
         self._clock = clock
         self._database: Database | None = None
@@ -224,32 +207,32 @@ class Contents:
             return
         self.database.execute(
             "INSERT INTO classes (name, status, first_seen_s) VALUES (?, ?, ?)",
-            (name, self.wishes.status_of_unseen, self._clock.wall_s()),
+            (name, self.policy.status_of_unseen, self._clock.wall_s()),
         )
-        statuses[name] = self.wishes.status_of_unseen
+        statuses[name] = self.policy.status_of_unseen
 
     def _split_of(self, group: str) -> Split:
         """The split of a group, which stays what it was when the shares change."""
         known = scalar(self.database, "SELECT split FROM groups WHERE name = ?", (group,))
         if known is not None:
             return Split(known)
-        split = assign_split(group, self.wishes.retention.validation_share, self.wishes.retention.holdout_share)
+        split = assign_split(group, self.policy.validation_share, self.policy.holdout_share)
         self.database.execute("INSERT INTO groups VALUES (?, ?)", (group, split.value))
         return split
 
     def make_room(self, needed_bytes: int) -> None:
         """Evict until so many bytes fit. Raises QuotaError when nothing more may go."""
-        while self.stored_bytes() + needed_bytes > self.wishes.quota_bytes:
+        while self.stored_bytes() + needed_bytes > self.policy.quota_bytes:
             if not self._evict_one():
                 raise QuotaError(
-                    f"the sample buffer is full: {self.stored_bytes()} of {self.wishes.quota_bytes} bytes, and all that is"
+                    f"the sample buffer is full: {self.stored_bytes()} of {self.policy.quota_bytes} bytes, and all that is"
                     " left is pinned by a round or needed for validation"
                 )
 
     def _evict_one(self) -> bool:
         tally = self.tally()
         refused = frozenset(name for name, status in self.statuses().items() if status == "refused")
-        shelf = next(self.wishes.retention.victims(tally, refused), None)
+        shelf = next(self.policy.victims(tally, refused), None)
         if shelf is None:
             return False
         label, split = shelf

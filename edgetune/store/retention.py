@@ -33,6 +33,10 @@ def assign_split(group: str, validation_share: float, holdout_share: float) -> S
     return Split.TRAINING
 
 
+_STATUS = {"ask": "pending", "accept": "accepted", "refuse": "refused"}
+_PREDICTION_IMAGES_SHARE = 0.1  # of the quota, at most, for images of predictions that someone may still label
+
+
 @dataclass(slots=True)
 class Count:
     """What one shelf holds."""
@@ -102,10 +106,10 @@ class Tally:
 class Retention:
     """The operator's wishes about what to keep."""
 
-    validation_share: float
-    holdout_share: float
-    validation_min: int  # per class
-    holdout_min: int  # per class
+    validation_share: float  # of new groups, between 0 and 1
+    holdout_share: float  # likewise
+    validation_min: int  # samples a class keeps in this split whatever the quota says
+    holdout_min: int  # likewise
 
     def victims(self, tally: Tally, refused: frozenset[str]) -> Iterator[Shelf]:
         """
@@ -140,3 +144,27 @@ class Retention:
 def _free(tally: Tally, label: str | None, split: Split) -> bool:
     count = tally.shelves.get((label, split))
     return count is not None and count.samples > count.pinned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferPolicy(Retention):
+    """What the operator configured of the buffer."""
+
+    quota_bytes: int  # of all stored images together; the file is somewhat larger
+    new_classes: str = "ask"  # "ask", "accept" or "refuse": what becomes of a class never seen before
+    predictions_max: int = 100_000  # rows; the oldest go first
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for shares that leave nothing for training."""
+        if min(self.validation_share, self.holdout_share) < 0 or self.validation_share + self.holdout_share >= 1:
+            raise ValueError("the validation and hold-out shares must leave something for training")
+
+    @property
+    def status_of_unseen(self) -> str:
+        """Of a class never seen before: "accepted", "pending" or "refused"."""
+        return _STATUS[self.new_classes]
+
+    @property
+    def prediction_bytes_max(self) -> int:
+        """How much of the quota images of predictions may take."""
+        return int(self.quota_bytes * _PREDICTION_IMAGES_SHARE)

@@ -159,12 +159,14 @@ def test_what_to_label_next_is_a_table_with_the_command(run: Any, daemon: Any) -
     """Each with the model's guess and why; or why there is nothing to label yet."""
     rows = [
         {"sample": 12, "guess": "cat", "confidence": 0.513, "why": "margin 0.03 between cat and dog", "how": "x"},
+        {"sample": 9, "guess": "gull", "confidence": 0.5, "why": "margin", "how": "z", "mark": "provisional"},
         {"sample": 7, "guess": None, "confidence": None, "why": "drawn at random", "how": "y"},
     ]
     daemon.answers["GET", "/v1/data/next"] = {"model_version": 3, "answered": 40, "samples": rows}
     lines = run("data", "next", "--count", "2").out.splitlines()
     assert lines[1].split() == ["12", "cat", "(51%)", "margin", "0.03", "between", "cat", "and", "dog"]
-    assert lines[2].split() == ["7", "-", "drawn", "at", "random"]
+    assert lines[2].split() == ["9", "gull", "(50%)", "(provisional)", "margin"]
+    assert lines[3].split() == ["7", "-", "drawn", "at", "random"]
     assert lines[-1] == "label them with: edgetune data label SAMPLE CLASS"
     assert json.loads(run("data", "next", "--json").out)["samples"] == rows
     daemon.answers["GET", "/v1/data/next"] = {"model_version": 3, "answered": 0, "samples": []}

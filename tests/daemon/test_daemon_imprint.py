@@ -7,12 +7,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakes import FakeClock, FakeTrainer, picture
 from site_on_disk import COLOURS, Site, drop
 
 from edgetune.cli.words import as_text, describe
 from edgetune.daemon.service import DaemonService
-from edgetune.types import RoundKind, RoundState, Split
+from edgetune.daemon.status import absent
+from edgetune.errors import UsageError
+from edgetune.types import AbsentClasses, RoundKind, RoundState, Split
 
 S = RoundState
 RARE: dict[str, dict[str, Any]] = {"triggers": {"new_class_samples": 25}, "classes": {"accepted": ["owl"]}}
@@ -83,6 +86,9 @@ def test_a_few_images_of_an_accepted_class_are_enough_to_be_answered(tmp_path: P
             samples = {name: values for name, _, _, values in service.metrics()}
             assert list(samples["edgetune_class_marked"]) == [({"class": "owl", "mark": "provisional"}, 1.0)]
             assert (await service.model(2))["marks"] == {"owl": "provisional"}
+            for kind in ("imprint", "renew"):
+                with pytest.raises(UsageError, match="use adapt or reshape"):
+                    await service.start_round(kind=kind, force=True, dry_run=False)
             assert status["last_round"]["kind"] == "imprint"
             assert "knows 'owl'" in " ".join(status["last_round"]["reasons"])
             assert len(site.trainers) == 1, "once is enough"
@@ -230,3 +236,13 @@ def test_budgets_hold_an_imprint_back_and_a_restart_goes_on_with_it(tmp_path: Pa
             assert [t.spec.kind for t in site.trainers if t.spec] == [RoundKind.IMPRINT]
 
     run(play())
+
+
+def test_what_is_known_of_classes_without_samples_is_measured_or_unknown() -> None:
+    """Shares of the reference images, and none without any."""
+    assert absent(None) is None
+    assert absent(AbsentClasses(classes=2)) == {
+        "classes": 2, "reference_images": 0, "accuracy": None, "accuracy_before": None
+    }  # fmt: skip
+    found = absent(AbsentClasses(classes=1, count=20, base_correct=18, candidate_correct=15))
+    assert found == {"classes": 1, "reference_images": 20, "accuracy": 0.75, "accuracy_before": 0.9}

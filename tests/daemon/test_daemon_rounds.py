@@ -14,6 +14,7 @@ from fakes import FakeClock, FakeTrainer, picture
 from site_on_disk import COLOURS, Site, drop
 
 from edgetune.cli.installing import sweep
+from edgetune.daemon.round_records import doubted
 from edgetune.daemon.service import DaemonService
 from edgetune.decide.trigger import ManualRequest
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
@@ -104,14 +105,23 @@ def test_a_refusal_for_accuracy_says_which_labels_may_be_wrong(tmp_path: Path, r
             await site.tick()
             last = (await site.daemon.status())["last_round"]
             doubts = (
-                "labels may be wrong: the served version contradicts 15 of 20 labelled 'cat', 1 of 20 labelled 'dog', most of"
-                " all samples 7"
+                "labels may be wrong: of the training samples the served version contradicts 15 of 20 labelled 'cat',"
+                " 1 of 20 labelled 'dog', most of all samples 7"
             )
             assert (doubts in last["reasons"]) is (right < 0.5)
             row = await DaemonService(site.daemon).round(1)
             assert row["details"]["doubts"] == DOUBTS
 
     run(play())
+
+
+def test_a_few_contradicted_labels_are_told_without_suspicion() -> None:
+    """Every model errs on some; without any there is nothing to tell."""
+    few = {"classes": {"dog": {"samples": 20, "contradicted": 1}}, "worst": DOUBTS["worst"]}
+    said = "of the training samples the served version contradicts 1 of 20 labelled 'dog', most of all samples 7"
+    assert doubted({"doubts": few}) == said
+    assert doubted({"doubts": {"classes": {}, "worst": []}}) == ""
+    assert doubted({}) == ""
 
 
 def test_a_class_whose_samples_were_removed_keeps_its_output(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from edgetune.images import digest
 from edgetune.learn.control import Control
 from edgetune.learn.importer import import_model
 from edgetune.store.buffer import Buffer
+from edgetune.store.retention import BufferPolicy
 from edgetune.trainer import _attempt
 from edgetune.types import (
     Cost,
@@ -89,8 +90,12 @@ class Site:
 def make_site(root: Path, *, classes: Sequence[str] = CLASSES, each: int = 40, builder: str = "tiny_nets:tiny") -> Site:
     """A site whose buffer holds `each` samples of every class; the model knows red, green and blue."""
     buffer = Buffer(
-        root / "edgetune.db", quota_bytes=2**28, validation_share=0.2, holdout_share=0.2, validation_min=1,
-        holdout_min=1, clock=SystemClock(), new_classes="accept",
+        root / "edgetune.db",
+        BufferPolicy(
+            quota_bytes=2**28, validation_share=0.2, holdout_share=0.2, validation_min=1, holdout_min=1,
+            new_classes="accept",
+        ),
+        clock=SystemClock(),
     )  # fmt: skip
     buffer.open()
     images = [(label, picture(label, number), f"{label}{number}") for label in classes for number in range(each)]

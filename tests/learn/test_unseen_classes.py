@@ -139,11 +139,13 @@ def make_more(site: Site) -> tuple[Any, ...]:
     """The samples of yellow that lie in the buffer."""
     from edgetune.clock import SystemClock
     from edgetune.store.buffer import Buffer
+    from edgetune.store.retention import BufferPolicy
 
     buffer = Buffer(
-        site.root / "edgetune.db", quota_bytes=2**28, validation_share=0.2, holdout_share=0.2, validation_min=1,
-        holdout_min=1, clock=SystemClock(), new_classes="accept",
-    )  # fmt: skip
+        site.root / "edgetune.db",
+        BufferPolicy(quota_bytes=2**28, validation_share=0.2, holdout_share=0.2, validation_min=1, holdout_min=1),
+        clock=SystemClock(),
+    )
     buffer.open()
     frozen = buffer.freeze(1, classes=("yellow",))
     buffer.close()

@@ -6,7 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from edgetune.clock import Clock
 from edgetune.store.buffer import Buffer
+from edgetune.store.retention import BufferPolicy
 from edgetune.types import Cost, LabelSource, Manifest, NewSample, Preprocess
 
 
@@ -45,23 +47,14 @@ def sample(number: int, label: str | None = None, *, group: str | None = None, s
     )
 
 
-def make_buffer(path: Path, **changes: Any) -> Buffer:
+def make_buffer(path: Path, *, clock: Clock | None = None, **changes: Any) -> Buffer:
     """An unopened buffer with roomy settings."""
-    settings: dict[str, Any] = {
-        "quota_bytes": 10**9,
-        "validation_share": 0.2,
-        "holdout_share": 0.2,
-        "validation_min": 2,
-        "holdout_min": 2,
-        "clock": StillClock(),
-        "new_classes": "accept",
-    }
-    return Buffer(path, **{**settings, **changes})
+    return Buffer(path, policy(**changes), clock=clock or StillClock())
 
 
-def settings(**changes: Any) -> dict[str, Any]:
-    """What `Buffer.configure` takes."""
-    plain = {
+def policy(**changes: Any) -> BufferPolicy:
+    """Roomy, but for what the test says."""
+    plain: dict[str, Any] = {
         "quota_bytes": 10**9,
         "validation_share": 0.2,
         "holdout_share": 0.2,
@@ -69,7 +62,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "holdout_min": 2,
         "new_classes": "accept",
     }
-    return {**plain, **changes}
+    return BufferPolicy(**{**plain, **changes})
 
 
 def manifest(kind: str = "factory") -> Manifest:

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from store_samples import make_buffer, sample, settings
+from store_samples import make_buffer, policy, sample
 
 from edgetune.errors import BufferCorruptError, ConflictError, NotFoundError, QuotaError, StoreError, UsageError
 from edgetune.store import answers, questions
@@ -112,7 +112,7 @@ def test_an_unseen_class_follows_the_policy(tmp_path: Path, policy: str, status:
 
 def test_only_accepted_classes_count_and_are_frozen(buffer: Buffer) -> None:
     """A pending class waits with its samples; accepting it brings them in as new ones."""
-    buffer.configure(**settings(new_classes="ask"))
+    buffer.configure(policy(new_classes="ask"))
     buffer.set_factory_classes(["cat"])
     training = groups_in(Split.TRAINING, 6)
     buffer.add([sample(n, "cat" if n < 3 else "brid", group=group) for n, group in enumerate(training)])
@@ -137,7 +137,7 @@ def test_a_group_has_one_split_for_ever(buffer: Buffer) -> None:
     """Near-twins stay together, also when the shares change between them and after all of them were evicted."""
     (group,) = groups_in(Split.HOLDOUT, 1)
     buffer.add([sample(1, "cat", group=group)])
-    buffer.configure(**settings(holdout_share=0.0))
+    buffer.configure(policy(holdout_share=0.0))
     buffer.add([sample(2, "dog", group=group)])
     assert {row["split"] for row in buffer.samples()} == {"holdout"}
 
@@ -155,7 +155,7 @@ def test_split_shares_are_met() -> None:
 
 def test_unlabelled_samples_go_first_oldest_first(buffer: Buffer) -> None:
     """While there are unlabelled samples no labelled one is evicted."""
-    buffer.configure(**settings(quota_bytes=1000))
+    buffer.configure(policy(quota_bytes=1000))
     buffer.add([sample(n, "cat") for n in range(5)])
     buffer.add([sample(n) for n in range(5, 10)])
     buffer.add([sample(n, "dog") for n in range(10, 13)])
@@ -166,7 +166,7 @@ def test_unlabelled_samples_go_first_oldest_first(buffer: Buffer) -> None:
 
 def test_the_largest_class_gives_way_and_rare_ones_stay(buffer: Buffer) -> None:
     """A flood of one class evicts that class's oldest training samples, not the rare class."""
-    buffer.configure(**settings(quota_bytes=3000))
+    buffer.configure(policy(quota_bytes=3000))
     training = groups_in(Split.TRAINING, 200)
     buffer.add([sample(n, "rare", group=training[n]) for n in range(5)])
     buffer.add([sample(n, "common", group=training[n]) for n in range(5, 200)])
@@ -177,7 +177,7 @@ def test_the_largest_class_gives_way_and_rare_ones_stay(buffer: Buffer) -> None:
 
 def test_splits_keep_their_proportions_under_pressure(buffer: Buffer) -> None:
     """Validation and hold-out neither vanish nor crowd out training when the buffer has been full for long."""
-    buffer.configure(**settings(quota_bytes=10_000))
+    buffer.configure(policy(quota_bytes=10_000))
     for start in range(0, 3000, 100):
         buffer.add([sample(n, "cat") for n in range(start, start + 100)])
     (cat,) = buffer.classes()
@@ -188,7 +188,7 @@ def test_splits_keep_their_proportions_under_pressure(buffer: Buffer) -> None:
 
 def test_minima_hold_and_then_the_buffer_says_it_is_full(buffer: Buffer) -> None:
     """Validation and hold-out at their minimum are never evicted; with nothing else left `add` refuses the batch."""
-    buffer.configure(**settings(quota_bytes=400))
+    buffer.configure(policy(quota_bytes=400))
     kept = [*groups_in(Split.VALIDATION, 2), *groups_in(Split.HOLDOUT, 2)]
     buffer.add([sample(n, "cat", group=group) for n, group in enumerate(kept)])
     with pytest.raises(QuotaError):
@@ -201,7 +201,7 @@ def test_a_smaller_quota_evicts_and_gives_disk_back(buffer: Buffer) -> None:
     buffer.add([sample(n, "cat", size=50_000) for n in range(100)])
     buffer.database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     before = buffer.path.stat().st_size
-    assert buffer.configure(**settings(quota_bytes=500_000)) == 90
+    assert buffer.configure(policy(quota_bytes=500_000)) == 90
     buffer.database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     assert buffer.path.stat().st_size < before / 5
     assert buffer.stats().stored_bytes <= 500_000
@@ -215,7 +215,7 @@ def test_a_running_rounds_samples_are_neither_evicted_nor_purged(buffer: Buffer)
     buffer.add([sample(n, "cat") for n in range(10)])
     frozen = buffer.freeze(7)
     assert buffer.stats().pinned == len(frozen) == 10
-    buffer.configure(**settings(quota_bytes=1000))
+    buffer.configure(policy(quota_bytes=1000))
     with pytest.raises(QuotaError):
         buffer.add([sample(100, "dog")])
     with pytest.raises(ConflictError):
@@ -279,7 +279,7 @@ def _all_bytes(buffer: Buffer) -> bytes:
 @pytest.mark.parametrize("size", [300, 2000, 40_000])
 def test_nothing_of_a_purged_class_is_left_in_any_file(buffer: Buffer, size: int) -> None:
     """Purged images, their digests, groups and the class name are gone from the database and its log."""
-    buffer.configure(**settings(new_classes="ask"))
+    buffer.configure(policy(new_classes="ask"))
     for start in range(0, 60, 10):
         buffer.add(
             [
@@ -444,7 +444,7 @@ def test_quarantined_files_are_counted(buffer: Buffer) -> None:
 def test_adding_does_not_scan_the_samples(buffer: Buffer) -> None:
     """Every statement that taking a sample runs finds its rows by an index."""
     seen: list[str] = []
-    buffer.configure(**settings(quota_bytes=2000))
+    buffer.configure(policy(quota_bytes=2000))
     buffer.add([sample(n, "cat" if n % 2 else None) for n in range(30)])
     buffer.database.conn.set_trace_callback(seen.append)
     buffer.add([sample(n, "dog" if n % 2 else None) for n in range(20, 45)])
@@ -489,6 +489,6 @@ def test_unlabelled_samples_are_frozen_when_they_are_wanted_and_new_until_a_roun
 def test_a_quota_evicts_new_unlabelled_samples_by_their_number(buffer: Buffer) -> None:
     """What is counted is what is there."""
     buffer.add([sample(n, group=group) for n, group in enumerate(groups_in(Split.TRAINING, 8))])
-    buffer.configure(**settings(quota_bytes=500))
+    buffer.configure(policy(quota_bytes=500))
     assert (buffer.stats().unlabelled, buffer.stats().new_unlabelled) == (5, 5)
     assert buffer.check() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store_samples import sample, settings
+from store_samples import policy, sample
 
 from edgetune.errors import NotFoundError, UsageError
 from edgetune.store.buffer import Buffer, PredictionRow
@@ -79,7 +79,7 @@ def test_feedback_is_told_apart_by_version_and_time(buffer: Buffer) -> None:
 
 def test_predictions_are_bounded_in_rows_and_bytes(buffer: Buffer) -> None:
     """The oldest rows go beyond the bound, the oldest images beyond a tenth of the quota."""
-    buffer.configure(**settings(quota_bytes=10_000, predictions_max=20))
+    buffer.configure(policy(quota_bytes=10_000, predictions_max=20))
     for start in range(0, 30, 5):
         buffer.record_predictions([prediction(n) for n in range(start, start + 5)])
     assert buffer.prediction_summary(1).count == 20
@@ -95,7 +95,7 @@ def test_feedback_stays_when_there_is_no_room_for_the_image(buffer: Buffer) -> N
     buffer.add([sample(n, "cat") for n in range(10)])
     buffer.record_predictions([prediction(20)])
     buffer.freeze(1)
-    buffer.configure(**settings(quota_bytes=1000))
+    buffer.configure(policy(quota_bytes=1000))
     buffer.record_predictions([prediction(21)])
     assert buffer.label_prediction("p21", "cat") is True
     assert len(buffer.feedback(1)) == 1
@@ -104,7 +104,7 @@ def test_feedback_stays_when_there_is_no_room_for_the_image(buffer: Buffer) -> N
 
 def test_purge_reaches_predictions(buffer: Buffer) -> None:
     """Images of a purged class that were kept with predictions are gone too."""
-    buffer.configure(**settings(new_classes="ask"))
+    buffer.configure(policy(new_classes="ask"))
     buffer.record_predictions(
         [prediction(1, "secretclass", size=3000), prediction(2, size=3000), prediction(3, size=3000)]
     )
