@@ -45,7 +45,10 @@ def test_a_server_is_in_the_spec_in_status_and_in_what_is_told_of_the_round(tmp_
         training = {"teacher": "server", "teacher_server": URL, "teacher_classes": {"cat": 3}}
         async with Site(tmp_path, make_trainer=Asking, training=training) as site:
             (warning,) = (await site.daemon.status())["warnings"]
-            assert "images leave this device: rounds send training images, unlabelled ones too, to cloud.example:8443" in warning
+            assert (
+                "images leave this device: rounds send training images, unlabelled ones too, to cloud.example:8443"
+                in warning
+            )
             await site.take_all()
             await site.until_served(2)
             await site.tick()
