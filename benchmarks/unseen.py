@@ -44,11 +44,12 @@ from benchmarks.incremental import Pool, is_right, read_pool
 from benchmarks.incremental_report import spread
 from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import machine, say, table
+from edgetune.learn.cifar import count_learnt
 from edgetune.learn.compress import Material
 from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.data import Images, LabelledImages, Normaliser
 from edgetune.learn.importer import load_weights, read_weights
-from edgetune.learn.network import Network, count_parameters, new_network
+from edgetune.learn.network import Network, new_network
 from edgetune.learn.student import Lesson, teach
 from edgetune.types import Preprocess
 
@@ -144,7 +145,7 @@ class Experiment:
         right = self._right(taught.network)
         shutil.rmtree(work)
         return replace(
-            cell, parameters=count_parameters(taught.network.module), seen=of_classes(right, seen),
+            cell, parameters=count_learnt(taught.network.module), seen=of_classes(right, seen),
             unseen=of_classes(right, unseen) or 0.0, teacher_seen=of_classes(self._teacher_right, seen),
             teacher_unseen=of_classes(self._teacher_right, unseen) or 0.0, seconds=taught.seconds,
         )  # fmt: skip
