@@ -18,6 +18,9 @@ SITE_PACKAGES ?= 0
 SOURCE ?= .
 PIP_ARGS ?=
 
+# Threads of torch that wait for each other sleep: beside other work spinning takes several times as long (docs/benchmarks.md).
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: help setup demo test test-slow test-systemd test-debian13 lint type format bench docs wheel clean
 .PHONY: install install-program install-files uninstall
 
