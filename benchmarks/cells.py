@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from edgetune.types import Latency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,12 @@ class Cell:
     joules: float | None = None  # of the whole board meanwhile; None: nothing measured them, as in the next two
     served_mib: float | None = None  # what the result takes of memory in the serving engine
     served_joules: float | None = None  # of the whole board, for one prediction
+    latency_ratio: float | None = None  # to the base's, turn by turn; None: an older run, which kept two medians
+
+    @property
+    def ratio(self) -> float:
+        """Of the latency to the base's."""
+        return self.latency_ms / self.base_ms if self.latency_ratio is None else self.latency_ratio
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -36,3 +45,9 @@ class Cell:
         return (
             self.net, self.images, self.subset, self.unit, f"{self.level:g}", self.arm, str(self.seed), self.schedule,
         )  # fmt: skip
+
+
+def timing(mine: Latency, base: Latency) -> dict[str, Any]:
+    """The fields about latency, from what `Stopwatch.latencies` gave."""
+    ratio = None if mine.ratio is None else round(mine.ratio, 4)
+    return {"latency_ms": round(mine.median_ms, 4), "base_ms": round(base.median_ms, 4), "latency_ratio": ratio}

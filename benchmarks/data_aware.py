@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, timing
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
 from benchmarks.rows import fill_missing, read_rows
 from benchmarks.served import cost_of, metered
@@ -201,8 +201,9 @@ class Grid:
         return replace(
             cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole), 2),
             macs=count_macs(network.module, 32, 32), validation=self.top1(network, data.validation),
-            test=self.top1(network, data.test), latency_ms=round(mine.median_ms, 4), base_ms=round(base.median_ms, 4),
-            seconds=round(spent.seconds, 1), peak_mib=spent.peak_mib, joules=spent.joules, served_mib=served.memory_mib, served_joules=served.joules,
+            test=self.top1(network, data.test), **timing(mine, base),
+            seconds=round(spent.seconds, 1), peak_mib=spent.peak_mib, joules=spent.joules, served_mib=served.memory_mib,
+            served_joules=served.joules,
         )  # fmt: skip
 
     def top1(self, network: Network, data: LabelledImages) -> float:
@@ -320,16 +321,15 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     path = arguments.work / "data_aware.csv"
     grid = Grid(arguments, read_archive(arguments.data, arguments.work))
-    say(
-        f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {len(read_rows(path, Cell))} cells are there"
-    )
+    done = len(read_rows(path, Cell))
+    say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads; {done} cells are there")
     fill_missing(path, grid.cells(), grid.fill, _tell)
 
 
 def _tell(cell: Cell) -> None:
     say(
         f"  {cell.subset} {cell.level:g} % {cell.arm} seed {cell.seed}: test {cell.test:.1%}, "
-        f"{cell.parameters:,} parameters, {cell.latency_ms / cell.base_ms:.2f}x, {cell.seconds:.0f} s"
+        f"{cell.parameters:,} parameters, {cell.ratio:.2f}x, {cell.seconds:.0f} s"
     )
 
 

@@ -161,7 +161,7 @@ def _costs(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
             mine = [cell for cell in cells if cell.arm == arm and cell.level == level]
             rows.append((
                 arm, f"{level:g} %", f"{mean(c.removed for c in mine):.1f} %", f"{mean(c.macs for c in mine) / 1e6:.1f} M",
-                f"{median(c.latency_ms / c.base_ms for c in mine):.2f}x", f"{median(c.seconds for c in mine):.0f}",
+                f"{median(c.ratio for c in mine):.2f}x", f"{median(c.seconds for c in mine):.0f}",
                 f"{max(c.peak_mib for c in mine):.0f}", _mean([c.joules for c in mine], 1e-3),
                 _mean([c.served_mib for c in mine]), _mean([c.served_joules for c in mine], 1e3),
             ))  # fmt: skip

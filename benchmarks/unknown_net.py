@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, timing
 from benchmarks.cifar import unpack
 from benchmarks.data_aware import begin, peak_mib
 from benchmarks.rows import append_row, read_rows
@@ -217,7 +217,7 @@ class Adaptation:
         return replace(
             cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole.parameters), 2),
             macs=count_macs(network.module, SIZE, SIZE), validation=validation, test=test,
-            latency_ms=round(mine.median_ms, 4), base_ms=round(base.median_ms, 4), seconds=round(seconds, 1),
+            **timing(mine, base), seconds=round(seconds, 1),
             peak_mib=peak,
         )  # fmt: skip
 
@@ -241,7 +241,7 @@ def report(done: list[Cell]) -> str:
         (
             cell.arm, f"{cell.level:g} % of {cell.unit}" if cell.level else "", f"{cell.validation:.1%}",
             f"{cell.test:.1%}", f"{cell.parameters:,}", f"{cell.macs / 1e6:.1f} M", f"{cell.latency_ms:.2f} ms",
-            f"{cell.latency_ms / cell.base_ms:.2f}x", f"{cell.seconds:.0f}",
+            f"{cell.ratio:.2f}x", f"{cell.seconds:.0f}",
         )
         for cell in done
     ]  # fmt: skip
@@ -269,7 +269,7 @@ def run(arguments: argparse.Namespace) -> None:
             append_row(path, filled)
         say(
             f"{words}: test {filled.test:.1%}, {filled.parameters:,} parameters, "
-            f"{filled.latency_ms / filled.base_ms:.2f}x, {filled.seconds:.0f} s"
+            f"{filled.ratio:.2f}x, {filled.seconds:.0f} s"
         )
     wanted = {cell.key for cell in cells(arguments)}
     say(report([cell for cell in read_rows(path, Cell) if cell.key in wanted]))

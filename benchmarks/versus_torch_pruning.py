@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, timing
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
 from benchmarks.data_aware import begin, peak_mib
 from benchmarks.data_aware_report import bootstrap
@@ -216,7 +216,7 @@ class Comparison:
         return replace(
             cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole.parameters), 2),
             macs=count_macs(network.module, 32, 32), validation=validation, test=test,
-            latency_ms=round(mine.median_ms, 4), base_ms=round(base.median_ms, 4), seconds=round(seconds, 1),
+            **timing(mine, base), seconds=round(seconds, 1),
             peak_mib=peak,
         )  # fmt: skip
 
@@ -312,8 +312,8 @@ def equal_latency_gains(done: Sequence[Cell], arm: str, over: str) -> list[float
         if cell.arm != arm:
             continue
         same = [c for c in done if (c.subset, c.seed) == (cell.subset, cell.seed) and c.arm in {over, "unpruned+site"}]
-        points = [(c.latency_ms / c.base_ms, 100 * c.test) for c in same]
-        other = at_latency(points, cell.latency_ms / cell.base_ms)
+        points = [(c.ratio, 100 * c.test) for c in same]
+        other = at_latency(points, cell.ratio)
         if other is not None:
             found.append(100 * cell.test - other)
     return found
@@ -329,7 +329,7 @@ def report(done: Sequence[Cell]) -> str:
                 if mine:
                     rows.append((
                         subset, f"{1 - level / 100:.2f}x", arm, f"{100 * mean(c.test for c in mine):.1f} %",
-                        ", ".join(f"{c.latency_ms / c.base_ms:.2f}x" for c in mine),
+                        ", ".join(f"{c.ratio:.2f}x" for c in mine),
                         f"{mean(c.parameters for c in mine):,.0f}", f"{mean(c.macs for c in mine) / 1e6:.1f} M",
                         f"{mean(c.seconds for c in mine):.0f}", str(len(mine)),
                     ))  # fmt: skip
@@ -363,7 +363,7 @@ def run(arguments: argparse.Namespace) -> None:
             continue
         append_row(path, filled)
         say(
-            f"{words}: test {filled.test:.1%}, {filled.latency_ms / filled.base_ms:.2f}x, {filled.parameters:,} "
+            f"{words}: test {filled.test:.1%}, {filled.ratio:.2f}x, {filled.parameters:,} "
             f"parameters, {filled.seconds:.0f} s"
         )
 

@@ -53,15 +53,17 @@ class Stopwatch:
         return self.ratios([network])[0]
 
     def latencies(self, networks: Sequence[Network]) -> tuple[list[Latency], Latency]:
-        """Of each network, and of the base in the same turns."""
+        """Of each network, and of the base in the same turns; with the ratio to the base."""
+        taken_ms = self._taken(networks)
         *mine, base = [
             Latency(
                 median_ms=float(np.median(row)),
                 p90_ms=float(np.percentile(row, 90)),
                 runs=self._runs,
                 threads=self._base.threads,
+                ratio=float(np.median(row / taken_ms[-1])),
             )
-            for row in self._taken(networks)
+            for row in taken_ms
         ]
         return mine, base
 

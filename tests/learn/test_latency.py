@@ -158,6 +158,7 @@ def test_networks_are_timed_in_their_order_and_beside_the_base() -> None:
         # 54 million operations against less than 0.1 million: no noise of a busy machine turns that around
         assert max(range(2), key=lambda i: latencies[i].median_ms) == slowest
         assert latencies[slowest].median_ms > of_base.median_ms
+        assert latencies[slowest].ratio > 2 and of_base.ratio == 1.0
     assert stopwatch.ratio(heavy) > 2
     heavier, lighter = stopwatch.ratios([heavy, tiny_network()])
     assert heavier > 2 > lighter
