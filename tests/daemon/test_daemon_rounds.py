@@ -20,6 +20,7 @@ from edgetune.decide.trigger import ManualRequest
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.serve.engine import Engine
 from edgetune.store.buffer import PredictionRow
+from edgetune.store.retention import BufferPolicy
 from edgetune.types import Quantity, RoundKind, RoundState, TrainerOutcome
 
 S = RoundState
@@ -627,8 +628,10 @@ def test_a_full_buffer_keeps_the_files_and_says_why(tmp_path: Path) -> None:
 
     async def play() -> None:
         async with Site(tmp_path) as site:
-            settings = {"quota_bytes": 1, "validation_share": 0.2, "holdout_share": 0.3, "validation_min": 0}
-            await site.daemon.store(site.daemon.buffer.configure, **settings, holdout_min=0, new_classes="ask")
+            tight = BufferPolicy(
+                quota_bytes=1, validation_share=0.2, holdout_share=0.3, validation_min=0, holdout_min=0
+            )
+            await site.daemon.store(site.daemon.buffer.configure, tight)
             drop(tmp_path, 3)
             assert site.daemon.ingest is not None
             for _ in range(20):
