@@ -44,7 +44,7 @@ def due(
 
 def choose_samples(frozen: Iterable[FrozenSample], new: Sequence[str], old: Sequence[str]) -> tuple[FrozenSample, ...]:
     """
-    What an imprint round looks at: the newest samples of the new classes, a few of each old one, and the whole hold-out.
+    What an imprint round looks at: the newest samples of the new classes, a few of each old one, and what nothing trained on.
 
     Args:
         frozen: labelled samples; higher ids are newer.
@@ -52,7 +52,7 @@ def choose_samples(frozen: Iterable[FrozenSample], new: Sequence[str], old: Sequ
         old: classes that the served version knows; of these together a bounded number, as evenly as there are.
 
     Returns:
-        Training and hold-out samples of these classes, in the order of their ids.
+        Training, validation and hold-out samples of these classes, in the order of their ids.
     """
     newest = sorted((s for s in frozen if s.label in {*new, *old}), key=lambda s: s.sample_id, reverse=True)
     training = [sample for sample in newest if sample.split is Split.TRAINING]
@@ -64,5 +64,5 @@ def choose_samples(frozen: Iterable[FrozenSample], new: Sequence[str], old: Sequ
     mine = [sample for turn, sample in by_turn if sample.label in new and turn < _OF_A_CLASS_MOST]
     others = sorted((each for each in by_turn if each[1].label not in new), key=lambda each: each[0])
     chosen = [*mine, *(sample for _, sample in others[:_OF_OLD_CLASSES_MOST])]
-    chosen += [sample for sample in newest if sample.split is Split.HOLDOUT]
+    chosen += [sample for sample in newest if sample.split is not Split.TRAINING]
     return tuple(sorted(chosen, key=lambda sample: sample.sample_id))

@@ -7,6 +7,7 @@ convolution whose output is averaged over the image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -16,6 +17,8 @@ from edgetune.errors import ModelError
 from edgetune.learn.network import Network
 
 REFIT_DECAY = 1e-3
+TAKEN_SHARE = 0.005  # of the images that are answered right, at most, for a new class
+_RIGHT_LEAST = 20
 _MISSED_SHARE = 0.1  # of the new class's images, where there are none of other classes to weigh them against
 
 
@@ -47,20 +50,28 @@ def features_of(network: Network, batches: Iterable[torch.Tensor]) -> torch.Tens
     return torch.cat(seen) if seen else torch.empty(0, _matrix(head).shape[1], device=_matrix(head).device)
 
 
-def imprint(network: Network, features: Mapping[int, torch.Tensor], others: torch.Tensor | None = None) -> None:
+def imprint(
+    network: Network,
+    features: Mapping[int, torch.Tensor],
+    others: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
+) -> None:
     """
     Write the rows of new classes, in place; no other row changes, so no other class's logit does.
 
     The direction of a row is the mean of the new images' normalised features, less that of `others`; its length is the mean
     length of the rows there were. Its bias is the one that separates best: the new class is to win on its own images and
-    to lose on `others`, where both count the same. Several classes are written one after the other, each against
-    those before it.
+    to lose on `others`, where both count the same; but it may not take more than TAKEN_SHARE of what the head is right on:
+    what the site shows every day is worth more than a class that is learnt properly in the next round. Several classes are
+    written one after the other, each against those before it.
 
     Args:
         network: whose head has the rows already, see `network.widen_head`.
         features: row -> [N, D] of that class, as `features_of` returns them; N at least 1.
         others: [M, D] of the classes that the head knows, as evenly as can be; None: there are none at hand. Then the
             class wins on nine of ten of its own images, and nothing is known about what it takes from the others.
+        right: [K, D] of images that no row was trained on and that the head answers right; None, or fewer than
+            `_RIGHT_LEAST`: `others` stand for them, which a trained network is surer of than of what it will see.
 
     Raises:
         ModelError: a class without images, or no row but the new ones.
@@ -75,6 +86,7 @@ def imprint(network: Network, features: Mapping[int, torch.Tensor], others: torc
         raise ModelError("a head without a trained row has no scale for a new one")
     length = matrix[known].norm(dim=1).mean()
     background = others
+    protected = others if right is None or len(right) < _RIGHT_LEAST else right
     for row, mine in features.items():
         if len(mine) == 0:
             raise ModelError(f"output {row} has no image to be imprinted from")
@@ -82,9 +94,16 @@ def imprint(network: Network, features: Mapping[int, torch.Tensor], others: torc
         if background is not None and len(background):
             direction = direction - _mean_direction(background)
         _write(head, row, length * nn.functional.normalize(direction, dim=0))
-        _set_bias(head, row, known, mine, background)
+        _set_bias(head, row, known, mine, background, protected=protected)
         known.append(row)
         background = mine if background is None else torch.cat([background, mine])
+
+
+def answers(network: Network, features: torch.Tensor, rows: int) -> torch.Tensor:
+    """Which of the head's first rows is the largest for features [N, D]: [N] int64."""
+    head = _head_of(network)
+    with torch.no_grad():
+        return nn.functional.linear(features, _matrix(head), head.bias)[:, :rows].argmax(dim=1)
 
 
 def refit_head(
@@ -128,18 +147,31 @@ def refit_head(
 
 
 def _set_bias(
-    head: nn.Linear | nn.Conv2d, row: int, known: list[int], mine: torch.Tensor, others: torch.Tensor | None
+    head: nn.Linear | nn.Conv2d,
+    row: int,
+    known: list[int],
+    mine: torch.Tensor,
+    others: torch.Tensor | None,
+    *,
+    protected: torch.Tensor | None,
 ) -> None:
     if head.bias is None:
         return
     with torch.no_grad():
         head.bias[row] = 0.0
-        lacking, at_most = (_lacking(head, row, known, features) for features in (mine, others))
+        lacking, at_most, kept = (_lacking(head, row, known, features) for features in (mine, others, protected))
         assert lacking is not None
         if at_most is None:
             head.bias[row] = torch.quantile(lacking, 1 - _MISSED_SHARE) + 1e-4
         else:
-            head.bias[row] = best_threshold(at_most, lacking)
+            most = math.inf if kept is None else _largest_harmless(kept)
+            head.bias[row] = min(best_threshold(at_most, lacking), most)
+
+
+def _largest_harmless(lacking: torch.Tensor) -> float:
+    """The largest bias that takes no more than TAKEN_SHARE of images whose row lacks so much, [K]."""
+    values = lacking.sort().values
+    return float(values[int(TAKEN_SHARE * len(values))]) - 1e-4
 
 
 def _lacking(

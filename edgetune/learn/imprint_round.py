@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edgetune.errors import NoSamplesError
 from edgetune.learn.candidate import Candidate, needed_manifest
 from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages, Normaliser, load_samples
-from edgetune.learn.imprint import features_of, imprint
+from edgetune.learn.imprint import answers, features_of, imprint
 from edgetune.learn.layout import arrange, pin_torch
 from edgetune.learn.network import Network, load_network, widen_head
 from edgetune.learn.reference import load_reference
@@ -64,7 +64,7 @@ def run_imprint(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
     arrange(network.module, device, "contiguous")
     control.phase("imprint")
     look = _Look(network, Normaliser(base.preprocess, device), control)
-    _imprint(network, spec, base, splits[Split.TRAINING], look)
+    _imprint(network, spec, base, splits, look)
     candidate = Candidate(
         spec,
         directory=round_dir / "candidate",
@@ -96,7 +96,10 @@ class _Look:
             self._control.beat()
 
 
-def _imprint(network: Network, spec: RoundSpec, base: Manifest, training: LabelledImages, look: _Look) -> None:
+def _imprint(
+    network: Network, spec: RoundSpec, base: Manifest, splits: Mapping[Split, LabelledImages], look: _Look
+) -> None:
+    training = splits[Split.TRAINING]
     features, labels = look(training), torch.from_numpy(training.labels)
     known = len(base.classes)
     new = {row: features[labels == row] for row in range(known, len(spec.classes))}
@@ -109,4 +112,12 @@ def _imprint(network: Network, spec: RoundSpec, base: Manifest, training: Labell
     reference = load_reference(Path(spec.reference_path), spec.classes, absent, base.preprocess)
     if reference is not None:
         others.append(look(reference))
-    imprint(network, new, torch.cat(others))
+    imprint(network, new, torch.cat(others), _right(network, splits[Split.VALIDATION], known, look))
+
+
+def _right(network: Network, data: LabelledImages, known: int, look: _Look) -> torch.Tensor | None:
+    """Features of the images that the first `known` rows answer right."""
+    if not len(data):
+        return None
+    features, labels = look(data), torch.from_numpy(data.labels)
+    return features[answers(network, features, known) == labels.to(features.device)]

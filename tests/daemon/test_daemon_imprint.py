@@ -75,7 +75,7 @@ def test_a_few_images_of_an_accepted_class_are_enough_to_be_answered(tmp_path: P
             spec = site.trainers[0].spec
             assert spec is not None
             assert (spec.kind, spec.classes, spec.recipe.level) == (RoundKind.IMPRINT, ("cat", "dog", "owl"), 0.0)
-            assert not [sample for sample in spec.samples if sample.split is Split.VALIDATION]
+            assert {sample.split for sample in spec.samples} == set(Split)
             assert f"'owl' with {owls(site)} training samples" in spec.reason
             service = DaemonService(site.daemon)
             answer = await service.predict(picture(COLOURS["owl"], 1), top_k=3)

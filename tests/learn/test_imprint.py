@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgetune.errors import ModelError
-from edgetune.learn.imprint import best_threshold, features_of, imprint, refit_head
+from edgetune.learn.imprint import TAKEN_SHARE, best_threshold, features_of, imprint, refit_head
 from edgetune.learn.network import Network, new_network, widen_head
 
 
@@ -76,6 +76,23 @@ def test_two_new_classes_at_once_are_told_from_each_other() -> None:
     for label in range(4):
         right = (_answers(network, _images(label, 100, seed=20 + label)).argmax(dim=1) == label).float().mean()
         assert right >= 0.9
+
+
+def test_a_new_class_takes_next_to_nothing_of_what_is_answered_right() -> None:
+    """Of images half way to the new class too, which the others did not warn of; of its own it then gets less."""
+    taken, mine = [], _images(2, 100, seed=8)
+    warned = _images(0, 200, seed=5)
+    warned += torch.tensor([-1.0, 0.0, 3.0]).reshape(1, 3, 1, 1)  # red, and bluer still; the head says red
+    for is_told in (False, True):
+        network = _network(2, is_convolution=False)
+        widen_head(network, ["red", "green"], ["red", "green", "blue"])
+        others = features_of(network, [_images(label, 5, seed=10 + label) for label in (0, 1)])
+        right = features_of(network, [warned]) if is_told else None
+        imprint(network, {2: features_of(network, [_images(2, 5, seed=7)])}, others, right)
+        taken.append((_answers(network, warned).argmax(dim=1) == 2).float().mean().item())
+        assert (_answers(network, mine).argmax(dim=1) == 2).float().mean() > 0.5
+    assert taken[0] > 0.5
+    assert taken[1] <= TAKEN_SHARE
 
 
 def test_without_images_of_the_old_classes_the_new_one_wins_on_its_own() -> None:
