@@ -61,7 +61,7 @@ def imprint(
 
     The direction of a row is the mean of the new images' normalised features, less that of `others`; its length is the mean
     length of the rows there were. Its bias is the one that separates best: the new class is to win on its own images and
-    to lose on `others`, where both count the same; but it may not take more than TAKEN_SHARE of what the head is right on:
+    to lose on `others`, where both count the same; but all of them may not take more than TAKEN_SHARE of what the head is right on:
     what the site shows every day is worth more than a class that is learnt properly in the next round. Several classes are
     written one after the other, each against those before it.
 
@@ -94,7 +94,7 @@ def imprint(
         if background is not None and len(background):
             direction = direction - _mean_direction(background)
         _write(head, row, length * nn.functional.normalize(direction, dim=0))
-        _set_bias(head, row, known, mine, background, protected=protected)
+        _set_bias(head, row, known, mine, background, protected=protected, share=TAKEN_SHARE / len(features))
         known.append(row)
         background = mine if background is None else torch.cat([background, mine])
 
@@ -154,6 +154,7 @@ def _set_bias(
     others: torch.Tensor | None,
     *,
     protected: torch.Tensor | None,
+    share: float,
 ) -> None:
     if head.bias is None:
         return
@@ -164,14 +165,23 @@ def _set_bias(
         if at_most is None:
             head.bias[row] = torch.quantile(lacking, 1 - _MISSED_SHARE) + 1e-4
         else:
-            most = math.inf if kept is None else _largest_harmless(kept)
+            most = math.inf if kept is None else _largest_harmless(kept, share)
             head.bias[row] = min(best_threshold(at_most, lacking), most)
 
 
-def _largest_harmless(lacking: torch.Tensor) -> float:
-    """The largest bias that takes no more than TAKEN_SHARE of images whose row lacks so much, [K]."""
-    values = lacking.sort().values
-    return float(values[int(TAKEN_SHARE * len(values))]) - 1e-4
+def _largest_harmless(lacking: torch.Tensor, share: float) -> float:
+    """
+    The largest bias that takes no more than this share of images like those whose row lacks so much, [K].
+
+    Where that is less than one of them, the tail below the smallest is taken to fall off exponentially, as fast as the lowest
+    tenth does.
+    """
+    values = lacking.double().sort().values
+    count = share * len(values)
+    if count >= 1:
+        return float(values[int(count)]) - 1e-4
+    lowest = values[: max(3, len(values) // 10)]
+    return float(values[0] + (lowest.mean() - values[0]) * math.log(count)) - 1e-4
 
 
 def _lacking(
