@@ -30,8 +30,9 @@ __all__ = ["Progress", "TrainerEnd", "TrainerProcess"]
 
 _LINE_BYTES_MAX = 64 * 1024  # a longer line is not of the protocol
 _CHUNK_BYTES = 64 * 1024
-# Threads that wait for each other sleep instead of spinning. Alone on the board that takes a third longer; beside one busy
-# process spinning takes six times as long, for the one that is waited for does not get the core (benchmarks/waiting.py).
+# Threads that wait for each other sleep instead of spinning. Alone on the board that takes a quarter longer; beside a busy
+# process spinning takes twice as long and beside several five times, for the thread that is waited for does not get the
+# core (benchmarks/waiting.py).
 _WAITING = {"OMP_WAIT_POLICY": "passive"}
 _LOG_BYTES_MAX = 4 * 2**20  # a trainer that floods its output must not fill the disk
 _MIB = 2**20
