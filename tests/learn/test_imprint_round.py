@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +25,6 @@ from edgetune.types import GatePolicy, Manifest, RoundKind, Split, TrainerOutcom
 
 NEW = (*CLASSES, "violet")
 POLICY = GatePolicy(latency_ratio_max=1000.0, accuracy_risk_max=0.1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A round pins torch's threads and algorithms for its process."""
-    threads, is_strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(is_strict)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,15 +26,6 @@ from edgetune.wire import to_json
 # Time on a busy test machine is not what is judged here.
 POLICY = GatePolicy(latency_ratio_max=1000.0)
 THOROUGH = replace(RECIPE, epochs_before=2, epochs_after=6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A round pins torch's threads and algorithms for its process."""
-    threads, is_strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(is_strict)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,6 @@ from edgetune.types import Preprocess, Recipe, RoundKind, TeacherSource, Trainer
 
 LEARNING = replace(RECIPE, distillation=0.7, max_steps=12, augment="crop_flip")
 NAMES: dict[str, str | int] = {"red": 0, "green": 1, "blue": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A round pins torch's threads and algorithms for its process."""
-    threads, is_strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(is_strict)
 
 
 @pytest.fixture(scope="module")

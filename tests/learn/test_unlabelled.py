@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "teach"))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,15 +29,6 @@ from edgetune.types import FrozenSample, RoundKind, Split, TeacherSource, Traine
 
 BRIEF = replace(RECIPE, distillation=0.5, max_steps=8)
 NAMES: dict[str, str | int] = {"red": 0, "green": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A round pins torch's threads and algorithms for its process."""
-    threads, is_strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(is_strict)
 
 
 @pytest.fixture(scope="module")

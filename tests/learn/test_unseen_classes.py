@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "teach"))
@@ -31,15 +29,6 @@ WITH_YELLOW = np.concatenate([COLOURS, np.array([[9.0], [9.0], [-3.0]], np.float
 NAMES: dict[str, str | int] = {"red": 0, "green": 1, "blue": 2, "yellow": 3}
 TAUGHT = replace(RECIPE, transfer="label_free", level=0.0, epochs_after=50, max_steps=None)
 LAX = GatePolicy(latency_ratio_max=1000.0, accuracy_risk_max=1.0, size_ratio_max=2.0, holdout_min=5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A round pins torch's threads and algorithms for its process."""
-    threads, is_strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(is_strict)
 
 
 @pytest.fixture(scope="module")
