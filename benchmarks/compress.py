@@ -36,7 +36,7 @@ from safetensors.torch import save
 
 from benchmarks.cifar import PREPROCESS, Archive, read_archive
 from benchmarks.rows import append_row, read_rows
-from benchmarks.stage import machine, say, table
+from benchmarks.stage import machine, need, say, table
 from edgetune.learn.cifar import count_learnt
 from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.data import LabelledImages, Normaliser
@@ -227,10 +227,7 @@ def main() -> int:
     arguments = parser.parse_args()
     status = 0
     if not arguments.report:
-        for name, wanted in (("data", "a directory with cifar10_train.zip"), ("weights", "the teacher's weights")):
-            value = getattr(arguments, name)
-            if value is None or not value.exists():
-                parser.error(f"--{name} {value or ''}: {wanted} is missing")
+        need(parser, arguments, data="a directory with cifar10_train.zip", weights="a file with the teacher's weights")
         arguments.work.mkdir(parents=True, exist_ok=True)
         status = run(arguments)
     done = read_rows(arguments.work / FILE, Student)

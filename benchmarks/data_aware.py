@@ -45,7 +45,7 @@ from benchmarks.cells import Cell, timing
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
 from benchmarks.rows import fill_missing, read_rows
 from benchmarks.served import cost_of, metered
-from benchmarks.stage import machine, say
+from benchmarks.stage import machine, need, say
 from edgetune.learn.control import SilentControl
 from edgetune.learn.criteria import Batch, make_criterion
 from edgetune.learn.data import LabelledImages, Normaliser
@@ -356,10 +356,7 @@ def main() -> int:
         from benchmarks.data_aware_report import report
 
         return report(arguments.work)
-    for name, wanted in (("data", "a directory with cifar100.zip"), ("weights", "the deployed model's weights")):
-        value = getattr(arguments, name)
-        if value is None or not value.exists():
-            parser.error(f"--{name} {value or ''}: {wanted} is missing")
+    need(parser, arguments, data="a directory with cifar100.zip", weights="a file with the deployed model's weights")
     arguments.work.mkdir(parents=True, exist_ok=True)
     run(arguments)
     return 0

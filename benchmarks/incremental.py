@@ -51,7 +51,7 @@ from torch.nn import functional
 from benchmarks.cifar import PREPROCESS, Archive, read_archive
 from benchmarks.incremental_report import ARMS, SEEDS, WITHOUT_MEMORY, Cell, report
 from benchmarks.rows import fill_missing, read_rows
-from benchmarks.stage import machine, say
+from benchmarks.stage import machine, need, say
 from edgetune.learn.data import Images, Integers, Normaliser, augment
 from edgetune.learn.imprint import features_of, refit_head
 from edgetune.learn.layout import arrange
@@ -453,8 +453,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.report:
         return report(arguments.work / "incremental.csv")
-    if arguments.data is None or not arguments.data.exists():
-        parser.error(f"--data {arguments.data or ''}: a directory with {arguments.data_set} is missing")
+    need(parser, arguments, data=f"a directory with {arguments.data_set}")
     arguments.work.mkdir(parents=True, exist_ok=True)
     run(arguments)
     return 0

@@ -14,31 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.data_aware import begin, peak_mib
+from benchmarks.fresh import CLASSES, in_fresh_process, noise
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
-from edgetune.learn.data import LabelledImages
 from edgetune.learn.memory import step_mib
 from edgetune.learn.network import new_network
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
 from edgetune.types import Preprocess, Recipe
 
 SIZE = Preprocess(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-CLASSES, STEPS = 10, 3
-
-
-def noise(count: int) -> LabelledImages:
-    """Images of ten classes."""
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
-    return LabelledImages(np.arange(count), np.arange(count) % CLASSES, pixels, Path("/nowhere"), SIZE)
+STEPS = 3
 
 
 def measure(
@@ -51,9 +41,9 @@ def measure(
         memory_format="contiguous", dtype="float32", order="tune_first" if order == "whole" else order,
         memory_max_mib=most_mib,
     )  # fmt: skip
-    data = noise(8 * batch)
+    data = noise(8 * batch, SIZE)
     tuner = Tuner(
-        recipe, data, replace_data(data), preprocess=SIZE, device=torch.device("cpu"), control=SilentControl()
+        recipe, data, noise(0, SIZE), preprocess=SIZE, device=torch.device("cpu"), control=SilentControl()
     )  # fmt: skip
     network = tuner.place(new_network(net, CLASSES))
     warm = tuner.normaliser(data.images(np.arange(2))), tuner.normaliser.labels(data.labels[:2])
@@ -69,23 +59,6 @@ def measure(
         network = shape.network
     tuner.fine_tune(network, RETRAIN, STEPS)
     return {"forecast": round(forecast), "peak": peak_mib(), "scoring_batch": tuner.scoring_batch}
-
-
-def replace_data(data: LabelledImages) -> LabelledImages:
-    """No validation."""
-    return replace(data, sample_ids=data.sample_ids[:0], labels=data.labels[:0], pixels=data.pixels[:0])
-
-
-def elsewhere(
-    net: str, batch: int, order: str, most_mib: float | None, arguments: argparse.Namespace
-) -> dict[str, float]:
-    """The same in a process of its own."""
-    asked = {"net": net, "batch": batch, "order": order, "most_mib": most_mib}
-    call = ["--one", json.dumps({**asked, "level": arguments.level, "threads": arguments.threads})]
-    made = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", *call], check=True, capture_output=True, text=True
-    )
-    return dict(json.loads(made.stdout.splitlines()[-1]))
 
 
 def main() -> int:
@@ -104,9 +77,11 @@ def main() -> int:
     rows = [("net", "batch", "forecast", "whole", "tune_first", "prune_first", "scored in batches of")]
     for net in arguments.nets:
         for batch in arguments.batches:
-            whole = elsewhere(net, batch, "whole", None, arguments)
-            late = elsewhere(net, batch, "tune_first", None, arguments)
-            early = elsewhere(net, batch, "prune_first", 0.6 * whole["peak"], arguments)
+            asked = {"net": net, "batch": batch, "level": arguments.level, "threads": arguments.threads}
+            whole = in_fresh_process("benchmarks.memory", **asked, order="whole", most_mib=None)
+            late = in_fresh_process("benchmarks.memory", **asked, order="tune_first", most_mib=None)
+            most_mib = 0.6 * whole["peak"]
+            early = in_fresh_process("benchmarks.memory", **asked, order="prune_first", most_mib=most_mib)
             rows.append((
                 net, str(batch), f"{whole['forecast']:.0f} MiB", f"{whole['peak']:.0f} MiB", f"{late['peak']:.0f} MiB",
                 f"{early['peak']:.0f} MiB", f"{early['scoring_batch']:.0f}",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.site import AQUATIC, MEAN, STD, TRAINED_ON, archive, drop, of_class, png
-from benchmarks.stage import Stage, machine, say, table
+from benchmarks.stage import Stage, machine, need, say, table
 
 CONFIG = """
 inbox: {settle: 500ms, scan_interval: 2s}
@@ -144,8 +144,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of the trainer")
     arguments = parser.parse_args()
-    if not arguments.weights.exists():
-        raise SystemExit(f"{arguments.weights} is missing: a CIFAR-100 ResNet20, 278,324 parameters, as safetensors")
+    need(parser, arguments, weights="a CIFAR-100 ResNet20, 278,324 parameters, as safetensors,")
     site = Site(arguments)
     config = CONFIG
     for word, value in (

@@ -21,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from benchmarks.stage import Asker, Stage, machine, say, table
+from benchmarks.stage import Asker, Stage, machine, need, say, table
 
 AQUATIC = (
     "beaver", "dolphin", "otter", "seal", "whale", "aquarium_fish", "flatfish", "ray", "shark", "trout",
@@ -141,8 +141,7 @@ def main() -> int:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--keep", type=Path, help="work in this directory and leave everything there")
     arguments = parser.parse_args()
-    if not arguments.weights.exists():
-        raise SystemExit(f"{arguments.weights} is missing: a CIFAR-100 ResNet20, 278,324 parameters, as safetensors")
+    need(parser, arguments, weights="a CIFAR-100 ResNet20, 278,324 parameters, as safetensors,")
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
         return play(arguments, arguments.keep.resolve())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -23,6 +24,15 @@ T = TypeVar("T")
 def say(text: str) -> None:
     """Tell the reader what happens, at once."""
     print(text, flush=True)
+
+
+def need(parser: argparse.ArgumentParser, arguments: argparse.Namespace, **wanted: str) -> None:
+    """End with a sentence unless every option named in `wanted` is a path that exists; the value says what it is to be."""
+    for name, what in wanted.items():
+        path: Path | None = getattr(arguments, name)
+        if path is None or not path.exists():
+            given = "" if path is None else f" {path}"
+            parser.error(f"--{name.replace('_', '-')}{given}: {what} is missing")
 
 
 def edgetune(*arguments: str) -> str:

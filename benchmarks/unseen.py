@@ -43,7 +43,7 @@ import torch
 from benchmarks.incremental import Pool, is_right, read_pool
 from benchmarks.incremental_report import spread
 from benchmarks.rows import append_row, read_rows
-from benchmarks.stage import machine, say, table
+from benchmarks.stage import machine, need, say, table
 from edgetune.learn.cifar import count_learnt
 from edgetune.learn.compress import Material
 from edgetune.learn.control import SilentControl, StopAskedError
@@ -264,10 +264,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.report:
         return report(arguments.work / "unseen.csv")
-    for name in ("data", "teacher_weights"):
-        path = getattr(arguments, name)
-        if path is None or not path.exists():
-            parser.error(f"--{name.replace('_', '-')} {path or ''}: is missing")
+    need(parser, arguments, data="a directory with cifar10_train.zip", teacher_weights="a file with its weights")
     arguments.work.mkdir(parents=True, exist_ok=True)
     return run(arguments)
 

@@ -13,33 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 
 from benchmarks.data_aware import begin, peak_mib
+from benchmarks.fresh import CLASSES, in_fresh_process, noise
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
-from edgetune.learn.data import LabelledImages
 from edgetune.learn.finetune import steps_per_epoch
 from edgetune.learn.network import new_network
 from edgetune.learn.tuner import RETRAIN, Tuner
 from edgetune.types import Preprocess, Recipe
 
 UPDATES = ("full", "tail", "latent", "head")
-CLASSES = 10
-
-
-def noise(count: int, preprocess: Preprocess) -> LabelledImages:
-    """Images of ten classes."""
-    shape = (count, preprocess.height, preprocess.width, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return LabelledImages(np.arange(count), np.arange(count) % CLASSES, pixels, Path("/nowhere"), preprocess)
 
 
 def measure(
@@ -94,15 +83,7 @@ def main() -> int:
         full_s = 0.0
         for update in UPDATES:
             asked = {name: getattr(arguments, name) for name in ("size", "batch", "images", "epochs", "threads")}
-            call = [
-                sys.executable,
-                "-m",
-                "benchmarks.updates",
-                "--one",
-                json.dumps({**asked, "net": net, "update": update}),
-            ]
-            made = subprocess.run(call, check=True, capture_output=True, text=True)
-            found = json.loads(made.stdout.splitlines()[-1])
+            found = in_fresh_process("benchmarks.updates", net=net, update=update, **asked)
             full_s = full_s or found["seconds"]
             rows.append((
                 net, update, found["update"], f"{found['seconds']:.1f}", f"{found['seconds'] / full_s:.2f}x",

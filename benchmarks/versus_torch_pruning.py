@@ -47,7 +47,7 @@ from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_arch
 from benchmarks.data_aware import begin, peak_mib
 from benchmarks.data_aware_report import bootstrap
 from benchmarks.rows import append_row, read_rows
-from benchmarks.stage import machine, say, table
+from benchmarks.stage import machine, need, say, table
 from edgetune.errors import UnprunableError
 from edgetune.learn.control import SilentControl
 from edgetune.learn.data import LabelledImages, Normaliser
@@ -382,10 +382,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="tables of what was run, nothing else")
     arguments = parser.parse_args()
     if not arguments.report:
-        for name, wanted in (("data", "a directory with cifar100.zip"), ("weights", "the given network's weights")):
-            value = getattr(arguments, name)
-            if value is None or not value.exists():
-                parser.error(f"--{name} {value or ''}: {wanted} is missing")
+        need(parser, arguments, data="a directory with cifar100.zip", weights="a file with the given network's weights")
         arguments.work.mkdir(parents=True, exist_ok=True)
         run(arguments)
     done = read_rows(arguments.work / FILE, Cell)

@@ -22,6 +22,7 @@ from edgetune.clock import Clock
 from edgetune.config import Config
 from edgetune.daemon import settings
 from edgetune.daemon import status as words
+from edgetune.daemon.considering import Considering
 from edgetune.daemon.ingest import Ingest
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.rejecting import Rejecting
@@ -30,8 +31,8 @@ from edgetune.daemon.round_records import RoundRecords, iso
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
-from edgetune.decide import budget, imprinting, trigger
-from edgetune.decide.trigger import ManualRequest, ServedSummary, Want
+from edgetune.decide import budget
+from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.device.board import identify
 from edgetune.device.inbox import Inbox
 from edgetune.device.sensors import Sensors
@@ -46,7 +47,6 @@ from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
-    Measurement,
     Preprocess,
     Quantity,
     Reading,
@@ -58,7 +58,6 @@ from edgetune.types import (
 
 log = logging.getLogger("edgetune")
 
-_LEVEL_TOLERANCE = 0.1  # rounding to channel multiples misses the asked level by this much at most
 _RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
 
 
@@ -139,6 +138,16 @@ class Daemon:
             serving=self.serving,
             make_trainer=lambda: TrainerProcess(clock=clock),
         )
+        self._considering = Considering(
+            buffer=self.buffer,
+            history=self.history,
+            store=self.store,
+            service_time=self.service_time,
+            serving=self.serving,
+            returning=self.returning,
+            watching=self.watching,
+            rounds=self.rounds,
+        )
         self.sensors: Sensors = sensors or settings.board_sensors(config, clock)
         self.notifier = Notifier()
         self.inbox: Inbox | None = None
@@ -146,7 +155,6 @@ class Daemon:
         self.verdict = _RUN
         self.reading: Reading | None = None
         self.want = Want(is_wanted=False, kind=RoundKind.ADAPT, reason="starting")
-        self.stats: BufferStats | None = None
         self.is_paused = False
         self._manual: ManualRequest | None = None
         self.loaded_at = iso(clock.wall_s())
@@ -216,12 +224,7 @@ class Daemon:
 
     async def _check_sensors(self, config: Config) -> None:
         """A budget that this board cannot measure would withhold every round for ever; say so at once."""
-        supported = await asyncio.to_thread(self.sensors.supported)
-        problems = [
-            f"{settings.budget_key(quantity, config)} is set, but this board cannot measure {quantity.value}: {why}"
-            for quantity in budget.budgeted(configuration.limits(config))
-            if quantity is not Quantity.TRAINER_RSS_MIB and (why := unmeasured(supported.get(quantity)))
-        ]
+        problems = settings.unmeasurable(config, await asyncio.to_thread(self.sensors.supported))
         if problems:
             raise SensorError("\n".join(problems), hint="take the key out; for power, budgets.estimate makes one up")
 
@@ -246,22 +249,7 @@ class Daemon:
         if self.inbox is not None or (preprocess is None and self.stores_model_size):
             return
         config = self.config
-        self.inbox = Inbox(
-            config.paths.inbox,
-            config.paths.state_dir / "quarantine" / "inbox",
-            preprocess=preprocess,
-            store=config.buffer.store,
-            settle_s=config.inbox.settle,
-            scan_interval_s=config.inbox.scan_interval,
-            watch=config.inbox.watch,
-            limits=self.image_limits,
-            group_block_s=config.buffer.group_block,
-            keep_originals=config.inbox.keep_originals,
-            batch=config.inbox.batch,
-            clock=self.clock,
-            move=durable.move,
-            remove=durable.remove_files,
-        )
+        self.inbox = settings.inbox(config, preprocess, self.image_limits, self.clock)
         self.inbox.start()
         self.ingest = Ingest(
             inbox=self.inbox, buffer=self.buffer, store=self.store, events=self.events, clock=self.clock
@@ -349,38 +337,13 @@ class Daemon:
             self.trouble = ""
 
     async def consider(self, manual: ManualRequest | None) -> Want:
-        """Ask the trigger."""
-        self.stats = stats = await self.store(self.buffer.stats)
-        last_s = await self.store(self.history.get_state, "last_round_ended_s")
-        manifest = self.serving.manifest()
-        returned = await self.returning.refresh(manifest, stats)
-        concern = await self.watching.concern(None if manifest is None else manifest.version)
-        served, to_imprint = None, tuple[str, ...]()
-        if manifest is not None:
-            to_imprint = imprinting.due(
-                stats.classes,
-                manifest.classes,
-                samples_min=self.config.triggers.imprint_samples,
-                tried=await self.store(self.rounds.records.imprints_tried),
-            )
-            achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
-            served = ServedSummary(
-                classes=tuple(label for label in manifest.classes if label not in manifest.marks),
-                tuned_classes=tuple(self.returning.shown),
-                absent_classes=self.returning.absent,
-                is_target_met=achieved >= self.config.pruning.level - _LEVEL_TOLERANCE,
-            )
-        return trigger.consider(
-            stats,
-            settings.trigger_policy(self.config),
-            served,
-            since_last_s=None if last_s is None else self.service_time.now_s() - last_s,
-            manual=manual,
-            returned=returned,
-            concern=concern,
-            to_imprint=to_imprint,
-            cooling_s=self.rounds.cooldown_ends_s - self.service_time.now_s(),
-        )
+        """Is a round wanted?"""
+        return await self._considering.consider(self.config, manual)
+
+    @property
+    def stats(self) -> BufferStats | None:
+        """Of the buffer, as the last tick found it."""
+        return self._considering.stats
 
     async def status(self) -> dict[str, Any]:
         """Everything `edgetune status` shows."""
@@ -467,10 +430,3 @@ class Daemon:
         watchdog_s = self.notifier.watchdog_interval_s()
         interval_s: float = self.config.budgets.interval
         return interval_s if watchdog_s is None else min(interval_s, watchdog_s / 2)
-
-
-def unmeasured(measurement: Measurement | None) -> str:
-    """Why a quantity cannot be measured; empty when it can."""
-    if measurement is None:
-        return "no sensor"
-    return "" if measurement.value is not None else measurement.why_unknown or "no sensor"

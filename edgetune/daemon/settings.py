@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgetune import config as configuration
 from edgetune.clock import Clock
 from edgetune.config import Config
 from edgetune.daemon.round_settings import RoundSettings
 from edgetune.daemon.watching import WatchPolicy
+from edgetune.decide import budget
 from edgetune.decide.drift import DriftPolicy
 from edgetune.decide.probation import ProbationPolicy
 from edgetune.decide.returning import ReturnPolicy
 from edgetune.decide.trigger import TriggerPolicy
 from edgetune.device.board import identify
+from edgetune.device.inbox import Inbox
 from edgetune.device.jtop import JtopProbe
 from edgetune.device.sensors import BoardSensors
+from edgetune.images import ImageLimits
 from edgetune.serve.service import ApiLimits
+from edgetune.store import durable
 from edgetune.store.retention import BufferPolicy
-from edgetune.types import Quantity
+from edgetune.types import Measurement, Preprocess, Quantity
 
 _BUDGET_KEYS = {
     Quantity.MEM_AVAILABLE_MIB: "budgets.memory_available_min",
@@ -33,6 +39,21 @@ def budget_key(quantity: Quantity, config: Config) -> str:
     if quantity is Quantity.POWER_W and config.budgets.power_max is None:
         return "budgets.round_energy_max"
     return _BUDGET_KEYS[quantity]
+
+
+def unmeasurable(config: Config, supported: Mapping[Quantity, Measurement]) -> list[str]:
+    """A sentence for each budget that is set on something which the board cannot measure."""
+    return [
+        f"{budget_key(quantity, config)} is set, but this board cannot measure {quantity.value}: {why}"
+        for quantity in budget.budgeted(configuration.limits(config))
+        if quantity is not Quantity.TRAINER_RSS_MIB and (why := _unmeasured(supported.get(quantity)))
+    ]
+
+
+def _unmeasured(measurement: Measurement | None) -> str:
+    if measurement is None:
+        return "no sensor"
+    return "" if measurement.value is not None else measurement.why_unknown or "no sensor"
 
 
 def merged(old: Config, new: Config) -> Config:
@@ -70,6 +91,26 @@ def board_sensors(config: Config, clock: Clock) -> BoardSensors:
         estimate=budgets.estimate,
         idle_w=budgets.estimated_idle,
         busy_w=budgets.estimated_busy,
+    )
+
+
+def inbox(config: Config, preprocess: Preprocess | None, limits: ImageLimits, clock: Clock) -> Inbox:
+    """Where images arrive; `preprocess` is the served model's."""
+    return Inbox(
+        config.paths.inbox,
+        config.paths.state_dir / "quarantine" / "inbox",
+        preprocess=preprocess,
+        store=config.buffer.store,
+        settle_s=config.inbox.settle,
+        scan_interval_s=config.inbox.scan_interval,
+        watch=config.inbox.watch,
+        limits=limits,
+        group_block_s=config.buffer.group_block,
+        keep_originals=config.inbox.keep_originals,
+        batch=config.inbox.batch,
+        clock=clock,
+        move=durable.move,
+        remove=durable.remove_files,
     )
 
 

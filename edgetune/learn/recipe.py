@@ -3,11 +3,11 @@ ONE round, top to bottom.
 
     load -> tune -> score, prune -> retrain -> measure -> export -> time -> publish
 
-An adapting round has no tune and prune, an imprinting one trains nothing (`learn.imprint_round`); a searched one repeats score, prune and a short training (`learn.compress`).
-Everything the weights depend on is in the spec and the samples, and in what was measured on the way, which the journal
-keeps (memory format, number type, channel multiple). Where the round is, is in its checkpoint, so that it can be stopped or
-killed anywhere and goes on. It ends with the same weights bit for bit where the spec leaves nothing to a measurement and to
-a search.
+An adapting round has no tune and prune, an imprinting one trains nothing (`learn.imprint_round`); a searched one repeats
+score, prune and a short training (`learn.round_search`). Everything the weights depend on is in the spec and the samples,
+and in what was measured on the way, which the journal keeps (memory format, number type, channel multiple). Where the round
+is, is in its checkpoint, so that it can be stopped or killed anywhere and goes on. It ends with the same weights bit for bit
+where the spec leaves nothing to a measurement and to a search.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
-from edgetune.learn.compress import Goal, Material, compress
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
@@ -29,7 +28,6 @@ from edgetune.learn.doubts import contradicted
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import Layout, pin_torch
-from edgetune.learn.measure import ask
 from edgetune.learn.network import (
     Network,
     load_network,
@@ -40,6 +38,7 @@ from edgetune.learn.network import (
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.rehearsal import LOGITS_FILE, choose_replay, keep_replayed, make_rehearsal, new_classes
 from edgetune.learn.round_samples import gather
+from edgetune.learn.round_search import search_round, told
 from edgetune.learn.round_teacher import RoundTeacher
 from edgetune.learn.schedules import settle
 from edgetune.learn.transfer import has_teacher
@@ -285,45 +284,20 @@ class _Round:
 
     def _search(self, network: Network) -> tuple[Network, str]:
         """As far towards the level as the validation samples allow; and what is left to do: nothing, or a retraining."""
-        recipe, spec = self._recipe, self._spec
-        classes, size = spec.classes, self._source.preprocess
-        validation = self._splits[Split.VALIDATION]
-        goal = Goal(
-            accuracy_drop_max=recipe.accuracy_drop_max,
-            accuracy_min=self._served_accuracy(validation) - recipe.accuracy_drop_max,
-            ratio=1 - recipe.level,
-            strategy=recipe.search,
-            trial_epochs=recipe.trial_epochs,
-            seconds_max=recipe.search_time_max_s,
-            joules_max=recipe.search_energy_max_j,
-            epochs_max=None if recipe.max_steps is None else recipe.max_steps / self._tuner.epoch_steps,
-        )
-        material = Material(
-            training=self._splits[Split.TRAINING], validation=validation, preprocess=size, classes=classes
-        )
-        outcome = compress(
+        outcome = search_round(
             network,
-            material,
-            replace(
-                recipe,
-                memory_format=self._tuner.layout.memory_format,
-                dtype=self._tuner.layout.dtype,
-                order="prune_first" if self._journal.get("pruned_first") else "tune_first",
-            ),
-            goal,
-            work=self._dir / "search",
-            threads=spec.serving_threads,
-            round_id=spec.round_id,
-            control=self._control,
+            spec=self._spec,
+            recipe=self._recipe,
+            base=self._base,
+            splits=self._splits,
+            preprocess=self._source.preprocess,
+            tuner=self._tuner,
+            prunes_first=bool(self._journal.get("pruned_first")),
             teacher=None if self._teacher is None else self._teacher.outside,
+            work=self._dir / "search",
+            control=self._control,
         )
-        self._journal["search"] = {
-            "base": asdict(outcome.base),
-            "trials": [asdict(point) for point in outcome.points],
-            "epochs": outcome.epochs,
-            "joules": outcome.joules,
-            "stopped_by": outcome.stopped_by,
-        }
+        self._journal["search"] = told(outcome)
         is_smaller = outcome.best is not outcome.base
         if is_smaller:
             self._journal["pruning"] = {**asdict(outcome.best), "round_to": outcome.network.describe().round_to()}
@@ -334,14 +308,6 @@ class _Round:
         self._save(phase, found)
         remove_dir(self._dir / "search")
         return found, phase
-
-    def _served_accuracy(self, validation: LabelledImages) -> float:
-        """Validation top-1 of the version that the candidate has to stand beside."""
-        directory = Path(self._spec.models_dir) / version_name(self._base.version)
-        engine = Engine.load(directory, threads=self._spec.serving_threads)
-        answers = ask(engine.predict, engine.classes, validation, self._spec.classes, self._control.beat)
-        engine.close()
-        return float(answers.is_correct.mean()) if len(validation) else 0.0
 
     def _save(self, phase: str, network: Network) -> None:
         state = Checkpoint(phase=phase, description=network.describe(), network=state_tensors(network.module))
