@@ -1,29 +1,37 @@
 """
-Two new classes on a board whose network knows eight: ways to learn them side by side, and what there is to reach. Resumable.
+New classes on a board: ways to learn them beside the old ones, side by side, and what there is to reach. Resumable.
 
     python -m benchmarks.new_class_ways --data DIR --weights WEIGHTS_DIR/resnet20_cifar10_without_ship_truck.safetensors
         [--arms ...] [--epochs 1 2 4 8 12] [--old 250] [--new 450] [--seeds 0] [--judge test|validation] [--threads N]
         [--report]
+    python -m benchmarks.new_class_ways --data DIR --weights resnet20_cifar100.safetensors --old 70 --new 70
 
-The base is that of `benchmarks.train_base --nets resnet20 --data-set cifar10 --without ship truck`: it was trained on the
-first 2,400 images of each of eight classes. The board holds images that it was not trained on: so many of each old class, and
-so many of the two that arrive. Each arm begins where the daemon's imprint round ends and does what an adapting round does
-with these images (`learn.tuner`, the defaults of a round but for what is named), 40 more of each class choosing the epoch:
+Two boards. The first one's network is that of `benchmarks.train_base --nets resnet20 --data-set cifar10 --without ship truck`
+(its classes are in a .txt beside the weights): it was trained on the first 2,400 images of each of eight classes, the board
+shows all of them, and ship and truck arrive. The other one's is the given ResNet20 of CIFAR-100 after one adapting round on
+the ten aquatic classes, and airplane and cat of CIFAR-10 arrive. Either board holds images that its network was not trained
+on: so many of each old class that it shows, and so many of each new one.
 
-    imprinted  the base with two imprinted rows, nothing trained
+Each arm begins where the daemon's imprint round ends and does what an adapting round does with these images (`learn.tuner`,
+the defaults of a round but for what is named), some more of each class choosing the epoch:
+
+    imprinted  two imprinted rows, nothing trained
     full       cross-entropy alone: plain fine-tuning of the whole network
-    base       half of the loss is the base's word on the eight classes (`training.absent_classes: keep`, the default)
-    er_ace     the same with `training.rehearsal: er_ace`
-    der++      the same with `training.rehearsal: der++`
-    tail, latent, head   `base` with a part trained (`training.update`)
-    joint      cross-entropy on the board's images and on all 19,200 that the base was trained on: what there is to reach,
-               and what no board can do
+    free       half of the loss is the factory model's word on the classes it knows (`training.absent_classes: keep`)
+    ancestor   the same, and at the end the new classes are held back to take a point from the old ones: a round's defaults
+    served     likewise with the word of the version that is served; on the first board they are one
+    er_ace     ancestor, with `training.rehearsal: er_ace`
+    der++      ancestor, with `training.rehearsal: der++`
+    tail, latent, head   ancestor, with a part trained (`training.update`)
+    joint      cross-entropy on the board's images and on all that the factory model was trained on of the classes shown:
+               what there is to reach, and what no board can do
 
-`--judge test` asks 500 test images of each class, once per cell; `validation` the 40. Accuracy is top-1 in per cent among all
-ten outputs; the eight outputs of the base alone are the line "base as it was". Seconds are of the training, images are those
-that went through a step. Every finished cell is a row of WORK/new_class_ways.csv.
+`--judge test` asks the test images, 500 or 100 of each class, once per cell; `validation` those that choose the epoch.
+Accuracy is top-1 in per cent among all outputs, over the classes that the board shows. Seconds are of the training, images
+are those that went through a step. Every finished cell is a row of WORK/new_class_ways.csv.
 
-DIR holds cifar10_train.zip and cifar10_test.zip, with entries train/<class>/<name> and test/...
+DIR holds cifar10_train.zip, cifar10_test.zip and, for the second board, cifar100.zip, with entries train/<class>/<name> and
+test/...
 """
 
 from __future__ import annotations
@@ -35,18 +43,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, median
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from benchmarks.cifar import PREPROCESS, Archive, read_archive
+from benchmarks.cifar import PREPROCESS, classes_of, read_archive
 from benchmarks.incremental_report import spread
 from benchmarks.rows import fill_missing, read_rows
 from benchmarks.stage import machine, need, say, table
 from edgetune.learn.control import SilentControl
 from edgetune.learn.data import LabelledImages, Normaliser
 from edgetune.learn.importer import read_weights
-from edgetune.learn.imprint import answers, features_of, imprint
+from edgetune.learn.imprint import features_of, hold_back, imprint, right_without
 from edgetune.learn.network import Network, load_strictly, new_network, widen_head
 from edgetune.learn.rehearsal import Rehearsal
 from edgetune.learn.transfer import telling_logits
@@ -54,19 +64,22 @@ from edgetune.learn.tuner import RETRAIN, Tuner
 from edgetune.types import Recipe
 
 ARCHITECTURE, FILE = "cifar:resnet20", "new_class_ways.csv"
-BASE_SAW, BOARD_ENDS, VALIDATED = 2400, 2900, 40  # of each class's training images, in the archive's order
-TESTED, BATCH = 500, 250
-PLAIN = Recipe(memory_format="contiguous", dtype="float32", distillation=0.5)
+BATCH = 250
+AQUATIC = classes_of("aquatic")
+PLAIN = Recipe(memory_format="contiguous", dtype="float32", distillation=0.5, old_classes_drop_max=0.01)
+FREE = replace(PLAIN, old_classes_drop_max=None)
 ARMS: dict[str, Recipe] = {
     "imprinted": PLAIN,
-    "full": replace(PLAIN, distillation=0.0),
-    "base": PLAIN,
+    "full": replace(FREE, distillation=0.0),
+    "free": FREE,
+    "ancestor": PLAIN,
+    "served": PLAIN,
     "er_ace": replace(PLAIN, rehearsal="er_ace"),
     "der++": replace(PLAIN, rehearsal="der++"),
     "tail": replace(PLAIN, update="tail"),
     "latent": replace(PLAIN, update="latent"),
     "head": replace(PLAIN, update="head"),
-    "joint": replace(PLAIN, distillation=0.0),
+    "joint": replace(FREE, distillation=0.0),
 }
 
 
@@ -74,13 +87,15 @@ ARMS: dict[str, Recipe] = {
 class Cell:
     """One way; the first fields are its key."""
 
+    board: str  # "cifar10" | "aquatic"
     arm: str
     epochs: float
     old: int  # images of each old class on the board
     new: int  # of each new one
     seed: int
     judge: str  # "test" | "validation"
-    accuracy: float = 0.0  # per cent of all ten classes
+    accuracy: float = 0.0  # per cent of all classes shown
+    accuracy_before: float = 0.0  # of the old ones, of the version that was served, among its outputs
     accuracy_old: float = 0.0
     accuracy_new: float = 0.0
     seconds: float = 0.0
@@ -89,46 +104,106 @@ class Cell:
     @property
     def key(self) -> tuple[str, ...]:
         """What says which cell it is."""
-        return self.arm, str(self.epochs), str(self.old), str(self.new), str(self.seed), self.judge
+        return self.board, self.arm, str(self.epochs), str(self.old), str(self.new), str(self.seed), self.judge
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which images of each class, in the archives' order."""
+
+    begin: int  # of those that the network was not trained on
+    judge: range  # that choose the epoch, and come after those to learn from
+    tested: int  # the first so many test images
 
 
 class Board:
-    """What it holds, and what its network was."""
+    """
+    What it shows, and what its network was.
+
+    Attributes:
+        name: "cifar10" or "aquatic".
+        known: classes of the factory model, in the order of its outputs.
+        shown: those of them that the board shows.
+        new: those that arrive; their outputs come after all known ones.
+        factory: the network as it was imported.
+    """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
-        archive = read_archive(arguments.data, arguments.work, "cifar10")
-        self.known = tuple(arguments.weights.with_suffix(".txt").read_text(encoding="utf-8").split())
-        self.new = tuple(label for label in archive.classes if label not in self.known)
-        order = [archive.classes.index(label) for label in (*self.known, *self.new)]
-        self.archive = Archive((*self.known, *self.new), archive.train[order], archive.test[order])
-        self.base = new_network(ARCHITECTURE, len(self.known))
-        load_strictly(self.base.module, read_weights(arguments.weights))
-        self.base.module.eval()
+        self._arguments = arguments
+        cifar10 = read_archive(arguments.data, arguments.work, "cifar10")
+        listed = arguments.weights.with_suffix(".txt")
+        if listed.exists():
+            self.name, self.known = "cifar10", tuple(listed.read_text(encoding="utf-8").split())
+            self._old, self._rows = cifar10, Rows(2400, range(2900, 2940), 500)
+            self.shown, self.new = self.known, tuple(label for label in cifar10.classes if label not in self.known)
+        else:
+            self._old, self._rows = read_archive(arguments.data, arguments.work), Rows(400, range(470, 480), 100)
+            self.name, self.known, self.shown = "aquatic", self._old.classes, AQUATIC
+            self.new = ("airplane", "cat")
+        self._new = cifar10
+        self.factory = new_network(ARCHITECTURE, len(self.known))
+        load_strictly(self.factory.module, read_weights(arguments.weights))
         self._normaliser = Normaliser(PREPROCESS, torch.device("cpu"))
+        self._served: dict[int, Network] = {}
 
-    def training(self, cell: Cell) -> LabelledImages:
-        """Of the board; joint training has the base's images too."""
-        if cell.old > BOARD_ENDS - BASE_SAW or cell.new > BOARD_ENDS - BASE_SAW:
-            raise SystemExit(f"there are {BOARD_ENDS - BASE_SAW} images of each class that the base has not seen")
-        begins = 0 if cell.arm == "joint" else BASE_SAW
-        old = self.archive.samples("train", self.known, range(begins, BASE_SAW + cell.old), seed=cell.seed)
-        new = self.archive.samples("train", self.new, range(BASE_SAW, BASE_SAW + cell.new), seed=cell.seed)
-        return together(old, new)
+    def _samples(self, part: str, old: range, new: range, seed: int = 0) -> LabelledImages:
+        """Of both; numbers are those of the outputs."""
+        return together(
+            renumbered(self._old.samples(part, self.shown, old, seed=seed), self._old.classes, self.outputs),
+            renumbered(self._new.samples(part, self.new, new, seed=seed), self._new.classes, self.outputs),
+        )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Classes of a network that has learnt the new ones."""
+        return (*self.known, *self.new)
+
+    def training(self, *, old: int, new: int, seed: int, is_joint: bool = False) -> LabelledImages:
+        """Of the board; joint training has what the factory model was trained on too."""
+        begin, room = self._rows.begin, self._rows.judge.start - self._rows.begin
+        if max(old, new) > room:
+            raise SystemExit(f"there are {room} images of each class that the network has not seen")
+        return self._samples("train", range(0 if is_joint else begin, begin + old), range(begin, begin + new), seed)
 
     def validation(self) -> LabelledImages:
-        """Of the board, all ten classes."""
-        return self.archive.samples("train", self.archive.classes, range(BOARD_ENDS, BOARD_ENDS + VALIDATED))
+        """Of the board, all classes that it shows."""
+        return self._samples("train", self._rows.judge, self._rows.judge)
 
     def judged(self, part: str) -> LabelledImages:
         """What a cell is asked at its end."""
-        if part == "validation":
-            return self.validation()
-        return self.archive.samples("test", self.archive.classes, range(TESTED))
+        tested = range(self._rows.tested)
+        return self.validation() if part == "validation" else self._samples("test", tested, tested)
 
-    def features(self, network: Network, data: LabelledImages) -> torch.Tensor:
-        """What the head reads, [N, D]."""
-        return features_of(network, (self._normaliser(images) for images, _ in data.in_order(BATCH)))
+    def served(self, *, old: int, seed: int) -> Network:
+        """What the new classes meet: the factory model, where it does not show it all after an adapting round."""
+        if self.shown == self.known:
+            return self.factory
+        if seed not in self._served:
+            training, validation = (
+                only(data, self.is_old(data)) for data in (self.training(old=old, new=1, seed=seed), self.validation())
+            )
+            tuner = self.tuner(replace(PLAIN, seed=seed), training, validation, self.factory)
+            network = tuner.place(copy.deepcopy(self.factory))
+            tuner.fine_tune(network, RETRAIN, round(PLAIN.epochs_after * tuner.epoch_steps))
+            self._served[seed] = network
+        return self._served[seed]
+
+    def tuner(
+        self, recipe: Recipe, training: LabelledImages, validation: LabelledImages, teacher: Network | None
+    ) -> Tuner:
+        """A round's hands; the teacher has a say in the classes that it knows."""
+        word = None
+        if teacher is not None and recipe.distillation:
+            word = telling_logits(copy.deepcopy(teacher).module.eval(), range(len(self.known)))
+        return Tuner(
+            replace(recipe, threads=self._arguments.threads), training, validation, preprocess=PREPROCESS,
+            device=torch.device("cpu"), control=SilentControl(), teacher=word,
+        )  # fmt: skip
+
+    def is_old(self, data: LabelledImages) -> npt.NDArray[np.bool_]:
+        """[N]."""
+        return np.asarray(data.labels < len(self.known))
 
     def logits(self, network: Network, data: LabelledImages) -> torch.Tensor:
         """[N, outputs]."""
@@ -136,17 +211,40 @@ class Board:
         with torch.no_grad():
             return torch.cat([network.module(self._normaliser(images)) for images, _ in data.in_order(BATCH)])
 
-    def imprinted(self, training: LabelledImages) -> Network:
-        """The base as the imprint round leaves it."""
-        network, known = copy.deepcopy(self.base), len(self.known)
-        widen_head(network, self.known, self.archive.classes)
+    def imprinted(self, served: Network, training: LabelledImages) -> Network:
+        """The served version as the imprint round leaves it."""
+        network, known = copy.deepcopy(served), len(self.known)
+        widen_head(network, self.known, self.outputs)
         validation = self.validation()
-        of_training, labels = self.features(network, training), torch.from_numpy(training.labels)
-        of_validation, shown = self.features(network, validation), torch.from_numpy(validation.labels)
-        rows = {row: of_training[labels == row] for row in range(known, len(self.archive.classes))}
-        right = of_validation[answers(network, of_validation, known) == shown]
-        imprint(network, rows, of_training[labels < known], right)
+        of_training, labels = self._features(network, training), torch.from_numpy(training.labels)
+        of_validation, truth = self._features(network, validation), torch.from_numpy(validation.labels)
+        rows = {row: of_training[labels == row] for row in range(known, len(self.outputs))}
+        imprint(network, rows, of_training[labels < known], right_without(network, list(rows), of_validation, truth))
         return network
+
+    def hold_back(self, network: Network, share: float) -> None:
+        """As a round ends."""
+        data, new = self.validation(), range(len(self.known), len(self.outputs))
+        data = only(data, self.is_old(data))
+        right = right_without(network, new, self._features(network, data), torch.from_numpy(data.labels))
+        hold_back(network, new, right, share=share)
+
+    def _features(self, network: Network, data: LabelledImages) -> torch.Tensor:
+        return features_of(network, (self._normaliser(images) for images, _ in data.in_order(BATCH)))
+
+
+def renumbered(data: LabelledImages, classes: Sequence[str], outputs: Sequence[str]) -> LabelledImages:
+    """Labels as numbers of `outputs`, where they were those of `classes`; ids that no other class has."""
+    number = np.array([outputs.index(label) if label in outputs else -1 for label in classes], dtype=np.int64)
+    labels = number[data.labels]
+    return replace(data, labels=labels, sample_ids=labels * 10_000 + data.sample_ids % 10_000)
+
+
+def only(data: LabelledImages, is_wanted: npt.NDArray[np.bool_]) -> LabelledImages:
+    """Some of the samples, all of which are in memory."""
+    return replace(
+        data, sample_ids=data.sample_ids[is_wanted], labels=data.labels[is_wanted], pixels=data.pixels[is_wanted]
+    )
 
 
 def together(one: LabelledImages, other: LabelledImages) -> LabelledImages:
@@ -162,63 +260,63 @@ def together(one: LabelledImages, other: LabelledImages) -> LabelledImages:
 class Experiment:
     """Fills cells."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.board, self._threads = Board(arguments), arguments.threads
-
-    def before(self, judge: str) -> float:
-        """Per cent of the old classes' images that the base answers right, among its eight outputs."""
-        board = self.board
-        asked = board.judged(judge)
-        is_old = asked.labels < len(board.known)
-        right = board.logits(board.base, asked).argmax(dim=1).numpy() == asked.labels
-        return 100 * float(right[is_old].mean())
+    def __init__(self, board: Board) -> None:
+        self._board = board
 
     def fill(self, cell: Cell) -> Cell:
         """Train and ask."""
-        board = self.board
-        training = board.training(cell)
-        network = board.imprinted(board.training(replace(cell, arm="full")))
-        seconds, images = (0.0, 0) if cell.arm == "imprinted" else self._train(cell, network, training)
+        board = self._board
+        served = board.served(old=cell.old, seed=cell.seed)
+        on_board = board.training(old=cell.old, new=cell.new, seed=cell.seed)
+        network = board.imprinted(served, on_board)
+        seconds, images = (0.0, 0) if cell.arm == "imprinted" else self._train(cell, network, served, on_board)
         asked = board.judged(cell.judge)
-        right = board.logits(network, asked).argmax(dim=1).numpy() == asked.labels
-        is_new = asked.labels >= len(board.known)
+        is_old = board.is_old(asked)
+        was_right = board.logits(served, asked).argmax(dim=1).numpy() == asked.labels
+        is_right = board.logits(network, asked).argmax(dim=1).numpy() == asked.labels
         return replace(
-            cell, accuracy=round(100 * right.mean(), 2), accuracy_old=round(100 * right[~is_new].mean(), 2),
-            accuracy_new=round(100 * right[is_new].mean(), 2), seconds=round(seconds, 1), images=images,
+            cell, accuracy=percent(is_right), accuracy_old=percent(is_right[is_old]),
+            accuracy_before=percent(was_right[is_old]), accuracy_new=percent(is_right[~is_old]),
+            seconds=round(seconds, 1), images=images,
         )  # fmt: skip
 
-    def _train(self, cell: Cell, network: Network, training: LabelledImages) -> tuple[float, int]:
-        board = self.board
-        recipe = replace(ARMS[cell.arm], seed=cell.seed, threads=self._threads)
-        teacher = None
-        if recipe.distillation:
-            teacher = telling_logits(copy.deepcopy(board.base).module.eval(), range(len(board.known)))
-        tuner = Tuner(
-            recipe, training, board.validation(), preprocess=PREPROCESS, device=torch.device("cpu"),
-            control=SilentControl(), teacher=teacher,
-        )  # fmt: skip
+    def _train(self, cell: Cell, network: Network, served: Network, training: LabelledImages) -> tuple[float, int]:
+        board = self._board
+        recipe = replace(ARMS[cell.arm], seed=cell.seed)
+        if cell.arm == "joint":
+            training = board.training(old=cell.old, new=cell.new, seed=cell.seed, is_joint=True)
+        teacher = served if cell.arm == "served" else board.factory
+        tuner = board.tuner(recipe, training, board.validation(), teacher)
         tuner.place(network)
         began_s = time.monotonic()
         if recipe.rehearsal != "plain":
-            count = len(board.archive.classes)
-            new = range(len(board.known), count)
-            tuner.by_labels = Rehearsal(recipe.rehearsal, new=new, shown=range(count), classes=count)
-            tuner.by_labels.remember(training.sample_ids, board.logits(board.base, training).numpy())
+            new, count = range(len(board.known), len(board.outputs)), len(board.outputs)
+            shown = np.unique(training.labels).tolist()
+            tuner.by_labels = Rehearsal(recipe.rehearsal, new=new, shown=shown, classes=count)
+            tuner.by_labels.remember(training.sample_ids, board.logits(served, training).numpy())
         steps = round(cell.epochs * tuner.epoch_steps)
         tuner.choose_update(network, steps)
         tuner.fine_tune(network, RETRAIN, steps)
+        if recipe.old_classes_drop_max is not None:
+            board.hold_back(network, recipe.old_classes_drop_max)
         return time.monotonic() - began_s, steps * recipe.batch_size
 
 
-def wanted(arguments: argparse.Namespace) -> Iterator[Cell]:
+def percent(is_right: npt.NDArray[np.bool_]) -> float:
+    """Of [N]."""
+    return round(100 * float(is_right.mean()), 2)
+
+
+def wanted(arguments: argparse.Namespace, board: Board) -> Iterator[Cell]:
     """The cells, the cheap ones first."""
+    arms = [arm for arm in arguments.arms if arm != "served" or board.shown != board.known]
     for seed in arguments.seeds:
         for epochs in arguments.epochs:
-            for arm in arguments.arms:
+            for arm in arms:
                 if arm == "imprinted" and epochs != arguments.epochs[0]:
                     continue
                 yield Cell(
-                    arm=arm, epochs=0.0 if arm == "imprinted" else epochs, old=arguments.old, new=arguments.new,
+                    board=board.name, arm=arm, epochs=0.0 if arm == "imprinted" else epochs, old=arguments.old, new=arguments.new,
                     seed=seed, judge=arguments.judge,
                 )  # fmt: skip
 
@@ -226,16 +324,25 @@ def wanted(arguments: argparse.Namespace) -> Iterator[Cell]:
 def report(cells: Sequence[Cell]) -> str:
     """A table for each board."""
     texts = []
-    for judge, old, new in sorted({(cell.judge, cell.old, cell.new) for cell in cells}):
-        mine = [cell for cell in cells if (cell.judge, cell.old, cell.new) == (judge, old, new)]
-        rows: list[tuple[str, ...]] = [("way", "epochs", "seeds", "all", "old classes", "new classes", "s", "images")]
+    for key in sorted({(cell.board, cell.judge, cell.old, cell.new) for cell in cells}):
+        mine = [cell for cell in cells if (cell.board, cell.judge, cell.old, cell.new) == key]
+        rows: list[tuple[str, ...]] = [("way", "epochs", "all", "old classes", "change", "new classes", "s", "images")]
         for arm in [arm for arm in ARMS if any(cell.arm == arm for cell in mine)]:
             for epochs in sorted({cell.epochs for cell in mine if cell.arm == arm}):
                 group = [cell for cell in mine if (cell.arm, cell.epochs) == (arm, epochs)]
-                figures = [spread([getattr(c, n) for c in group]) for n in ("accuracy", "accuracy_old", "accuracy_new")]
-                seconds = sorted(cell.seconds for cell in group)[len(group) // 2]
-                rows.append((arm, f"{epochs:g}", str(len(group)), *figures, f"{seconds:.0f}", f"{group[0].images:,}"))
-        texts.append(f"{judge} images; on the board {old} of each old class, {new} of each new one\n{table(rows)}")
+                everything, old, new = (
+                    spread([getattr(c, n) for c in group]) for n in ("accuracy", "accuracy_old", "accuracy_new")
+                )
+                change = mean(cell.accuracy_old - cell.accuracy_before for cell in group)
+                seconds = median(cell.seconds for cell in group)
+                rows.append((
+                    arm, f"{epochs:g}", everything, old, f"{change:+.1f}", new, f"{seconds:.0f}",
+                    f"{group[0].images:,}",
+                ))  # fmt: skip
+        board, judge, old_images, new_images = key
+        texts.append(
+            f"{board}, {judge} images; {old_images} of each old class, {new_images} of each new one\n{table(rows)}"
+        )
     return "\n\n".join(texts)
 
 
@@ -258,10 +365,9 @@ def main() -> int:
     if not arguments.report:
         need(parser, arguments, data="a directory with cifar10_train.zip", weights="what benchmarks.train_base makes")
         arguments.work.mkdir(parents=True, exist_ok=True)
-        experiment = Experiment(arguments)
+        board = Board(arguments)
         say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads")
-        say(f"  base as it was: {experiment.before(arguments.judge):.1f} % of {', '.join(experiment.board.known)}")
-        fill_missing(path, wanted(arguments), experiment.fill, _tell)
+        fill_missing(path, wanted(arguments, board), Experiment(board).fill, _tell)
     if not path.exists():
         say(f"nothing was run yet: {path} is missing")
         return 1
@@ -271,8 +377,8 @@ def main() -> int:
 
 def _tell(cell: Cell) -> None:
     say(
-        f"  {cell.arm}, {cell.epochs:g} epochs, seed {cell.seed}: all {cell.accuracy:.1f} %, old {cell.accuracy_old:.1f}, "
-        f"new {cell.accuracy_new:.1f}, {cell.seconds:.0f} s"
+        f"  {cell.arm}, {cell.epochs:g} epochs, seed {cell.seed}: all {cell.accuracy:.1f} %, "
+        f"old {cell.accuracy_before:.1f} to {cell.accuracy_old:.1f}, new {cell.accuracy_new:.1f}, {cell.seconds:.0f} s"
     )
 
 

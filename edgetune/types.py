@@ -265,6 +265,9 @@ class Recipe:
         None  # of decoded images of old classes, beside new ones in an adapting round; None: all
     )
     replay: str = "random"  # how they are chosen, evenly over the classes: "random" | "herding"
+    old_classes_drop_max: float | None = (
+        None  # 0..1, of right answers that new classes may take; None: any, see learn.imprint
+    )
     rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
     transfer: str = "hinton"  # how to learn from the teacher, one of learn.transfer.TRANSFERS
     unlabelled_confidence_min: float = 0.95  # 0..1, how sure the teacher must be of an unlabelled sample

@@ -116,6 +116,7 @@ def recipe(config: Config) -> Recipe:
         replay_max_bytes=training.replay_max,
         replay=training.replay,
         rehearsal=training.rehearsal,
+        old_classes_drop_max=config.gate.accuracy_drop_max,
         transfer=training.transfer,
         unlabelled_confidence_min=training.unlabelled_confidence_min,
         update=training.update,

@@ -248,7 +248,11 @@ class Gate(Section):
 
     holdout_min: PositiveCount = key(_GATE.holdout_min, "Fewer hold-out samples than this promote nothing.")
     class_min: Count = key(_GATE.class_min, "A class with fewer hold-out samples is reported, not judged.")
-    accuracy_drop_max: Points = key("1pp", "How much accuracy a candidate may lose, in percentage points.")
+    accuracy_drop_max: Points = key(
+        "1pp",
+        "How much accuracy a candidate may lose, in percentage points; classes that are new in a round are held back to take no"
+        " more from the others.",
+    )
     accuracy_risk_max: Points = key("5pp", "Loss of accuracy that the hold-out must rule out, at the confidence below.")
     class_drop_max: Points = key(
         "10pp", "How much accuracy any one class may lose; less than chance explains is told, not judged."

@@ -8,7 +8,7 @@ convolution whose output is averaged over the image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -99,11 +99,57 @@ def imprint(
         background = mine if background is None else torch.cat([background, mine])
 
 
-def answers(network: Network, features: torch.Tensor, rows: int) -> torch.Tensor:
-    """Which of the head's first rows is the largest for features [N, D]: [N] int64."""
+def hold_back(network: Network, new: Sequence[int], right: torch.Tensor, *, share: float) -> float:
+    """
+    Lower the biases of new classes' rows together, in place, until they take no more than a share of what is right without them.
+
+    A network that has learnt new classes beside a few old images says them too often: what the old classes lose is mostly
+    what the new ones take.
+
+    Args:
+        network: trained on both; a head without biases stays as it is.
+        new: rows of the new classes.
+        right: [K, D] of images of old classes that were not trained on and that the head answers right where the new rows
+            do not compete; with fewer than `_RIGHT_LEAST` nothing is known, and nothing is done.
+        share: of these, 0..1.
+
+    Returns:
+        What was added to the biases: zero, or less.
+
+    Source: the idea of Wu et al. 2019, "Large scale incremental learning" (arXiv 1905.13260), section 3, of correcting the new
+    logits on validation images; differs from it in: one number, chosen by what the old classes may lose.
+    """
+    head = _head_of(network)
+    if head.bias is None or len(right) < _RIGHT_LEAST:
+        return 0.0
+    with torch.no_grad():
+        logits = nn.functional.linear(right, _matrix(head), head.bias)
+        is_new = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        is_new[list(new)] = True
+        lead = logits[:, ~is_new].amax(dim=1) - logits[:, is_new].amax(dim=1)
+        shift = min(0.0, _largest_harmless(lead, share))
+        head.bias[list(new)] += shift
+    return shift
+
+
+def right_without(network: Network, new: Sequence[int], features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    The features of the images that the head answers right where some rows do not compete.
+
+    Args:
+        network: whose head is asked.
+        new: those rows.
+        features: [N, D] as `features_of` returns them.
+        labels: [N] int64, on any device.
+
+    Returns:
+        [K, D].
+    """
     head = _head_of(network)
     with torch.no_grad():
-        return nn.functional.linear(features, _matrix(head), head.bias)[:, :rows].argmax(dim=1)
+        logits = nn.functional.linear(features, _matrix(head), head.bias)
+        logits[:, list(new)] = -math.inf
+        return features[logits.argmax(dim=1) == labels.to(features.device)]
 
 
 def refit_head(
@@ -174,14 +220,14 @@ def _largest_harmless(lacking: torch.Tensor, share: float) -> float:
     The largest bias that takes no more than this share of images like those whose row lacks so much, [K].
 
     Where that is less than one of them, the tail below the smallest is taken to fall off exponentially, as fast as the lowest
-    tenth does.
+    tenth does; less than a hundredth of one counts as that.
     """
     values = lacking.double().sort().values
     count = share * len(values)
     if count >= 1:
         return float(values[int(count)]) - 1e-4
     lowest = values[: max(3, len(values) // 10)]
-    return float(values[0] + (lowest.mean() - values[0]) * math.log(count)) - 1e-4
+    return float(values[0] + (lowest.mean() - values[0]) * math.log(max(count, 0.01))) - 1e-4
 
 
 def _lacking(

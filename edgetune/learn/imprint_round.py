@@ -21,7 +21,7 @@ from edgetune.errors import NoSamplesError
 from edgetune.learn.candidate import Candidate, needed_manifest
 from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages, Normaliser, load_samples
-from edgetune.learn.imprint import answers, features_of, imprint
+from edgetune.learn.imprint import features_of, imprint, right_without
 from edgetune.learn.layout import arrange, pin_torch
 from edgetune.learn.network import Network, load_network, widen_head
 from edgetune.learn.reference import load_reference
@@ -112,12 +112,8 @@ def _imprint(
     reference = load_reference(Path(spec.reference_path), spec.classes, absent, base.preprocess)
     if reference is not None:
         others.append(look(reference))
-    imprint(network, new, torch.cat(others), _right(network, splits[Split.VALIDATION], known, look))
-
-
-def _right(network: Network, data: LabelledImages, known: int, look: _Look) -> torch.Tensor | None:
-    """Features of the images that the first `known` rows answer right."""
-    if not len(data):
-        return None
-    features, labels = look(data), torch.from_numpy(data.labels)
-    return features[answers(network, features, known) == labels.to(features.device)]
+    validation = splits[Split.VALIDATION]
+    right = None
+    if len(validation):
+        right = right_without(network, list(new), look(validation), torch.from_numpy(validation.labels))
+    imprint(network, new, torch.cat(others), right)

@@ -36,7 +36,14 @@ from edgetune.learn.network import (
     widen_head,
 )
 from edgetune.learn.prune import check_prunable
-from edgetune.learn.rehearsal import LOGITS_FILE, choose_replay, keep_replayed, make_rehearsal, new_classes
+from edgetune.learn.rehearsal import (
+    LOGITS_FILE,
+    choose_replay,
+    hold_back_new,
+    keep_replayed,
+    make_rehearsal,
+    new_classes,
+)
 from edgetune.learn.round_samples import gather
 from edgetune.learn.round_search import search_round, told
 from edgetune.learn.round_teacher import RoundTeacher
@@ -263,8 +270,22 @@ class _Round:
         if phase == RETRAIN:
             self._control.phase(RETRAIN)
             self._tuner.fine_tune(network, RETRAIN, budget.after, resume=checkpoint, save=self._keep)
+            self._hold_back(network)
             self._save(_FINISH, network)
         return network
+
+    def _hold_back(self, network: Network) -> None:
+        """Keep what new classes take from old ones within what the gate allows."""
+        self._journal["held_back"] = hold_back_new(
+            network,
+            spec=self._spec,
+            recipe=self._recipe,
+            base=self._base,
+            validation=self._splits[Split.VALIDATION],
+            normaliser=self._tuner.normaliser,
+            beat=self._control.beat,
+        )
+        self._write_journal()
 
     def _budget(self) -> _Budget:
         recipe = self._recipe

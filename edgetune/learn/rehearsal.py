@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, load_samples, step_seed
-from edgetune.learn.imprint import features_of
+from edgetune.learn.imprint import features_of, hold_back, right_without
 from edgetune.learn.network import Network
 from edgetune.learn.replay import Floats, choose_samples, cross_entropy_among, der_pp_loss, er_ace_loss
 from edgetune.store.durable import write_atomic
@@ -140,6 +140,38 @@ class Rehearsal:
         if not bool(is_stream.any()):
             return cross_entropy_among(logits, labels, shown)
         return er_ace_loss(logits[is_stream], labels[is_stream], logits[~is_stream], labels[~is_stream], shown)
+
+
+def hold_back_new(
+    network: Network,
+    *,
+    spec: RoundSpec,
+    recipe: Recipe,
+    base: Manifest,
+    validation: LabelledImages,
+    normaliser: Normaliser,
+    beat: Callable[[], None],
+) -> float:
+    """
+    After the training of a round with new classes: let these take no more from the old ones than the recipe allows.
+
+    Args:
+        network: trained; changed in place, see `imprint.hold_back`.
+        spec, recipe, base: of the round.
+        validation: the round's; a label-free transfer does not look at its labels, so nothing is done.
+        normaliser: of the network's input.
+        beat: called after every batch.
+
+    Returns:
+        What was added to the new classes' biases.
+    """
+    new = [spec.classes.index(label) for label in new_classes(spec, base)]
+    share = recipe.old_classes_drop_max
+    if not new or share is None or not len(validation) or recipe.transfer == "label_free":
+        return 0.0
+    features = features_of(network, _normalised(validation, normaliser, beat))
+    right = right_without(network, new, features, torch.from_numpy(validation.labels))
+    return hold_back(network, new, right, share=share)
 
 
 def make_rehearsal(

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from edgetune.errors import ModelError
-from edgetune.learn.imprint import TAKEN_SHARE, best_threshold, features_of, imprint, refit_head
+from edgetune.learn.imprint import (
+    TAKEN_SHARE,
+    best_threshold,
+    features_of,
+    hold_back,
+    imprint,
+    refit_head,
+    right_without,
+)
 from edgetune.learn.network import Network, new_network, widen_head
 
 
@@ -93,6 +101,38 @@ def test_a_new_class_takes_next_to_nothing_of_what_is_answered_right() -> None:
         assert (_answers(network, mine).argmax(dim=1) == 2).float().mean() > 0.5
     assert taken[0] > 0.5
     assert taken[1] <= TAKEN_SHARE
+
+
+@pytest.mark.parametrize("is_convolution", [False, True])
+def test_new_rows_that_say_too_much_are_held_back_together(is_convolution: bool) -> None:
+    """Of images like those that are right without them they then take the share; old logits and the new ones' gap stay."""
+    network = _network(3, is_convolution=is_convolution)
+    with torch.no_grad():
+        network.module.head.bias[1:] += 6.0  # green and blue are new here, and eager
+    red, unseen = torch.cat([_images(0, 200, seed=1), _images(1, 5, seed=2)]), _images(0, 200, seed=3)
+    labels = torch.zeros(len(red), dtype=torch.int64)
+    before = _answers(network, unseen)
+    right = right_without(network, [1, 2], features_of(network, [red]), labels)
+    assert len(right) == len(red)  # the only class that is left
+    shift = hold_back(network, [1, 2], right[:200], share=0.05)
+    after = _answers(network, unseen)
+    assert shift < 0
+    assert 0.0 < (after.argmax(dim=1) != 0).float().mean() < 0.12
+    assert torch.equal(after[:, 0], before[:, 0])
+    assert torch.allclose(after[:, 1:], before[:, 1:] + shift, atol=1e-5)
+    assert hold_back(network, [1, 2], right[:200], share=0.05) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_new_rows_that_take_little_or_of_which_little_is_known_stay() -> None:
+    """No shift where the share is kept to, and none from nineteen images."""
+    network = _network(3, is_convolution=False)
+    red = features_of(network, [_images(0, 200, seed=1)])
+    assert hold_back(network, [2], red, share=0.01) == 0.0
+    with torch.no_grad():
+        network.module.head.bias[2] += 6.5
+    assert hold_back(network, [2], red[:19], share=0.01) == 0.0
+    assert hold_back(network, [2], red, share=0.0) < -1.0
+    assert (_answers(network, _images(0, 200, seed=3)).argmax(dim=1) == 0).all()
 
 
 def test_without_images_of_the_old_classes_the_new_one_wins_on_its_own() -> None:

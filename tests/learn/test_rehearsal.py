@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -180,6 +181,34 @@ def test_a_new_class_is_learnt_beside_a_few_old_images_and_a_stop_changes_no_bit
     for row, label in enumerate(NEW):
         images = np.stack([to_input(decode(picture(label, 7000 + n)), SIZE) for n in range(40)])
         assert float((engine.predict(images).argmax(axis=1) == row).mean()) >= 0.75, (label, name)
+
+
+def test_what_new_classes_may_take_from_old_ones_is_bounded_by_their_biases_alone(site: Site) -> None:
+    """Half of what is red is called violet too: with and without the bound the bits are the same, but for violet's bias."""
+    samples = tuple(
+        replace(s, label="violet") if s.label == "red" and s.split is Split.TRAINING and s.sample_id % 2 else s
+        for s in site.samples
+    )
+    heads, held_back = [], []
+    for most in (None, 0.0):
+        name = f"held back {most}"
+        models = models_of(site, name)
+        recipe = replace(RECIPE, level=0.0, epochs_after=2, old_classes_drop_max=most)
+        directory = site.round_dir(
+            name, kind=RoundKind.ADAPT, base_version=2, candidate_version=3, classes=NEW, recipe=recipe,
+            models_dir=models, samples=samples,
+        )  # fmt: skip
+        outcome, message, _ = run_here(directory)
+        assert outcome is TrainerOutcome.PUBLISHED, message
+        heads.append(load_file(models / "v000003" / "weights.safetensors"))
+        held_back.append(json.loads((directory / "journal.json").read_text())["held_back"])
+    changed = [name for name, tensor in heads[0].items() if not torch.equal(tensor, heads[1][name])]
+    assert held_back[0] == 0.0
+    assert held_back[1] < 0.0
+    (bias,) = changed
+    moved = heads[1][bias] - heads[0][bias]
+    assert moved[:3].tolist() == [0.0, 0.0, 0.0]
+    assert float(moved[3]) == pytest.approx(held_back[1], abs=1e-5)
 
 
 def test_the_bases_logits_are_kept_with_a_round_that_was_stopped(site: Site) -> None:
