@@ -20,24 +20,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
 from edgetune.learn.control import Control, SilentControl
-from edgetune.learn.cost import Size
-from edgetune.learn.depth import removed_exits
-from edgetune.learn.finetune import never, validation_score
+from edgetune.learn.finetune import never
 from edgetune.learn.goal import Goal, Material, Outcome, Point
-from edgetune.learn.latency import Stopwatch, export_engine
-from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network, state_tensors
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.schedules import settle
 from edgetune.learn.search_state import SearchState
-from edgetune.learn.transfer import Teacher, has_teacher, telling_logits
-from edgetune.learn.tuner import RETRAIN, TUNE, Ranking, Tuner, size_of
+from edgetune.learn.transfer import Teacher
+from edgetune.learn.tuner import RETRAIN, TUNE
+from edgetune.learn.workbench import Workbench
 from edgetune.types import Recipe
 from edgetune.wire import to_json
 
@@ -125,53 +120,22 @@ class _Search:
         told: Callable[[Point], None],
         teacher: Teacher | None = None,
     ) -> None:
-        self._recipe, self._goal, self._told = recipe, goal, told
-        self._control = control or SilentControl()
-        self._material = material
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.set_num_threads(recipe.threads)
-        given = arrange(copy.deepcopy(network).module, self._device, "contiguous").eval()
-        asked = teacher or (given if recipe.transfer == "hinton" else telling_logits(given))
-        self._tuner = Tuner(
-            recipe,
-            material.training,
-            material.validation,
-            preprocess=material.preprocess,
-            device=self._device,
-            control=self._control,
-            round_id=round_id,
-            teacher=asked if has_teacher(recipe) else None,
-        )
-        self._given = self._tuner.place(copy.deepcopy(network))
-        self._whole = size_of(self._given, material.preprocess)
-        engine = export_engine(self._given, material.preprocess, threads=threads)
-        self._stopwatch = Stopwatch(engine, material.preprocess, runs=recipe.timing_runs, beat=self._control.beat)
-        self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
+        self._goal, self._told, self._control = goal, told, control or SilentControl()
         self._state = SearchState(work, _digest(network, material, recipe, goal), network.builders)
-        self._settle_order()
-        self._settle_layout()
+        self._bench = Workbench(
+            network,
+            material,
+            recipe,
+            state=self._state,
+            threads=threads,
+            round_id=round_id,
+            control=self._control,
+            teacher=teacher,
+        )
+        self._recipe = self._bench.recipe
+        self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
         self._began_s = time.monotonic() - float(self._state.facts["seconds"])
         self._joules_before: float | None = self._state.facts["joules"]
-        self._rankings: dict[str, Ranking] = {}
-
-    def _settle_order(self) -> None:
-        """Once for a search: the forecast depends on what this process holds, and the trials depend on the order."""
-        facts, recipe = self._state.facts, self._recipe
-        if facts["pruned_first"] is None:
-            facts["pruned_first"] = self._tuner.prunes_first(self._given)
-            facts["scoring_batch"] = self._tuner.scoring_batch
-            self._state.write()
-        self._tuner.scoring_batch = facts["scoring_batch"]
-        if facts["pruned_first"]:
-            self._recipe = replace(recipe, epochs_before=0, epochs_after=recipe.epochs_before + recipe.epochs_after)
-
-    def _settle_layout(self) -> None:
-        facts = self._state.facts
-        if facts["layout"] is None:
-            self._tuner.settle_layout(self._given)
-            facts["layout"] = asdict(self._tuner.layout)
-        self._tuner.layout = Layout(**facts["layout"])
-        self._tuner.place(self._given)
 
     def _joules(self) -> float | None:
         """Of all starts of this search."""
@@ -183,56 +147,37 @@ class _Search:
         self._state.facts["joules"] = self._joules()
         self._state.write()
 
-    def _kept(self, name: str | None) -> Network | None:
-        found = None if name is None else self._state.network(name)
-        return None if found is None else self._tuner.place(found)
-
     # ------------------------------------------------------------------------------------------- the search
 
     def run(self) -> Outcome:
         """All of it, or what is left."""
         base = self._base()
         wanted = max(base.accuracy - self._goal.accuracy_drop_max, self._goal.accuracy_min)
-        tuned = self._kept(TUNE) or self._tune()
+        tuned = self._bench.kept(TUNE) or self._tune()
         stopped_by = ""
         while not stopped_by and (proposal := self._strategy.propose(self._trials())) is not None:
             stopped_by = self._over_budget()
             if not stopped_by:
                 name = self._state.facts["best"] if proposal.from_best else TUNE
-                self._try(name, self._kept(name) or tuned, proposal.share, wanted)
-        best = self._kept(self._state.facts["best"])
+                self._try(name, self._bench.kept(name) or tuned, proposal.share, wanted)
+        best = self._bench.kept(self._state.facts["best"])
         if best is None:
-            return self._outcome(self._given, base, base, stopped_by or "no smaller network kept the accuracy")
+            return self._outcome(self._bench.given, base, base, stopped_by or "no smaller network kept the accuracy")
         return self._finish(best, base, stopped_by or "the strategy has nothing left to try")
 
     def _base(self) -> Point:
         facts = self._state.facts
         if facts["base"] is None:
-            point = self._look(self._given, share=1.0, accuracy=self._accuracy(self._given), epochs=0.0, wanted=0.0)
+            point = self._bench.look(
+                self._bench.given, share=1.0, accuracy=self._bench.accuracy(self._bench.given), epochs=0.0, wanted=0.0
+            )
             facts["base"] = asdict(point)
             self._write_state()
         return Point(**facts["base"])
 
-    def _train(
-        self, phase: str, begin: Callable[[], Network], epochs: float, is_enough: Callable[[Sequence[float]], bool]
-    ) -> tuple[Network, tuple[float, float] | None]:
-        """Train what `begin` makes, or go on where this phase was interrupted; the network and its best score."""
-        running = self._state.running(phase)
-        network = self._tuner.place(begin() if running is None else running[0])
-        self._control.phase(phase.partition(" ")[0])
-        score = self._tuner.fine_tune(
-            network,
-            phase,
-            round(epochs * self._tuner.epoch_steps),
-            resume=None if running is None else running[1],
-            save=self._state.save,
-            is_enough=is_enough,
-        )
-        return network, score
-
     def _tune(self) -> Network:
         epochs = self._recipe.epochs_before
-        network, _ = self._train(TUNE, lambda: copy.deepcopy(self._given), epochs, never)
+        network, _ = self._bench.train(TUNE, lambda: copy.deepcopy(self._bench.given), epochs, never)
         self._state.facts["epochs"] += epochs
         self._state.keep(TUNE, network)
         self._write_state()
@@ -271,9 +216,11 @@ class _Search:
         is_limit = self._state.running(f"{RETRAIN} {number}") is not None  # killed there: the trial itself is over
         try:
             if not is_limit:
-                network, score, used = self._brief_trial(number, lambda: self._cut(name, start, share), wanted)
+                network, score, used = self._brief_trial(number, lambda: self._bench.cut(name, start, share), wanted)
         except UnprunableError:  # it cannot be cut that far: a failure like another, told with where it stays
-            self._record(self._look(start, share=share, accuracy=self._accuracy(start), epochs=0.0, wanted=math.inf))
+            self._record(
+                self._bench.look(start, share=share, accuracy=self._bench.accuracy(start), epochs=0.0, wanted=math.inf)
+            )
             return
         is_close = self._is_brief and not is_limit and score is not None and wanted - _CLOSE <= score[0] < wanted
         if is_limit or (is_close and self._may_train_on(lineage + used, used)):
@@ -282,10 +229,10 @@ class _Search:
                 self._write_state()
             is_limit, used = True, facts["used"]
             epochs = self._left_of_retraining(lineage + used)
-            network, score = self._train(f"{RETRAIN} {number}", lambda: network, epochs, never)
+            network, score = self._bench.train(f"{RETRAIN} {number}", lambda: network, epochs, never)
             used += epochs
-        accuracy = score[0] if score is not None else self._accuracy(network)  # None: a trial without a step
-        point = self._look(network, share=share, accuracy=accuracy, epochs=used, wanted=wanted)
+        accuracy = score[0] if score is not None else self._bench.accuracy(network)  # None: a trial without a step
+        point = self._bench.look(network, share=share, accuracy=accuracy, epochs=used, wanted=wanted)
         if point.is_success:
             point = replace(point, is_limit=is_limit and accuracy < wanted + _CLOSE)
             facts["lineage"] = lineage + used
@@ -312,7 +259,7 @@ class _Search:
         scores: list[float] = []
         epochs = self._trial_epochs()
         running = self._state.running(f"trial {number}")
-        before = 0 if running is None else running[1].step // self._tuner.epoch_steps  # of this trial, a kill ago
+        before = 0 if running is None else running[1].step // self._bench.epoch_steps  # of this trial, a kill ago
 
         def is_enough(accuracies: Sequence[float]) -> bool:
             scores[:] = accuracies
@@ -322,28 +269,13 @@ class _Search:
                 accuracies, wanted - _CLOSE, round(epochs) - before - len(accuracies)
             )
 
-        network, score = self._train(f"trial {number}", begin, epochs, is_enough)
+        network, score = self._bench.train(f"trial {number}", begin, epochs, is_enough)
         return network, score, float(before + len(scores))
 
     def _left_of_retraining(self, epochs: float) -> float:
         """Of a network that its trials have trained for so many epochs."""
         whole = self._recipe.epochs_after
         return max(_LEAST_RETRAINING * whole, whole - epochs)
-
-    def _cut(self, name: str, start: Network, share: float) -> Network:
-        thinned = self._tuner.thin(start, share)
-        removed = removed_exits(thinned.module)
-        # the best one changes, the tuned does not
-        key = f"{name} after {len(self._state.trials) if name != TUNE else 0} without {removed}"
-        if key not in self._rankings:
-            if thinned is start:  # otherwise this was said
-                self._control.phase("score")
-            self._rankings = {key: self._tuner.rank(thinned)}
-        self._control.phase("prune")
-        shape = self._tuner.shape(
-            thinned, self._rankings[key], share=share, whole=self._whole, stopwatch=self._stopwatch
-        )
-        return shape.network
 
     def _record(self, point: Point) -> None:
         self._state.trials.append(asdict(point))
@@ -353,44 +285,20 @@ class _Search:
 
     def _finish(self, best: Network, base: Point, stopped_by: str) -> Outcome:
         """Retrain the smallest one in full: it can only gain."""
-        finished = self._kept("finished")
+        finished = self._bench.kept("finished")
         if finished is None:
             finished = best
             if self._is_brief and not self._trials()[-1].is_limit:  # otherwise it was retrained in full already
                 epochs = self._left_of_retraining(self._state.facts["lineage"])
-                finished, score = self._train(RETRAIN, lambda: copy.deepcopy(best), epochs, never)
+                finished, score = self._bench.train(RETRAIN, lambda: copy.deepcopy(best), epochs, never)
                 self._state.facts["epochs"] += epochs
-                if score is not None and score[0] < self._accuracy(best):
+                if score is not None and score[0] < self._bench.accuracy(best):
                     finished = best
             self._state.keep("finished", finished)
             self._write_state()
         share = min(trial.share for trial in self._trials() if trial.is_success)
-        point = self._look(finished, share=share, accuracy=self._accuracy(finished), epochs=0.0, wanted=0.0)
+        point = self._bench.look(finished, share=share, accuracy=self._bench.accuracy(finished), epochs=0.0, wanted=0.0)
         return self._outcome(finished, base, point, stopped_by)
-
-    # ------------------------------------------------------------------------------------------- looking
-
-    def _accuracy(self, network: Network) -> float:
-        score = validation_score(
-            network.module,
-            self._material.validation,
-            self._tuner.normaliser,
-            self._recipe.batch_size,
-            self._control,
-        )
-        return score[0]
-
-    def _look(self, network: Network, *, share: float, accuracy: float, epochs: float, wanted: float) -> Point:
-        size: Size = size_of(network, self._material.preprocess)
-        return Point(
-            share=share,
-            parameters=size.parameters,
-            macs=size.macs,
-            latency_ratio=round(self._stopwatch.ratio(network), 4),
-            accuracy=accuracy,
-            epochs=epochs,
-            is_success=accuracy >= wanted,
-        )
 
     def _outcome(self, network: Network, base: Point, best: Point, stopped_by: str) -> Outcome:
         return Outcome(
