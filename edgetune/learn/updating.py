@@ -64,7 +64,7 @@ class Updating:
             network: to be trained.
             recipe: says what, and within which memory and time.
             forecasting: of a step's memory.
-            whole_s: measures how many seconds all steps would take with the whole network.
+            whole_s: measures how many seconds all steps would take with the whole network, pauses that are asked for included.
 
         Returns:
             "update", one of full, tail, head and latent, and "why", empty where it is what the recipe says.

@@ -24,7 +24,7 @@ from test_tuner import make_tuner, same_bits
 from edgetune.errors import ModelError
 from edgetune.learn.network import Network, new_network, state_tensors
 from edgetune.learn.partial import Latents, Part, last_stage
-from edgetune.learn.tuner import RETRAIN
+from edgetune.learn.tuner import RETRAIN, Tuner
 from edgetune.types import Recipe, RoundKind, TrainerOutcome
 
 PLAIN = replace(RECIPE, augment="none", momentum=0.9, weight_decay=5e-4)
@@ -179,6 +179,17 @@ def test_auto_trains_everything_unless_memory_or_time_is_short() -> None:
     late = chosen(replace(PLAIN, update="auto", time_max_s=1e-6))
     assert late["update"] == "latent"
     assert "training the whole network would take" in late["why"]
+
+
+def test_a_trainer_that_is_slowed_down_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps of a second last twenty seconds in half of the time."""
+    monkeypatch.setattr(Tuner, "_step_s", lambda *_: 1.0)
+    recipe, control = replace(PLAIN, update="auto", time_max_s=15.0), RecordingControl()
+    assert chosen(recipe, control=control)["update"] == "full"
+    control.obey('{"duty": 0.5}')
+    assert chosen(recipe, control=control) == {
+        "update": "latent", "why": "training the whole network would take 20 s of 15"
+    }  # fmt: skip
 
 
 def test_latents_are_not_kept_where_they_cannot_be() -> None:
