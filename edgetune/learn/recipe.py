@@ -353,8 +353,11 @@ class _Round:
         base, spec = self._base, self._spec
         engine = Engine.load(Path(spec.models_dir) / version_name(base.version), threads=spec.serving_threads)
         known = [label for label in base.classes if base.marks.get(label) != Mark.PROVISIONAL.value]
+        labelled = {sample.sample_id for sample in spec.samples if sample.label is not None}
         training = self._splits[Split.TRAINING]
-        self._journal["doubts"] = contradicted(engine, training, spec.classes, known, self._control.beat)
+        self._journal["doubts"] = contradicted(
+            engine, training, spec.classes, known, labelled=labelled, beat=self._control.beat
+        )
         engine.close()
         self._write_journal()
 

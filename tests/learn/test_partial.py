@@ -169,7 +169,8 @@ def test_auto_trains_everything_unless_memory_or_time_is_short() -> None:
     assert whole > tail + 2000  # so that what the process holds by then does not matter
     assert same_bits(network, tiny_network())
     assert chosen(auto) == {"update": "full", "why": ""}
-    assert chosen(replace(auto, memory_max_mib=whole + 2000, time_max_s=1e9))["update"] == "full"
+    assert chosen(replace(auto, memory_max_mib=whole + 2000))["update"] == "full"
+    assert chosen(replace(PLAIN, update="auto", time_max_s=1e9))["update"] == "full"
     short = chosen(replace(auto, memory_max_mib=(whole + tail) / 2))
     assert short["update"] == "latent"
     assert "a step of the whole network would take" in short["why"]

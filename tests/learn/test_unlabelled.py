@@ -135,6 +135,7 @@ def test_a_round_without_any_label_learns_what_the_teacher_knows(
     assert counts["by_class"]["red"] == sum(true[s.sample_id] == "red" for s in nameless)
     assert set(counts["by_class"]) == {"red", "green"}
     assert counts["unsure"] + counts["inconsistent"] == sum(true[s.sample_id] == "blue" for s in nameless)
+    assert journal(directory)["doubts"] == {"classes": {}, "worst": []}, "nobody has labelled what is contradicted"
     comparison = read_manifest(models / "v000002").comparison
     assert comparison is not None
     scores = [comparison.candidate.per_class[label] for label in ("red", "green")]
