@@ -47,6 +47,7 @@ def _torch_as_it_was() -> Iterator[None]:
     [
         ("cifar:resnet20", "layer3.0"),
         ("cifar:mobilenet_v2", None),
+        ("cifar:squeezenet", "fire9"),
         ("torchvision:resnet18", "layer4.0"),
         ("torchvision:mobilenet_v2", "features.14"),
         ("torchvision:vgg11_bn", "features.21"),
