@@ -293,7 +293,7 @@ class _Round:
             preprocess=self._source.preprocess,
             tuner=self._tuner,
             prunes_first=bool(self._journal.get("pruned_first")),
-            teacher=None if self._teacher is None else self._teacher.outside,
+            teacher=None if self._teacher is None else self._teacher.by_sample,
             work=self._dir / "search",
             control=self._control,
         )
