@@ -165,6 +165,7 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
             taught.network,
             data,
             kind="distilled",
+            is_trained=True,
             pruning=lambda _: None,
             threads=threads,
             timing_runs=_TIMING_RUNS,
