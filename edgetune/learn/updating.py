@@ -101,7 +101,7 @@ class Updating:
 
     def _lacks_for_latents(self, network: Network) -> str:
         if self._teacher is not None and not isinstance(self._teacher, nn.Module):
-            return "a teacher outside the trainer is asked about images, not about latents"
+            return "its teacher is asked about images, not about latents"
         return "" if self._part(network, "latent").is_the_only_way() else "layers of the network pass its last stage by"
 
     @contextlib.contextmanager

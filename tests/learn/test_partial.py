@@ -195,10 +195,10 @@ def test_a_trainer_that_is_slowed_down_has_less_time(monkeypatch: pytest.MonkeyP
 
 
 def test_latents_are_not_kept_where_they_cannot_be() -> None:
-    """A teacher outside the trainer is asked about images: the same layers are trained without a cache."""
+    """A teacher that is not a network to be asked about everything: the same layers are trained without a cache."""
     outside = chosen(replace(PLAIN, update="latent"), teacher=lambda _shown: None)
     assert outside["update"] == "tail"
-    assert "a teacher outside the trainer" in outside["why"]
+    assert outside["why"] == "its teacher is asked about images, not about latents"
 
 
 # ----------------------------------------------------------------------------------------------- whole rounds
