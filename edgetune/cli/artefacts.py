@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Source:
     classes: tuple[str, ...]
     preprocess: Preprocess
     name: str  # of the file or directory it came from
+    marks: Mapping[str, str] = field(default_factory=dict)  # of its classes, see `Manifest`
 
 
 def read_model(model: str, given: Mapping[str, Any], builders: Mapping[str, str]) -> Source:
@@ -48,7 +49,7 @@ def read_model(model: str, given: Mapping[str, Any], builders: Mapping[str, str]
     if path.is_dir():
         check_options(given, directory=model, needed=())
         manifest, network = read_artefact(path, builders)
-        return Source(network, manifest.classes, manifest.preprocess, path.resolve().name)
+        return Source(network, manifest.classes, manifest.preprocess, path.resolve().name, manifest.marks)
     if ":" not in model and model not in builders:
         raise UsageError(
             f"{model} is neither a directory nor an architecture",
@@ -90,6 +91,7 @@ def write_result(
     data: Folders,
     *,
     kind: str,
+    is_trained: bool,
     pruning: Callable[[float], Pruning | None],
     threads: int,
     timing_runs: int,
@@ -104,6 +106,7 @@ def write_result(
         network: what became of it.
         data: its test images are asked of both.
         kind: of the manifest.
+        is_trained: on the data's training images; else it is the model as given.
         pruning: what was cut, given the network's latency over that of the model as given.
         threads: of the serving engine.
         timing_runs: predictions a side.
@@ -127,6 +130,7 @@ def write_result(
             source=source.name,
             latency=final_latency,
             comparison=comparison,
+            marks=_marks(source, data.training if is_trained else None),
             pruning=pruning(final_latency.median_ms / given_latency.median_ms),
             samples_digest=data.samples_digest,
             sample_count=data.count,
@@ -173,6 +177,12 @@ def _compare(
         base_cost=given.manifest.cost,
         candidate_cost=final.manifest.cost,
     )
+
+
+def _marks(source: Source, training: LabelledImages | None) -> dict[str, str]:
+    """The model's as given, less those of classes that it was shown since."""
+    shown = set() if training is None else {source.classes[number] for number in set(training.labels.tolist())}
+    return {label: mark for label, mark in source.marks.items() if label not in shown}
 
 
 def _publish(out: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ from edgetune.cli.installing import learning_libraries, locked
 from edgetune.cli.models import with_architecture_options
 from edgetune.cli.prune_options import check_plot
 from edgetune.cli.words import count, percent
-from edgetune.errors import EXIT_OK, UsageError
+from edgetune.errors import EXIT_OK, LossNotFiniteError, UnprunableError, UsageError
 
 if TYPE_CHECKING:
     from edgetune.cli.artefacts import Source
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _STOPPED = 130  # as after any Ctrl-C
 _TIMING_RUNS = 100
+_HINTS = {
+    LossNotFiniteError: "lower --learning-rate, or look for damaged images",
+    UnprunableError: "raise --target-params, or name the student: --student",
+}
 
 
 @click.command()
@@ -144,20 +148,24 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
         training=data.training, validation=data.validation, preprocess=source.preprocess, classes=source.classes
     )
     with locked(work, hint="wait for it, or name another --work"):
-        taught = teach(
-            source.network,
-            material,
-            lesson,
-            work=work,
-            control=teller,
-            told=lambda epoch, share: teller.prints(f"epoch {epoch}: {percent(share)} right on validation"),
-        )
+        try:
+            taught = teach(
+                source.network,
+                material,
+                lesson,
+                work=work,
+                control=teller,
+                told=lambda epoch, share: teller.prints(f"epoch {epoch}: {percent(share)} right on validation"),
+            )
+        except (LossNotFiniteError, UnprunableError) as error:
+            raise type(error)(error.message, hint=_HINTS[type(error)]) from error
         result = write_result(
             given["out"],
             source,
             taught.network,
             data,
             kind="distilled",
+            is_trained=True,
             pruning=lambda _: None,
             threads=threads,
             timing_runs=_TIMING_RUNS,

@@ -82,7 +82,7 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
     """Read, compress, write, tell."""
     with learning_libraries("pruning"):
         from edgetune.cli.artefacts import read_model, write_result
-        from edgetune.cli.prune_result import describe, pruning_of
+        from edgetune.cli.prune_result import describe, is_smaller, pruning_of
         from edgetune.learn.folders import read_folders
     from edgetune.config import serving_threads
 
@@ -106,6 +106,7 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
             outcome.network,
             data,
             kind="compressed",
+            is_trained=is_smaller(outcome),
             pruning=lambda ratio: pruning_of(outcome, recipe, ratio),
             threads=recipe.threads,
             timing_runs=recipe.timing_runs,

@@ -176,8 +176,8 @@ class Candidate:
     def _ask_about_absent(self, base: Engine, candidate: Engine) -> AbsentClasses | None:
         """What both know of the classes that the training samples do not show, as far as reference images tell."""
         classes, spec = self._spec.classes, self._spec
-        shown = self._shown()
-        absent = [label for label in classes if label not in shown and label not in self._marks()]
+        shown, marks = self._shown(), self._marks()
+        absent = [label for label in classes if label not in shown and label not in marks]
         if not absent:
             return None
         images = load_reference(Path(spec.reference_path), classes, absent, self._preprocess)

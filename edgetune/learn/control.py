@@ -77,12 +77,15 @@ class Control:
         if self.is_stop_asked:
             raise StopAskedError
 
+    def paced_s(self, worked_s: float) -> float:
+        """How long so much work takes at the present duty, its sleeps included."""
+        return worked_s / min(1.0, max(_DUTY_MIN, self.duty))
+
     def pace(self, worked_s: float) -> None:
         """Sleep so that the work just done takes up its `duty` share of the time."""
         began_s = self._now_s()
         while not self.is_stop_asked:
-            duty = min(1.0, max(_DUTY_MIN, self.duty))
-            left_s = worked_s * (1.0 / duty - 1.0) - (self._now_s() - began_s)
+            left_s = self.paced_s(worked_s) - worked_s - (self._now_s() - began_s)
             if left_s <= 0:
                 return
             if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:

@@ -15,7 +15,13 @@ _BATCH = 32
 
 
 def contradicted(
-    engine: Engine, data: LabelledImages, classes: Sequence[str], known: Collection[str], beat: Callable[[], None]
+    engine: Engine,
+    data: LabelledImages,
+    classes: Sequence[str],
+    known: Collection[str],
+    *,
+    labelled: Collection[int],
+    beat: Callable[[], None],
 ) -> dict[str, Any]:
     """
     Ask the served version about the labels of training samples.
@@ -25,6 +31,7 @@ def contradicted(
         data: the samples; labels are indices into `classes`.
         classes: of the round, in order.
         known: classes that the version has learnt; samples of others it can say nothing about.
+        labelled: ids of the samples to ask about: those whose label is not a teacher's word.
         beat: called after every batch.
 
     Returns:
@@ -34,30 +41,28 @@ def contradicted(
     index = {label: number for number, label in enumerate(engine.classes)}
     worst: list[tuple[float, dict[str, Any]]] = []
     counts: dict[str, list[int]] = {}
-    start = 0
-    for images, labels in data.in_order(_BATCH):
-        logits = engine.predict(images).astype(np.float64)
+    labels, ids = [classes[number] for number in data.labels.tolist()], data.sample_ids.tolist()
+    asked = [row for row, label in enumerate(labels) if label in known and ids[row] in labelled]
+    for start in range(0, len(asked), _BATCH):
+        rows = np.array(asked[start : start + _BATCH])
+        logits = engine.predict(data.images(rows)).astype(np.float64)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        for row, number in enumerate(labels.tolist()):
-            label = classes[number]
-            if label not in known:
-                continue
-            says = int(shares[row].argmax())
+        for row, share in zip(rows.tolist(), shares, strict=True):
+            label, says = labels[row], int(share.argmax())
             count = counts.setdefault(label, [0, 0])
             count[0] += 1
             if says == index[label]:
                 continue
             count[1] += 1
             told = {
-                "sample": int(data.sample_ids[start + row]),
+                "sample": ids[row],
                 "label": label,
                 "says": engine.classes[says],
-                "confidence": round(float(shares[row, says]), 4),
+                "confidence": round(float(share[says]), 4),
             }
-            worst.append((float(shares[row, index[label]]), told))
+            worst.append((float(share[index[label]]), told))
         worst = sorted(worst, key=lambda each: each[0])[:WORST]
-        start += len(labels)
         beat()
     return {
         "classes": {label: {"samples": n, "contradicted": k} for label, (n, k) in sorted(counts.items()) if k},

@@ -146,9 +146,10 @@ def fine_tune(
             images = normaliser(augment(training.images(positions), draws, phase.augment))
         shown = Shown(images=images, sample_ids=training.sample_ids[positions], draws=draws)
         loss = run.train_step(shown, normaliser.labels(training.labels[positions]))
-        is_epochs_end = run.step % epoch_steps == 0 or run.step == phase.steps
-        if is_epochs_end:
+        is_over = False
+        if run.step % epoch_steps == 0 or run.step == phase.steps:
             accuracies += run.judge(validation, normaliser, control)
+            is_over = is_enough(accuracies)  # before the checkpoint: a run that goes on from there is not told again
         worked_s = time.monotonic() - began_s
         control.progress(
             step=run.step,
@@ -162,7 +163,7 @@ def fine_tune(
             save(run.checkpoint())
         if must_leave:
             raise StopAskedError
-        if is_epochs_end and is_enough(accuracies):
+        if is_over:
             break
         control.pace(worked_s)
     run.take_best()

@@ -183,12 +183,14 @@ def last_stage(network: Network, image: torch.Tensor) -> str:
     Returns:
         The name of a layer that is run once; the output layer where there is no other.
     """
-    units = _run_once(network.module, image)
+    units = _run(network.module, image)
+    names = [name for name, _, _ in units]
     found = network.head
-    for place, (name, before, after) in enumerate(units):
+    for place, (_, before, after) in enumerate(units):
         is_smaller = len(before) == len(after) == 4 and math.prod(after[2:]) < math.prod(before[2:])
-        if is_smaller and any(_has_convolution(network, later) for later, _, _ in units[place:]):
-            found = name
+        if is_smaller and any(_has_convolution(network, later) for later in names[place:]):
+            # a pooling layer that is used again and again is no place to cut at: what follows it is
+            found = next((name for name in names[place:] if names.count(name) == 1), network.head)
     return found
 
 
@@ -198,8 +200,8 @@ def _has_convolution(network: Network, name: str) -> bool:
     return any(isinstance(layer, nn.Conv2d) and path != network.head for path, layer in layers)
 
 
-def _run_once(module: nn.Module, image: torch.Tensor) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """The layers one after another, sequences taken apart, as (name, shape read, shape given); none that runs twice."""
+def _run(module: nn.Module, image: torch.Tensor) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """The layers one after another as they run, sequences taken apart, as (name, shape read, shape given)."""
     seen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
 
     def look(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
@@ -218,8 +220,7 @@ def _run_once(module: nn.Module, image: torch.Tensor) -> list[tuple[str, tuple[i
         module.train(was_training)
         for hook in hooks:
             hook.remove()
-    names = [name for name, _, _ in seen]
-    return [unit for unit in seen if names.count(unit[0]) == 1]
+    return seen
 
 
 def _chain(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

@@ -314,7 +314,7 @@ class _Round:
             preprocess=self._source.preprocess,
             tuner=self._tuner,
             prunes_first=bool(self._journal.get("pruned_first")),
-            teacher=None if self._teacher is None else self._teacher.outside,
+            teacher=None if self._teacher is None else self._teacher.by_sample,
             work=self._dir / "search",
             control=self._control,
         )
@@ -374,8 +374,11 @@ class _Round:
         base, spec = self._base, self._spec
         engine = Engine.load(Path(spec.models_dir) / version_name(base.version), threads=spec.serving_threads)
         known = [label for label in base.classes if base.marks.get(label) != Mark.PROVISIONAL.value]
+        labelled = {sample.sample_id for sample in spec.samples if sample.label is not None}
         training = self._splits[Split.TRAINING]
-        self._journal["doubts"] = contradicted(engine, training, spec.classes, known, self._control.beat)
+        self._journal["doubts"] = contradicted(
+            engine, training, spec.classes, known, labelled=labelled, beat=self._control.beat
+        )
         engine.close()
         self._write_journal()
 

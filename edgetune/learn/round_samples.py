@@ -51,7 +51,7 @@ def gather(
     journal["undecodable_samples"] = list(bad)
     if teacher is not None and any(sample.label is None for sample in spec.samples):
         splits[Split.TRAINING] = _with_unlabelled(
-            splits[Split.TRAINING], spec, preprocess, teacher, kept_in / UNLABELLED_FILE, digest, control, journal
+            splits, spec, preprocess, teacher, kept_in / UNLABELLED_FILE, digest, control, journal
         )
     check_samples(
         splits[Split.TRAINING],
@@ -64,7 +64,7 @@ def gather(
 
 
 def _with_unlabelled(  # noqa: PLR0917 - one caller
-    training: LabelledImages,
+    splits: Mapping[Split, LabelledImages],
     spec: RoundSpec,
     preprocess: Preprocess,
     teacher: RoundTeacher,
@@ -75,8 +75,9 @@ def _with_unlabelled(  # noqa: PLR0917 - one caller
 ) -> LabelledImages:
     """The training with those unlabelled samples that the teacher is sure of."""
     recipe = spec.recipe
+    taken_bytes = sum(split.pixels.nbytes for split in splits.values())
     images, bad = load_unlabelled(
-        Path(spec.buffer_path), spec.samples, preprocess, beat=control.beat, memory_taken_bytes=training.pixels.nbytes
+        Path(spec.buffer_path), spec.samples, preprocess, beat=control.beat, memory_taken_bytes=taken_bytes
     )
     found = sift_once(
         path,
@@ -98,7 +99,7 @@ def _with_unlabelled(  # noqa: PLR0917 - one caller
         "inconsistent": found.inconsistent,
         "by_class": dict(sorted(by_class.items())),
     }
-    return joined(training, images, found.labels)
+    return joined(splits[Split.TRAINING], images, found.labels)
 
 
 def check_samples(

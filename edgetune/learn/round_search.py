@@ -45,7 +45,7 @@ def search_round(
         preprocess: of the network.
         tuner: whose layout the trials train in.
         prunes_first: because memory is short.
-        teacher: asked where the recipe distils; None: the network as given.
+        teacher: asked where the recipe distils; None: the network as given, about all classes.
         work: a directory for what must outlive a kill.
         control: sets the pace, asks for a stop.
     """

@@ -107,6 +107,11 @@ class RoundTeacher:
         """It, unless it is the factory model."""
         return self.asked if isinstance(self.asked, OutsideTeacher) else None
 
+    @property
+    def by_sample(self) -> Teacher | None:
+        """It, unless it is a network that is asked about all classes: that is what is pruned, as it is given."""
+        return None if isinstance(self.asked, nn.Module) else self.asked
+
     def note(self) -> None:
         """Put into the journal who it is, and what asking it took, over all starts of the round."""
         if self.outside is not None:

@@ -176,8 +176,11 @@ class Tuner:
             )
 
     def choose_update(self, network: Network, steps: int) -> dict[str, str]:
-        """Settle what is trained of the network in so many steps; see `Updating.choose`."""
-        whole_s = lambda: self._step_s(network) * steps  # noqa: E731 - measured only where it matters
+        """Settle what is trained of the network in so many steps at the present pace; see `Updating.choose`."""
+
+        def whole_s() -> float:  # measured only where it matters
+            return self._control.paced_s(self._step_s(network) * steps)
+
         return self.updating.choose(network, self._recipe, self._forecasting(network), whole_s=whole_s)
 
     def _step_s(self, network: Network) -> float:

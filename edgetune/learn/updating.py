@@ -64,7 +64,7 @@ class Updating:
             network: to be trained.
             recipe: says what, and within which memory and time.
             forecasting: of a step's memory.
-            whole_s: measures how many seconds all steps would take with the whole network.
+            whole_s: measures how many seconds all steps would take with the whole network, pauses that are asked for included.
 
         Returns:
             "update", one of full, tail, head and latent, and "why", empty where it is what the recipe says.
@@ -101,7 +101,7 @@ class Updating:
 
     def _lacks_for_latents(self, network: Network) -> str:
         if self._teacher is not None and not isinstance(self._teacher, nn.Module):
-            return "a teacher outside the trainer is asked about images, not about latents"
+            return "its teacher is asked about images, not about latents"
         return "" if self._part(network, "latent").is_the_only_way() else "layers of the network pass its last stage by"
 
     @contextlib.contextmanager

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -505,3 +506,30 @@ def test_another_teacher_and_no_label_compress_too(run: Any, given: Path, tmp_pa
     order[order.index(tmp_path / "small")] = tmp_path / "other"
     code, out, err = run(*order)
     assert (code, "begun with another teacher" in err) == (errors.EXIT_USAGE, True), err
+
+
+def test_marks_stay_with_the_classes_that_no_training_image_shows(
+    run: Any, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a teacher's word alone has taught is no surer for a compression on others; nor is anything where none came of it."""
+    from edgetune.cli import artefacts
+
+    read, marks = artefacts.read_artefact, {"green": "provisional", "blue": "never_seen_here"}
+
+    def marked(*order: Any) -> Any:
+        manifest, network = read(*order)
+        return replace(manifest, marks=marks), network
+
+    monkeypatch.setattr(artefacts, "read_artefact", marked)
+    data = ("--data", given / "split", "--out", tmp_path / "one")
+    assert run("prune", *model_words(given), *data, *QUICK, "--max-epochs", "0.001")[0] == errors.EXIT_REFUSED
+    for part, numbers in (("train", range(40)), ("val", range(100, 120))):
+        fill(tmp_path / "two colours" / part, numbers, ("red", "green"))
+    order = ["prune", tmp_path / "one", "--data", tmp_path / "two colours", *QUICK, "--keep-accuracy", "100pp"]
+    for name, more, left in (
+        ("given", ["--max-epochs", "0.001"], marks),
+        ("small", ["--smaller", "1.2x"], {"blue": "never_seen_here"}),
+    ):
+        code, _, err = run(*order, "--out", tmp_path / name, *more)
+        assert code == (errors.EXIT_REFUSED if left == marks else 0), err
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["marks"] == left

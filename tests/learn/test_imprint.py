@@ -145,6 +145,19 @@ def test_without_images_of_the_old_classes_the_new_one_wins_on_its_own() -> None
     assert (_answers(network, _images(0, 50, seed=4)).argmax(dim=1) == 0).all()
 
 
+def test_what_is_answered_right_is_protected_where_there_is_nothing_else_of_the_old_classes() -> None:
+    """Half of the new images are nearly what the head calls red: they are given up, and not the red ones."""
+    network = _network(2, is_convolution=False)
+    widen_head(network, ["red", "green"], ["red", "green", "blue"])
+    right = torch.tensor([4.05, 1.0, 4.4]) + 0.02 * torch.rand(40, 3, generator=torch.Generator().manual_seed(1))
+    mine = torch.tensor([[1.0, 1.0, 4.0], [4.0, 1.0, 4.0]]).repeat(10, 1)
+    for others in (None, torch.empty(0, 3)):
+        imprint(network, {2: mine}, others, right)
+        with torch.no_grad():
+            assert (network.module.head(right).argmax(dim=1) == 0).all()
+            assert (network.module.head(mine).argmax(dim=1) == 2).float().mean() == 0.5
+
+
 def test_the_features_are_what_the_head_reads() -> None:
     """The logits follow from them; batches are put together in order, and nothing is left behind."""
     torch.manual_seed(0)
@@ -163,6 +176,19 @@ def test_the_threshold_errs_least_and_lies_in_the_middle() -> None:
     assert best_threshold(above, below) == 2.0
     assert 1.0 < best_threshold(above, torch.tensor([0.0, 1.0, 4.5])) < 3.0  # one of three against two of four
     assert best_threshold(torch.tensor([1.0]), torch.tensor([0.0] * 9 + [2.0])) == 0.5
+
+
+def test_the_threshold_is_found_where_the_values_are_however_many_they_are() -> None:
+    """As trying every one of them finds it; on their own device, and without a table of each against each."""
+    generator = torch.Generator().manual_seed(4)
+    above, below = (torch.randn(n, generator=generator) + shift for n, shift in ((200, 1.0), (30, 0.0)))
+    found = best_threshold(above, below)
+    scores = [(above > t).double().mean() + (below < t).double().mean() for t in [*above, *below]]
+    assert (above > found).double().mean() + (below < found).double().mean() >= max(scores)
+    with torch.device("meta"):  # what a function makes without saying where comes to lie there
+        assert best_threshold(above, below) == found
+    many = torch.arange(100_000, dtype=torch.float32)
+    assert best_threshold(many + 99_999, many) == pytest.approx(99_999, abs=1)
 
 
 @pytest.mark.parametrize(

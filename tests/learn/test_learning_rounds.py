@@ -18,6 +18,7 @@ from conftest_site import CLASSES, RECIPE, RecordingControl, Site, make_site, re
 
 from edgetune.decide.gate import judge
 from edgetune.learn.network import count_parameters, load_network
+from edgetune.learn.transfer import Output, Replay
 from edgetune.serve.engine import Engine
 from edgetune.store.models import Models
 from edgetune.types import FrozenSample, GatePolicy, Manifest, Pruning, RoundKind, Split, TrainerOutcome
@@ -234,3 +235,25 @@ def test_a_searched_round_goes_on_after_stops(site: Site) -> None:
     pruning = read_manifest(models / "v000003").pruning
     assert pruning is not None
     assert pruning.level_achieved >= 0.5
+
+
+@pytest.mark.parametrize("search", ["none", "steps"])
+def test_the_factory_model_has_no_say_in_a_class_that_it_does_not_know(
+    search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where a level is cut nor in the trials of a search: its logits are those of red, green and blue."""
+    learns, told = Replay.__call__, set[object]()
+
+    def learning(self: Replay, student: Output, teacher: Output, labels: torch.Tensor) -> torch.Tensor:
+        told.add(teacher.classes)
+        return learns(self, student, teacher, labels)
+
+    monkeypatch.setattr(Replay, "__call__", learning)
+    site = make_site(tmp_path, classes=(*CLASSES, "violet"), each=20)
+    recipe = replace(
+        RECIPE, search=search, accuracy_drop_max=1.0, trial_epochs=1, transfer="replay", distillation=0.5
+    )  # fmt: skip
+    assert (
+        run_here(site.round_dir("violet", recipe=recipe, classes=(*CLASSES, "violet")))[0] is TrainerOutcome.PUBLISHED
+    )
+    assert told == {(0, 1, 2)}

@@ -24,7 +24,7 @@ from test_tuner import make_tuner, same_bits
 from edgetune.errors import ModelError
 from edgetune.learn.network import Network, new_network, state_tensors
 from edgetune.learn.partial import Latents, Part, last_stage
-from edgetune.learn.tuner import RETRAIN
+from edgetune.learn.tuner import RETRAIN, Tuner
 from edgetune.types import Recipe, RoundKind, TrainerOutcome
 
 PLAIN = replace(RECIPE, augment="none", momentum=0.9, weight_decay=5e-4)
@@ -47,6 +47,7 @@ def _torch_as_it_was() -> Iterator[None]:
     [
         ("cifar:resnet20", "layer3.0"),
         ("cifar:mobilenet_v2", None),
+        ("cifar:squeezenet", "fire9"),
         ("torchvision:resnet18", "layer4.0"),
         ("torchvision:mobilenet_v2", "features.14"),
         ("torchvision:vgg11_bn", "features.21"),
@@ -169,7 +170,8 @@ def test_auto_trains_everything_unless_memory_or_time_is_short() -> None:
     assert whole > tail + 2000  # so that what the process holds by then does not matter
     assert same_bits(network, tiny_network())
     assert chosen(auto) == {"update": "full", "why": ""}
-    assert chosen(replace(auto, memory_max_mib=whole + 2000, time_max_s=1e9))["update"] == "full"
+    assert chosen(replace(auto, memory_max_mib=whole + 2000))["update"] == "full"
+    assert chosen(replace(PLAIN, update="auto", time_max_s=1e9))["update"] == "full"
     short = chosen(replace(auto, memory_max_mib=(whole + tail) / 2))
     assert short["update"] == "latent"
     assert "a step of the whole network would take" in short["why"]
@@ -181,11 +183,22 @@ def test_auto_trains_everything_unless_memory_or_time_is_short() -> None:
     assert "training the whole network would take" in late["why"]
 
 
+def test_a_trainer_that_is_slowed_down_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps of a second last twenty seconds in half of the time."""
+    monkeypatch.setattr(Tuner, "_step_s", lambda *_: 1.0)
+    recipe, control = replace(PLAIN, update="auto", time_max_s=15.0), RecordingControl()
+    assert chosen(recipe, control=control)["update"] == "full"
+    control.obey('{"duty": 0.5}')
+    assert chosen(recipe, control=control) == {
+        "update": "latent", "why": "training the whole network would take 20 s of 15"
+    }  # fmt: skip
+
+
 def test_latents_are_not_kept_where_they_cannot_be() -> None:
-    """A teacher outside the trainer is asked about images: the same layers are trained without a cache."""
+    """A teacher that is not a network to be asked about everything: the same layers are trained without a cache."""
     outside = chosen(replace(PLAIN, update="latent"), teacher=lambda _shown: None)
     assert outside["update"] == "tail"
-    assert "a teacher outside the trainer" in outside["why"]
+    assert outside["why"] == "its teacher is asked about images, not about latents"
 
 
 # ----------------------------------------------------------------------------------------------- whole rounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import replace
 from pathlib import Path
@@ -64,14 +65,17 @@ def test_a_student_is_as_small_as_asked_and_learns(teacher: Network, tmp_path: P
 
 @pytest.mark.parametrize("transfer", ["label_free", "hinton"])
 def test_a_stop_changes_nothing(transfer: str, teacher: Network, tmp_path: Path) -> None:
-    """After a step in the middle of an epoch, and after one at its end: the same bits and the same curve."""
-    lesson = replace(LESSON, transfer=transfer)
+    """After the 4th step, in the middle of an epoch of 6, and the 12th, at the end of one: each epoch is told once."""
+    lesson, heard = replace(LESSON, transfer=transfer), []
     whole = taught(teacher, tmp_path / "whole", lesson=lesson)
-    for steps in (3, 5):
-        control = RecordingControl(stop_after=[steps])
-        with pytest.raises(StopAskedError):
-            teach(teacher, easy_material(), lesson, work=tmp_path / "parts", control=control)
-    parts = taught(teacher, tmp_path / "parts", lesson=lesson)
+    for steps in ((3,), (7,), ()):
+        control = RecordingControl(stop_after=steps)
+        with pytest.raises(StopAskedError) if steps else contextlib.nullcontext():
+            parts = teach(
+                teacher, easy_material(), lesson, work=tmp_path / "parts", control=control,
+                told=lambda *epoch: heard.append(epoch),
+            )  # fmt: skip
+    assert heard == list(enumerate(whole.curve, 1))
     assert bits(parts.network) == bits(whole.network)
     assert parts.curve == whole.curve
     assert parts.zeros_percent == whole.zeros_percent

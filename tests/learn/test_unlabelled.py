@@ -21,6 +21,7 @@ from conftest_site import RECIPE, SIZE, RecordingControl, Site, make_site, pictu
 from teacher_models import colour_model
 
 from edgetune.images import decode, to_input
+from edgetune.learn import data, round_samples
 from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.data import Images, LabelledImages
 from edgetune.learn.unlabelled import joined, sift
@@ -135,10 +136,30 @@ def test_a_round_without_any_label_learns_what_the_teacher_knows(
     assert counts["by_class"]["red"] == sum(true[s.sample_id] == "red" for s in nameless)
     assert set(counts["by_class"]) == {"red", "green"}
     assert counts["unsure"] + counts["inconsistent"] == sum(true[s.sample_id] == "blue" for s in nameless)
+    assert journal(directory)["doubts"] == {"classes": {}, "worst": []}, "nobody has labelled what is contradicted"
     comparison = read_manifest(models / "v000002").comparison
     assert comparison is not None
     scores = [comparison.candidate.per_class[label] for label in ("red", "green")]
     assert sum(s.correct for s in scores) >= 0.8 * sum(s.count for s in scores)
+
+
+def test_unlabelled_images_get_the_memory_that_all_others_leave(
+    site: Site, teacher: TeacherSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation and hold-out are in memory too: together they stay within the bound."""
+    kept: list[int] = []
+
+    def reading(*order: Any, **more: Any) -> tuple[LabelledImages, tuple[int, ...]]:
+        found = data.load_unlabelled(*order, **more)
+        kept.append(len(found[0].pixels))
+        return found
+
+    image_bytes, samples = 16 * 16 * 3, unlabelled(site.samples, but=10)
+    monkeypatch.setattr(data, "MEMORY_MAX_BYTES", (len(site.samples) - 20) * image_bytes)
+    monkeypatch.setattr(round_samples, "load_unlabelled", reading)
+    directory, _ = prepare(site, "bounded", teacher=teacher, samples=samples, kind=RoundKind.ADAPT)
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+    assert kept == [sum(sample.label is None for sample in samples) - 20]
 
 
 def test_a_stopped_round_asks_about_unlabelled_samples_once(site: Site, teacher: TeacherSource) -> None:
