@@ -14,6 +14,7 @@ import pytest
 
 from edgetune import errors
 from edgetune.cli import main
+from edgetune.cli.base import folded
 from edgetune.cli.reference import commands, reference_text
 
 ROOT = Path(__file__).parents[2]
@@ -405,3 +406,11 @@ def test_doctor_reports_a_faulty_configuration_and_goes_on(run: Any, daemon: Any
     assert ran.code == errors.EXIT_FAILED
     assert "unknown key 'nonsense'" in ran.out
     assert "serving version 7" in ran.out
+
+
+def test_sentences_are_folded_between_words_and_tables_are_not() -> None:
+    """As wide as the terminal is."""
+    table = "sample  the model says  why it is asked about"
+    text = f"{table}\n  note: one of the thirteen images\nshort"
+    assert folded(text, 20) == f"{table}\n  note: one of the\n    thirteen images\nshort"
+    assert folded(text, 80) == text

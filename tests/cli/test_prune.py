@@ -20,6 +20,7 @@ from PIL import Image
 
 from edgetune import errors
 from edgetune.cli import main
+from edgetune.cli.destination import read_destination
 from edgetune.cli.prune_progress import Teller, telling
 from edgetune.cli.prune_report import draw, pareto, words
 
@@ -181,7 +182,7 @@ def test_a_budget_of_nothing_leaves_the_model_as_given_which_the_documented_exam
     assert "ended because 1 epochs are spent" in out
     assert "holds the model as given" in out
     page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(given / "flat")
     found: dict[str, Any] = {}
@@ -299,6 +300,29 @@ def test_a_folder_of_a_class_that_the_model_does_not_know(run: Any, given: Path,
     assert code == errors.EXIT_USAGE
     assert "the model has no class 'pink'" in err
     assert "blue, green, red" in err
+
+
+def test_what_is_not_named_goes_beside_where_the_command_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result has the model's name, its picture too; neither takes the place of something else."""
+    monkeypatch.chdir(tmp_path)
+    nothing = {"out": None, "work": None, "plot": None}
+    place = read_destination("cifar:resnet20", nothing, ending="pruned")
+    assert (place.out, place.work, place.plot) == (
+        Path("resnet20-pruned"), Path("resnet20-pruned.work"), Path("resnet20-pruned.png"),
+    )  # fmt: skip
+    (tmp_path / "models" / "given").mkdir(parents=True)
+    assert read_destination("models/given/", nothing, ending="student").out == Path("given-student")
+    assert read_destination("tiny_nets:tiny", {**nothing, "out": Path("x")}, ending="pruned").plot == Path("x.png")
+    (tmp_path / "x.png").write_bytes(b"a photo")
+    with pytest.raises(errors.UsageError, match=r"x\.png exists already"):
+        read_destination("tiny_nets:tiny", {**nothing, "out": Path("x")}, ending="pruned")
+    (tmp_path / "resnet20-pruned").mkdir()
+    with pytest.raises(errors.UsageError, match="resnet20-pruned exists already"):
+        read_destination("cifar:resnet20", nothing, ending="pruned")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert read_destination("tiny_nets:tiny", {**nothing, "out": Path("x")}, ending="pruned").plot is None
 
 
 def test_without_matplotlib_the_extra_is_named(
