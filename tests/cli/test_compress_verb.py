@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -74,7 +75,9 @@ def test_a_student_is_written_told_of_and_goes_to_a_board(run: Any, tmp_path: Pa
     assert main(["models", "import", "--config", str(config), "--from", str(out)]) == 0
 
 
-def test_the_documented_example_teaches(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_example_teaches(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """docs/compress.md's Python, as it stands but for the number of epochs."""
     from edgetune.learn.folders import read_folders
     from edgetune.learn.goal import Material
@@ -94,6 +97,7 @@ def test_the_documented_example_teaches(given: Path, tmp_path: Path, monkeypatch
     _, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert "epochs=60" in example
     monkeypatch.chdir(tmp_path)
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
     exec(compile(example.replace("epochs=60", "epochs=1"), "docs/compress.md", "exec"), found)  # noqa: S102 - our own page
     assert len(found["taught"].curve) == 1
 
