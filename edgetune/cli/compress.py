@@ -247,8 +247,8 @@ def _words(answer: Mapping[str, Any]) -> str:
         f"{answer['directory']} holds the student; on a board: edgetune models import --from DIR",
     ]
     if answer["zeros_percent"] is not None:
-        zeros = f"as wide as the teacher's channels that are less than {answer['zeros_percent']} % zeros"
-        lines.insert(1, f"a {answer['student']}, {zeros}")
+        zeros = f"with as many channels as the teacher has that are less than {answer['zeros_percent']} % zeros"
+        lines.insert(1, f"a {answer['student']} {zeros}")
     if answer["plot"]:
         lines.append(f"{answer['plot']} shows accuracy by epoch")
     return "\n\n".join([data_words(answer["data"]), side_words(answer, ("teacher", "student")), "\n".join(lines)])

@@ -25,11 +25,12 @@ import torch
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
-from edgetune.learn.control import Control, SilentControl
+from edgetune.learn.control import LEFT_WHOLE, Control, SilentControl
 from edgetune.learn.cost import Size
 from edgetune.learn.depth import removed_exits
 from edgetune.learn.finetune import never, validation_score
 from edgetune.learn.goal import Goal, Material, Outcome, Point
+from edgetune.learn.groups import left_whole
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network, state_tensors
@@ -93,7 +94,9 @@ def compress(
     if goal.strategy not in _STRATEGIES:
         raise UsageError(f"there is no strategy {goal.strategy!r}", hint=f"use {' or '.join(_STRATEGIES)}")
     recipe = settle(recipe, network.architecture)
-    check_prunable(network, material.preprocess.height, material.preprocess.width)
+    groups = check_prunable(network, material.preprocess.height, material.preprocess.width)
+    control = control or SilentControl()
+    control.say(LEFT_WHOLE, layers=left_whole(network.module, network.head, groups))
     return _Search(
         network,
         material,
@@ -121,12 +124,12 @@ class _Search:
         work: Path,
         threads: int,
         round_id: int,
-        control: Control | None,
+        control: Control,
         told: Callable[[Point], None],
         teacher: Teacher | None = None,
     ) -> None:
         self._recipe, self._goal, self._told = recipe, goal, told
-        self._control = control or SilentControl()
+        self._control = control
         self._material = material
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(recipe.threads)

@@ -110,7 +110,7 @@ def test_the_report_says_what_is_gone(run: Any, tmp_path: Path) -> None:
     assert "teacher" in text
     assert "of the learnt parameters are gone: 27" in text
     assert "taught with labels: 1 epoch" in text
-    assert "a cifar:resnet8, as wide as the teacher's channels that are less than" in text
+    assert "a cifar:resnet8 with as many channels as the teacher has that are less than" in text
     assert "hardly better than a guess among 3 classes" in text
     assert "student.png shows accuracy by epoch" in text
 

@@ -436,6 +436,20 @@ def test_the_trials_of_an_earlier_call_are_counted_unless_the_search_begins_anew
         assert ("going on after 3 trials of an earlier call" in lines) == (first == "score")
 
 
+def test_what_a_search_will_not_touch_is_named_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """By its layers' names, the first of many; nothing is said where everything can be pruned."""
+    with telling(is_quiet=False) as teller:
+        teller.say("left_whole", layers=())
+        teller.say("left_whole", layers=("stem", "gate"))
+        teller.say("left_whole", layers=tuple(f"gate{n}" for n in range(10)))
+    assert capsys.readouterr().err.splitlines() == [
+        "2 layers cannot be pruned and will keep all filters: stem, gate",
+        "10 layers cannot be pruned and will keep all filters: "
+        + ", ".join(f"gate{n}" for n in range(8))
+        + " and 2 more",
+    ]
+
+
 def test_a_trial_that_goes_on_in_its_middle_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """The engine does not announce it: steps that follow on the first look are a trial's."""
     with telling(is_quiet=False) as teller:
