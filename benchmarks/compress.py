@@ -27,7 +27,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ import torch
 from safetensors.torch import save
 
 from benchmarks.cifar import PREPROCESS, Archive, read_archive
+from benchmarks.plots import draw_lines, gathered
 from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import machine, need, say, table
 from edgetune.learn.cifar import count_learnt
@@ -184,6 +185,13 @@ def report(done: list[Student]) -> str:
     return table(rows)
 
 
+def draw(mine: Sequence[Student], path: Path) -> None:
+    """A picture of one teacher's students: accuracy against size, a line for each transfer and schedule."""
+    rows = [(f"{s.transfer}, {s.schedule}", float(s.parameters), 100 * s.test) for s in mine]
+    levels = {"teacher": 100 * mine[0].teacher_test}
+    draw_lines(path, gathered(rows), x="learnt parameters", y="test top-1, %", levels=levels, is_log=True)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Teach those that are missing; 1 when some still are."""
     torch.set_num_threads(arguments.threads)
@@ -235,6 +243,9 @@ def main() -> int:
         say(f"{arguments.work / FILE} holds no student yet")
         return 1
     say(report(done))
+    for teacher in sorted({student.teacher for student in done}):
+        mine = [student for student in done if student.teacher == teacher]
+        draw(mine, arguments.work / f"compress-{teacher.rpartition(':')[2]}.svg")
     return status
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmarks.plots import draw_bars, gathered
 from benchmarks.rows import read_rows
 from benchmarks.stage import say, table
 
@@ -55,7 +57,25 @@ def report(path: Path) -> int:
             say("  " + verdict(mine, buffer))
         for sentence in not_run(mine):
             say(f"  not run: {sentence}")
+        draw(mine, path)
     return 0
+
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """A picture of one series beside its file: a group of bars for each arm, a colour for each buffer."""
+    data_set, net, schedule, judge = _series(cells[0])
+    rows = [
+        (f"{cell.buffer} images remembered" if cell.buffer else "none remembered", cell.arm, cell.accuracy)
+        for cell in sorted(cells, key=lambda cell: cell.buffer)
+    ]
+    name = re.sub(r"[^\w.]+", "-", f"incremental-{data_set}-{net.rpartition(':')[2]}-{schedule}-{judge}")
+    draw_bars(
+        path.with_name(f"{name}.svg"),
+        gathered(rows),
+        groups=ARMS,
+        y=f"top-1 of all {data_set} classes at the end, %",
+        levels={},
+    )
 
 
 def _series(cell: Cell) -> tuple[str, str, str, str]:

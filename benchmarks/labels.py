@@ -35,6 +35,7 @@ import torch
 from benchmarks.cifar import PREPROCESS
 from benchmarks.incremental_report import spread
 from benchmarks.one_site import OneSite, add_arguments
+from benchmarks.plots import draw_lines, gathered
 from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import machine, say, table
 from edgetune.decide.labelling import Candidate, next_questions
@@ -212,8 +213,17 @@ def report(path: Path) -> int:
         return 1
     for subset in sorted({cell.subset for cell in cells}):
         say(f"\n{subset}: top-1 in per cent on its test images, among all hundred outputs")
-        say(table(rows_of([cell for cell in cells if cell.subset == subset])))
+        mine = [cell for cell in cells if cell.subset == subset]
+        say(table(rows_of(mine)))
+        draw(mine, path.with_name(f"labels-{subset}.svg"))
     return 0
+
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """A picture of one subset: a line for each way of choosing what is labelled and of using the rest."""
+    rows = [(f"{cell.choice}, the rest: {cell.unlabelled}", cell.labels, cell.accuracy) for cell in cells]
+    lines = gathered((name, float(labels), accuracy) for name, labels, accuracy in rows)
+    draw_lines(path, lines, x="labels a class", y="top-1 on the site's test images, %", levels={})
 
 
 def main() -> int:

@@ -42,6 +42,7 @@ import torch
 
 from benchmarks.incremental import Pool, is_right, read_pool
 from benchmarks.incremental_report import spread
+from benchmarks.plots import draw_bars, gathered
 from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import machine, need, say, table
 from edgetune.learn.cifar import count_learnt
@@ -244,7 +245,17 @@ def report(path: Path) -> int:
         absent = [split for split in SPLITS if split not in {cell.split for cell in mine}]
         if absent:
             say(f"  not run: {'; '.join(absent)}")
+        draw(mine, path.with_name(f"unseen-{student}-{epochs}-epochs.svg"))
     return 0
+
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """A picture of one student and schedule: what it was shown and what it was not, for each split."""
+    rows = [("seen classes", cell.split, cell.seen) for cell in cells if cell.seen is not None]
+    rows += [("unseen classes", cell.split, cell.unseen) for cell in cells]
+    draw_bars(
+        path, gathered(rows), groups=list(SPLITS), y="test top-1 among all ten classes, %", levels={"chance": CHANCE}
+    )
 
 
 def main() -> int:

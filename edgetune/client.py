@@ -29,7 +29,7 @@ class Client:
         self._path, self._timeout_s = Path(socket_path), timeout_s
 
     def get(self, path: str, **query: object) -> Any:
-        """Read; JSON comes back decoded, other text as it is. A query of None is left out."""
+        """Read; JSON comes back decoded, other text as it is, bytes as bytes. A query of None is left out."""
         return self._ask("GET", path, None, {"accept": "application/json"}, query)
 
     def post(self, path: str, body: bytes | Mapping[str, object] | None = None, **query: object) -> Any:
@@ -70,7 +70,7 @@ class Client:
             raise _error(response.status, content)
         if response.headers.get_content_type() == "application/json":
             return json.loads(content)
-        return content.decode()
+        return content if response.headers.get_content_type() == "application/octet-stream" else content.decode()
 
     def _exchange(
         self, connection: _UnixConnection, method: str, target: str, body: bytes | None, headers: Mapping[str, str]

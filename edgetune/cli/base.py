@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +89,26 @@ def state_dir_of(client: Client) -> Path:
 
 def emit(answer: Any, words: str, *, as_json: bool) -> None:
     """Print an answer: JSON for programs or words for people."""
-    click.echo(json.dumps(answer, ensure_ascii=False, indent=2) if as_json else words)
+    if as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False, indent=2))
+    else:
+        click.echo(folded(words, shutil.get_terminal_size().columns) if sys.stdout.isatty() else words)
+
+
+def folded(text: str, width: int) -> str:
+    """Sentences that are wider than a terminal, broken between words; rows of a table stay as they are."""
+    lines = []
+    for line in text.split("\n"):
+        inner = line.strip()
+        if len(line) <= width or "  " in inner:
+            lines.append(line)
+        else:
+            indent = line[: len(line) - len(line.lstrip())]
+            lines += textwrap.wrap(
+                inner, width, initial_indent=indent, subsequent_indent=f"{indent}  ",
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+    return "\n".join(lines)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -11,14 +11,15 @@ import click
 
 from edgetune import units
 from edgetune.cli.base import emit, read_config, with_config, with_json
+from edgetune.cli.destination import read_destination, with_destination
 from edgetune.cli.installing import learning_libraries, locked
 from edgetune.cli.models import with_architecture_options
-from edgetune.cli.prune_options import check_plot
 from edgetune.cli.words import count, percent
 from edgetune.errors import EXIT_OK, LossNotFiniteError, UnprunableError, UsageError
 
 if TYPE_CHECKING:
     from edgetune.cli.artefacts import Source
+    from edgetune.cli.destination import Destination
     from edgetune.cli.prune_progress import Teller
     from edgetune.config import Config
     from edgetune.learn.folders import Folders
@@ -30,6 +31,9 @@ _HINTS = {
     LossNotFiniteError: "lower --learning-rate, or look for damaged images",
     UnprunableError: "raise --target-params, or name the student: --student",
 }
+_TARGET = "1%"
+_SHARE = 0.9
+_ENDING = "student"
 
 
 @click.command()
@@ -37,7 +41,6 @@ _HINTS = {
 @with_config
 @with_json
 @click.option("--data", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Images: as for prune.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the student goes.")
 @click.option(
     "--student",
     default="auto",
@@ -47,10 +50,8 @@ _HINTS = {
 )
 @click.option(
     "--target-params",
-    default="1%",
-    show_default=True,
     metavar="1%|N",
-    help="Most learnt parameters of auto: a share of the teacher's, or a number.",
+    help=f"Most learnt parameters of auto: a share of the teacher's, or a number. [default: {_TARGET}]",
 )
 @click.option(
     "--transfer",
@@ -62,10 +63,8 @@ _HINTS = {
 @click.option(
     "--share",
     type=click.FloatRange(0, 1),
-    default=0.9,
-    show_default=True,
     metavar="W",
-    help="The teacher's, of hinton.",
+    help=f"The teacher's share of the loss, of hinton. [default: {_SHARE:g}]",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=60, show_default=True, metavar="N", help="Over the images."
@@ -85,15 +84,7 @@ _HINTS = {
     "--threads", type=click.IntRange(min=1), metavar="N", help="For training and timing. [default: serving.threads]"
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of all drawn.")
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the training outlives a kill. [default: OUT.work]",
-)
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw accuracy by epoch: a .png, .svg or .pdf."
-)
+@with_destination(ending=_ENDING, shows="accuracy by epoch")
 @with_architecture_options
 def compress(teacher: str, config_path: Path, *, as_json: bool, **given: Any) -> int:
     """
@@ -103,35 +94,47 @@ def compress(teacher: str, config_path: Path, *, as_json: bool, **given: Any) ->
     --classes. With the default transfer no label is looked at: the folders' names only say how good the student is. Killed
     or stopped, the same command goes on where it was. `edgetune models import --from DIR` takes the result to a board.
     """
-    out: Path = given["out"]
-    if out.exists():
-        raise UsageError(f"{out} exists already", hint="name a directory that does not exist yet")
-    if given["plot"] is not None:
-        check_plot(given["plot"])
-    work: Path = given["work"] or out.with_name(f"{out.name}.work")
+    _check_together(given)
+    place = read_destination(teacher, given, ending=_ENDING)
     config = read_config(config_path)
     with learning_libraries("compressing"):
         from edgetune.cli.prune_progress import StopAskedError, stopping, telling
     with telling(is_quiet=as_json) as teller, stopping(teller):
         try:
-            answer = _work(teacher, work, config, given, teller)
+            answer = _work(teacher, place, config, given, teller)
         except StopAskedError:
             answer = None
     if answer is None:
-        words = f"stopped; the same command goes on from {work}"
-        emit({"stopped": True, "work": str(work)}, words, as_json=as_json)
+        words = f"stopped; the same command goes on from {place.work}"
+        emit({"stopped": True, "work": str(place.work)}, words, as_json=as_json)
         return _STOPPED
-    if given["plot"] is not None:
-        draw(answer, given["plot"])
+    if place.plot is not None:
+        draw(answer, place.plot)
     if not given["work"]:
         from edgetune.store.durable import remove_dir
 
-        remove_dir(work)
+        remove_dir(place.work)
     emit(answer, _words(answer), as_json=as_json)
     return EXIT_OK
 
 
-def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], teller: Teller) -> dict[str, Any]:
+def _check_together(given: Mapping[str, Any]) -> None:
+    """
+    No option is taken and then not looked at.
+
+    Raises:
+        UsageError: one has nothing to say beside another.
+    """
+    if given["target_params"] is not None and given["student"] != "auto":
+        raise UsageError(
+            f"--target-params is about --student auto; {given['student']} has its own size",
+            hint="leave one of them out",
+        )
+    if given["share"] is not None and given["transfer"] != "hinton":
+        raise UsageError("--transfer label_free is all the teacher's", hint="leave --share out")
+
+
+def _work(teacher: str, place: Destination, config: Config, given: Mapping[str, Any], teller: Teller) -> dict[str, Any]:
     """Read, teach, write, tell."""
     with learning_libraries("compressing"):
         from edgetune.cli.artefacts import read_model, write_result
@@ -147,20 +150,20 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
     material = Material(
         training=data.training, validation=data.validation, preprocess=source.preprocess, classes=source.classes
     )
-    with locked(work, hint="wait for it, or name another --work"):
+    with locked(place.work, hint="wait for it, or name another --work"):
         try:
             taught = teach(
                 source.network,
                 material,
                 lesson,
-                work=work,
+                work=place.work,
                 control=teller,
                 told=lambda epoch, share: teller.prints(f"epoch {epoch}: {percent(share)} right on validation"),
             )
         except (LossNotFiniteError, UnprunableError) as error:
             raise type(error)(error.message, hint=_HINTS[type(error)]) from error
         result = write_result(
-            given["out"],
+            place.out,
             source,
             taught.network,
             data,
@@ -171,7 +174,8 @@ def _work(teacher: str, work: Path, config: Config, given: Mapping[str, Any], te
             timing_runs=_TIMING_RUNS,
             control=teller,
         )
-    return _describe(source, lesson, taught, data) | _sides(result, taught) | {"directory": str(given["out"])}
+    places = {"directory": str(place.out), "plot": None if place.plot is None else str(place.plot)}
+    return _describe(source, lesson, taught, data) | _sides(result, taught) | places
 
 
 def _lesson(source: Source, given: Mapping[str, Any], threads: int) -> Lesson:
@@ -179,10 +183,10 @@ def _lesson(source: Source, given: Mapping[str, Any], threads: int) -> Lesson:
     from edgetune.learn.student import Lesson
 
     return Lesson(
-        parameters_max=_parameters(given["target_params"], count_learnt(source.network.module)),
+        parameters_max=_parameters(given["target_params"] or _TARGET, count_learnt(source.network.module)),
         student=None if given["student"] == "auto" else given["student"],
         transfer=given["transfer"],
-        share=given["share"],
+        share=_SHARE if given["share"] is None else given["share"],
         epochs=given["epochs"],
         batch_size=given["batch_size"],
         learning_rate=given["learning_rate"],
@@ -207,6 +211,7 @@ def _parameters(text: str, whole: int) -> int:
 
 
 def _describe(source: Source, lesson: Lesson, taught: Taught, data: Folders) -> dict[str, Any]:
+    from edgetune.cli.prune_result import guess_doubt
     from edgetune.learn.cifar import count_learnt
 
     learnt = [count_learnt(network.module) for network in (source.network, taught.network)]
@@ -222,7 +227,7 @@ def _describe(source: Source, lesson: Lesson, taught: Taught, data: Folders) -> 
             "validation": len(data.validation),
             "test": None if data.test is None else len(data.test),
             "unreadable": [{"file": path, "why": why} for path, why in data.unreadable],
-            "notes": list(data.notes),
+            "notes": [*data.notes, *guess_doubt(taught.teacher_accuracy, data)],
         },
         "curve": taught.curve,
         "seconds": taught.seconds,
@@ -243,27 +248,33 @@ def _words(answer: Mapping[str, Any]) -> str:
     from edgetune.cli.prune_report import data_words, side_words
 
     how = "without labels" if answer["lesson"]["transfer"] == "label_free" else "with labels"
-    widths = "" if answer["zeros_percent"] is None else f", a channel of {answer['zeros_percent']} % zeros is silent"
     learnt = answer["learnt_parameters"]
     lines = [
-        f"{percent(answer['removed'])} of the learnt parameters are gone: {learnt['given']:,} -> {learnt['final']:,}{widths}",
+        f"{percent(answer['removed'])} of the learnt parameters are gone: {learnt['given']:,} -> {learnt['final']:,}",
         f"taught {how}: {count(len(answer['curve']), 'epoch')}, {units.show(answer['seconds'], 'duration')}",
         f"{answer['directory']} holds the student; on a board: edgetune models import --from DIR",
     ]
+    if answer["zeros_percent"] is not None:
+        zeros = f"with as many channels as the teacher has that are less than {answer['zeros_percent']} % zeros"
+        lines.insert(1, f"a {answer['student']} {zeros}")
+    if answer["plot"]:
+        lines.append(f"{answer['plot']} shows accuracy by epoch")
     return "\n\n".join([data_words(answer["data"]), side_words(answer, ("teacher", "student")), "\n".join(lines)])
 
 
 def draw(answer: Mapping[str, Any], path: Path) -> None:
     """Draw the student's validation accuracy by epoch, under the teacher's."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(100 * answer["given"]["validation_accuracy"], color="black", linestyle="--", label="teacher")
     epochs = range(1, len(answer["curve"]) + 1)
-    axes.plot(epochs, [100 * share for share in answer["curve"]], color="tab:orange", label="student")
+    axes.plot(epochs, [100 * share for share in answer["curve"]], color="tab:orange", marker=".", label="student")
     axes.set(xlabel="epoch", ylabel="validation accuracy [%]", title=answer["teacher"])
     axes.set_ylim(0, 100)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right")
     figure.savefig(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,11 @@ from edgetune.cli.base import absolute, columns, emit, read_config, state_dir_of
 from edgetune.cli.words import ago, count, mark_words
 from edgetune.client import Client
 from edgetune.errors import DaemonNotRunningError, UsageError
+
+_LEFT_OUT = {  # what becomes of a sample whose class no round learns
+    "pending": "the model does not know this class: rounds leave it out until edgetune data accept {0}",
+    "refused": "this class is refused: rounds leave it out until edgetune data accept {0}",
+}
 
 
 @click.group()
@@ -54,18 +60,46 @@ def ls(
 @with_socket
 @with_json
 @click.option("--count", "-n", type=click.IntRange(min=1, max=100), default=20, show_default=True, help="How many.")
-def next_(client: Client, *, as_json: bool, count: int) -> None:
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write their images there, named by their numbers, to look at; root and the admin group may.",
+)
+def next_(client: Client, *, as_json: bool, count: int, save: Path | None) -> None:
     """Say which samples are worth a label now: those that the served model is least sure of, and that differ."""
+    if save is not None and save.exists() and (not save.is_dir() or any(save.iterdir())):
+        raise UsageError(f"{save} is there and not empty", hint="name a new directory")
     answer = client.get("/v1/data/next", count=count)
+    if save is not None:
+        _save_images(client, [row["sample"] for row in answer["samples"]], save)
     lines = [("sample", "the model says", "why")]
     for row in answer["samples"]:
         guess = "-" if row["guess"] is None else f"{row['guess']} ({row['confidence']:.0%})"
         guess += f" ({mark_words(row['mark'])})" if row.get("mark") else ""
         lines.append((str(row["sample"]), guess, row["why"]))
-    words = "no unlabelled sample has an answer of the served model yet (triggers.watch_interval)"
+    looks = "it looks at new ones while no round trains and the verdict is run (triggers.watch_interval)"
+    words = f"no unlabelled training sample has an answer of the served model yet: {looks}"
     if answer["samples"]:
-        words = f"{columns(lines, right=(0,))}\n\nlabel them with: edgetune data label SAMPLE CLASS"
+        words = f"{columns(lines, right=(0,))}\n"
+        if len(answer["samples"]) < count:
+            words += (
+                f"\nno more than these: the served model has answered {answer['answered']:,} unlabelled training samples, "
+                f"and one of a group is asked about; {looks}"
+            )
+        where = "see what they show with: --save DIR" if save is None else f"their images are in {save}"
+        words += f"\n{where}\nlabel them with: edgetune data label SAMPLE CLASS"
     emit(answer, words, as_json=as_json)
+
+
+def _save_images(client: Client, samples: Sequence[int], directory: Path) -> None:
+    """Write each sample's image as NUMBER.webp, or as what it was dropped as."""
+    from edgetune.store.copying import suffix_of
+
+    for sample in samples:
+        image = client.get(f"/v1/data/samples/{sample}/image")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{sample}{suffix_of(image)}").write_bytes(image)
 
 
 @data.command()
@@ -99,7 +133,10 @@ def stats(client: Client, *, as_json: bool) -> None:
 def label(client: Client, *, sample: str, label: str, as_json: bool) -> None:
     """Say what SAMPLE (its number or SHA-256) shows."""
     answer = client.post(f"/v1/data/samples/{quote(sample, safe='')}/label", {"label": label})
-    emit(answer, f"sample {sample} is {label}", as_json=as_json)
+    words = f"sample {sample} is {label}"
+    if answer.get("class_status") in _LEFT_OUT:
+        words += f"\n{_LEFT_OUT[answer['class_status']].format(label)}"
+    emit(answer, words, as_json=as_json)
 
 
 @data.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from typing import Any
 import click
 
 from edgetune import units
+from edgetune.cli.destination import read_destination, with_destination
 from edgetune.cli.prune_teacher import share_of, source_of
-from edgetune.errors import MissingLibraryError, UsageError
+from edgetune.errors import UsageError
 from edgetune.types import Recipe, TeacherSource
 
 _FACTOR_MAX = 50.0  # a search leaves no less than 2 % of the cost, see decide.search
 _BEFORE = 0.25  # of the learning rate: what the tuning before the first cut takes, as the defaults of a round have it
-_PICTURES = (".png", ".svg", ".pdf")
+ENDING = "pruned"
 _DEFAULT = Recipe()
 
 
@@ -50,7 +50,6 @@ _OPTIONS = (
         metavar="DIR",
         help="Images: DIR/<class>/, of which a fifth is set aside for validation; or DIR/train/<class>/, DIR/val/<class>/ and perhaps DIR/test/<class>/.",
     ),
-    click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the result goes."),
     click.option(
         "--keep-accuracy",
         callback=_quantity("points"),
@@ -164,23 +163,12 @@ _OPTIONS = (
         show_default=True,
         help="Of everything drawn.",
     ),
-    click.option(
-        "--work",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Where a search outlives a kill. [default: OUT.work]",
-    ),
-    click.option(
-        "--plot",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Draw accuracy against latency: a .png, .svg or .pdf.",
-    ),
 )
 
 
 def with_prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what a compression can be told."""
+    command = with_destination(ending=ENDING, shows="accuracy against latency")(command)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -193,7 +181,7 @@ class Order:
     model: str
     out: Path
     work: Path
-    plot: Path | None
+    plot: Path | None  # see Destination
     level_of: str
     ratio: float | None
     teacher: TeacherSource | None
@@ -205,11 +193,8 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
 
     Raises:
         UsageError: the options do not go together, or the result would overwrite something.
-        MissingLibraryError: a picture is wanted and matplotlib is not there.
+        MissingLibraryError: a picture is asked for and matplotlib is not there.
     """
-    out: Path = given["out"]
-    if out.exists():
-        raise UsageError(f"{out} exists already", hint="name a directory that does not exist yet")
     if given["faster"] and given["smaller"]:
         raise UsageError("--faster and --smaller are two goals", hint="name one of them")
     if given["max_time"] == 0:
@@ -217,31 +202,17 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
     if given["max_energy"] == 0:
         raise UsageError("--max-energy is 0: no trial could begin")
     share_of(given)
-    plot: Path | None = given["plot"]
-    if plot is not None:
-        check_plot(plot)
+    place = read_destination(model, given, ending=ENDING)
     factor = given["faster"] or given["smaller"]
     return Order(
         model=model,
-        out=out,
-        work=given["work"] or out.with_name(f"{out.name}.work"),
-        plot=plot,
+        out=place.out,
+        work=place.work,
+        plot=place.plot,
         level_of="parameters" if given["smaller"] else "latency",
         ratio=1 / factor if factor else None,
         teacher=source_of(given),
     )
-
-
-def check_plot(path: Path) -> None:
-    """Before hours of work, not after them."""
-    if path.suffix.lower() not in _PICTURES:
-        raise UsageError(f"--plot is {path}; its name has to end in {', '.join(_PICTURES)}")
-    if not path.resolve().parent.is_dir():
-        raise UsageError(f"--plot is {path}, but there is no directory {path.resolve().parent}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingLibraryError(
-            "--plot needs matplotlib, which is not installed", hint="install the extra: pip install 'edgetune[plot]'"
-        )
 
 
 def recipe_of(order: Order, given: Mapping[str, Any], threads: int) -> Recipe:
@@ -259,7 +230,7 @@ def recipe_of(order: Order, given: Mapping[str, Any], threads: int) -> Recipe:
         learning_rate_before=given["learning_rate"] * _BEFORE,
         distillation=share_of(given),
         transfer=given["transfer"],
-        temperature=given["temperature"],
+        temperature=given["temperature"] or _DEFAULT.temperature,
         seed=given["seed"],
         threads=threads,
     )

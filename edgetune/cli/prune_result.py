@@ -82,15 +82,22 @@ def _verdict(outcome: Outcome, result: Result, *, level_of: str, ratio: float | 
 def _doubts(outcome: Outcome, goal: Goal, data: Folders) -> list[str]:
     """What makes the figures worth less than they look."""
     doubts = []
-    count, shown = len(data.validation), len(set(data.validation.labels.tolist()))
+    count = len(data.validation)
     if goal.accuracy_drop_max * count < 1:
         doubts.append(
             f"one of the {count} validation images is {100 / count:.1f} points, more than the "
             f"{100 * goal.accuracy_drop_max:g} that may be lost: more images would tell more"
         )
-    if outcome.base.accuracy < 1.5 / shown:
-        doubts.append(
-            f"the model as given is hardly better than a guess among {shown} classes: are the class names in the "
-            "order of its outputs, and --size, --mean and --std as it was trained?"
-        )
+    doubts += guess_doubt(outcome.base.accuracy, data)
     return doubts
+
+
+def guess_doubt(accuracy: float, data: Folders) -> list[str]:
+    """What to look at where the model as given is right in no more of the validation images than a guess would be."""
+    shown = len(set(data.validation.labels.tolist()))
+    if accuracy >= 1.5 / shown:
+        return []
+    return [
+        f"the model as given is hardly better than a guess among {shown} classes: are the class names in the "
+        "order of its outputs, and --size, --mean and --std as it was trained?"
+    ]

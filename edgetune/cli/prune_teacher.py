@@ -38,10 +38,8 @@ _OPTIONS = (
     click.option(
         "--temperature",
         type=click.FloatRange(min=0, min_open=True),
-        default=_DEFAULT.temperature,
-        show_default=True,
         metavar="T",
-        help="Of hinton.",
+        help=f"Of hinton. [default: {_DEFAULT.temperature:g}]",
     ),
     click.option(
         "--teacher",
@@ -83,14 +81,17 @@ def share_of(given: Mapping[str, Any]) -> float:
     share, transfer, teacher = given["distillation"], given["transfer"], given["teacher"]
     if teacher is None and (given["teacher_classes"] or given["teacher_ca"]):
         raise UsageError("--teacher-class and --teacher-ca are about another teacher", hint="name it: --teacher")
+    if given["temperature"] is not None and transfer != "hinton":
+        raise UsageError(f"--transfer {transfer} knows no --temperature", hint="leave it out")
     if transfer == "label_free":
         if share not in (None, 1):
             raise UsageError("--transfer label_free is all the teacher's", hint="leave --distillation out")
         return 1.0
     share = share if share is not None else _SHARE if teacher is not None else 0.0
-    for option in ("--teacher", *(("--transfer replay",) if transfer == "replay" else ())):
-        if share == 0 and (option != "--teacher" or teacher is not None):
-            raise UsageError(f"{option} has no say: its share of the loss is 0", hint="set --distillation, such as 0.5")
+    idle = {"--teacher": teacher, "--transfer replay": transfer == "replay", "--temperature": given["temperature"]}
+    if share == 0 and any(idle.values()):
+        option = next(option for option, is_asked in idle.items() if is_asked)
+        raise UsageError(f"{option} has no say: its share of the loss is 0", hint="set --distillation, such as 0.5")
     return float(share)
 
 
@@ -113,6 +114,8 @@ def source_of(given: Mapping[str, Any]) -> TeacherSource | None:
             raise UsageError(f"--teacher-class is {pair!r}", hint="write it as cat=tabby, or cat=281")
         classes[ours] = int(theirs) if theirs.isdecimal() else theirs
     if "://" not in name:
+        if given["teacher_ca"]:
+            raise UsageError("--teacher-ca is about a server, and --teacher is a file", hint="leave it out")
         return TeacherSource(kind="file", file=name, classes=classes)
     try:
         split_server(name)

@@ -195,7 +195,7 @@ def _buffer(status: Mapping[str, Any]) -> Paragraph:
         f"new class {entry['label']!r} with {count(_total(entry), 'sample')} waits for your word:"
         f" edgetune data accept {entry['label']}"
         for entry in classes
-        if entry["status"] == "pending"
+        if entry["status"] == "pending" and _total(entry)
     ]
     lines += _returning(status.get("returning") or {})
     lines.append(_inbox(inbox, buffer))

@@ -61,7 +61,7 @@ def next_rows(
         count=count - len(drawn),
         sharpness=sharpness,
     )
-    why_drawn = f"drawn at random for the hold-out, which has {there} of {wanted} labelled samples"
+    why_drawn = f"drawn at random for the hold-out ({there} of {wanted} labelled)"
     rows = [_row(question, manifest) for question in chosen]
     rows += [
         {"sample": sample, "why": why_drawn, "guess": None, "confidence": None, "how": _how(sample)} for sample in drawn

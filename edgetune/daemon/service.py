@@ -240,12 +240,15 @@ class DaemonService:
         return {"class": name, "status": "refused"}
 
     async def data_label(self, sample: str, label: str) -> dict[str, Any]:
-        """Say what a sample (its number or digest) shows."""
-        is_number = sample.isdecimal() and len(sample) < _DIGEST_LENGTH
-        await self._daemon.store(
-            self._daemon.buffer.label, int(sample) if is_number else sample, label, LabelSource.API
-        )
-        return {"sample": sample, "label": label}
+        """Say what a sample (its number or digest) shows; answers with what becomes of the class's samples."""
+        buffer = self._daemon.buffer
+        await self._daemon.store(buffer.label, _number_or_digest(sample), label, LabelSource.API)
+        classes = {entry.label: entry.status for entry in await self._daemon.store(buffer.classes)}
+        return {"sample": sample, "label": label, "class_status": classes.get(label)}
+
+    async def data_image(self, sample: str) -> bytes:
+        """The image of a sample (its number or digest), as it is stored."""
+        return await self._daemon.store(self._daemon.buffer.image, _number_or_digest(sample))
 
     async def data_purge(self, **which: Any) -> dict[str, Any]:
         """Remove samples for good, out of the free pages and the write-ahead log too."""
@@ -263,3 +266,7 @@ class DaemonService:
         """Copy the database, consistent while the service runs."""
         await asyncio.to_thread(self._daemon.buffer.backup, Path(path))
         return {"path": path}
+
+
+def _number_or_digest(sample: str) -> int | str:
+    return int(sample) if sample.isdecimal() and len(sample) < _DIGEST_LENGTH else sample

@@ -23,9 +23,10 @@ from pathlib import Path
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
-from edgetune.learn.control import Control, SilentControl
+from edgetune.learn.control import LEFT_WHOLE, Control, SilentControl
 from edgetune.learn.finetune import never
 from edgetune.learn.goal import Goal, Material, Outcome, Point
+from edgetune.learn.groups import left_whole
 from edgetune.learn.network import Network, state_tensors
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.schedules import settle
@@ -88,7 +89,9 @@ def compress(
     if goal.strategy not in _STRATEGIES:
         raise UsageError(f"there is no strategy {goal.strategy!r}", hint=f"use {' or '.join(_STRATEGIES)}")
     recipe = settle(recipe, network.architecture)
-    check_prunable(network, material.preprocess.height, material.preprocess.width)
+    groups = check_prunable(network, material.preprocess.height, material.preprocess.width)
+    control = control or SilentControl()
+    control.say(LEFT_WHOLE, layers=left_whole(network.module, network.head, groups))
     return _Search(
         network,
         material,
@@ -116,11 +119,11 @@ class _Search:
         work: Path,
         threads: int,
         round_id: int,
-        control: Control | None,
+        control: Control,
         told: Callable[[Point], None],
         teacher: Teacher | None = None,
     ) -> None:
-        self._goal, self._told, self._control = goal, told, control or SilentControl()
+        self._goal, self._told, self._control = goal, told, control
         self._state = SearchState(work, _digest(network, material, recipe, goal), network.builders)
         self._bench = Workbench(
             network,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 BEAT_INTERVAL_S = 1.0  # the daemon wants to hear something every 5 s; a line a step would be noise
+LEFT_WHOLE = "left_whole"  # an event, with the names of the `layers` that cannot be pruned
 _DUTY_MIN = 0.02
 _NAP_S = 0.2  # how soon a sleeping trainer notices an order
 

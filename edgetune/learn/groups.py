@@ -12,6 +12,7 @@ from torch import nn
 
 from edgetune.errors import MissingLibraryError, UnprunableError
 
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm, nn.PReLU)  # they have channels, but no filters
 _PRUNABLE = (nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.Linear)
 
 
@@ -156,6 +157,19 @@ def _block_count(module: nn.Module, member: Member, channels: int) -> int:
     is_whole = member.indices == member.roots == tuple(range(channels))
     side = module.out_channels if member.is_output else module.in_channels
     return module.groups if is_whole and side == channels else 0
+
+
+def left_whole(model: nn.Module, head: str, groups: Sequence[CoupledGroup]) -> tuple[str, ...]:
+    """The layers that keep all their filters whatever is cut, in the model's order; the output layer is not counted."""
+    written = {member.layer for group in groups for member in group.members if member.is_output}
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if _has_weights(module)
+        and next(module.children(), None) is None
+        and not isinstance(module, _NORMS)
+        and name not in written | {head}
+    )
 
 
 def overlaps(groups: Sequence[CoupledGroup]) -> bool:

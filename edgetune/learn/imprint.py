@@ -227,7 +227,7 @@ def _largest_harmless(lacking: torch.Tensor, share: float) -> float:
     values = lacking.double().sort().values
     count = share * len(values)
     if count >= 1:
-        return float(values[int(count)]) - 1e-4
+        return float(values[min(int(count), len(values) - 1)]) - 1e-4
     lowest = values[: max(3, len(values) // 10)]
     return float(values[0] + (lowest.mean() - values[0]) * math.log(max(count, 0.01))) - 1e-4
 

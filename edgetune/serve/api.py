@@ -82,6 +82,7 @@ def endpoints(service: Service, intake: Intake, closing: asyncio.Event) -> list[
         ("POST", "/v1/reload", model.reload),
         ("POST", "/v1/data/classes/{name}/accept", data.accept),
         ("POST", "/v1/data/classes/{name}/refuse", data.refuse),
+        ("GET", "/v1/data/samples/{sample}/image", data.image),
         ("POST", "/v1/data/samples/{sample}/label", data.label),
         ("POST", "/v1/data/purge", data.purge),
         ("POST", "/v1/data/export", data.export),

@@ -55,6 +55,11 @@ class DataApi:
         """POST /v1/data/classes/{name}/refuse."""
         return JSONResponse(await self._service.data_refuse(request.path_params["name"]))
 
+    async def image(self, request: Request) -> Response:
+        """GET /v1/data/samples/{sample}/image; a sample's number or digest."""
+        image = await self._service.data_image(request.path_params["sample"])
+        return Response(image, media_type="application/octet-stream")
+
     async def label(self, request: Request) -> Response:
         """POST /v1/data/samples/{sample}/label; a sample's number or digest."""
         fields = await self._fields(request, {"label": str}, required=("label",))

@@ -123,6 +123,9 @@ class Service(Protocol):
     async def data_refuse(self, name: str) -> dict[str, Any]:
         """Keep a class out of training."""
 
+    async def data_image(self, sample: str) -> bytes:
+        """The image of a sample (its number or digest), as it is stored."""
+
     async def data_label(self, sample: str, label: str) -> dict[str, Any]:
         """Say what a sample (its number or digest) shows."""
 

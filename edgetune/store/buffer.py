@@ -146,6 +146,23 @@ class Buffer:
                 raise self._no_such(sample)
             self._contents.relabel(row, label, source)
 
+    def image(self, sample: int | str) -> bytes:
+        """
+        A sample's image as it is stored: lossless at the model's size, or the file that was dropped.
+
+        Args:
+            sample: its id, or its digest.
+
+        Raises:
+            NotFoundError: no such sample.
+            BufferCorruptError: it is not what was stored.
+        """
+        row = self._contents.row("id" if isinstance(sample, int) else "digest", sample)
+        if row is None:
+            raise self._no_such(sample)
+        ((_, image),) = read_images(self.path, [row["id"]])
+        return image
+
     def samples(
         self,
         *,

@@ -65,6 +65,11 @@ def read_images(path: Path, ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
                 yield sample_id, found[sample_id]
 
 
+def suffix_of(image: bytes) -> str:
+    """What a file of this image is called after the dot, with it."""
+    return next((suffix for sign, suffix in _SUFFIXES.items() if image.startswith(sign)), ".bin")
+
+
 def _intact(sample_id: int, image: bytes, crc32: int) -> bytes:
     if zlib.crc32(image) != crc32:
         raise BufferCorruptError(
@@ -123,7 +128,7 @@ def export_samples(path: Path, directory: Path) -> int:
 
 def _export_one(connection: sqlite3.Connection, row: sqlite3.Row, directory: Path) -> dict[str, Any]:
     (image,) = connection.execute("SELECT image FROM images WHERE sample_id = ?", (row["id"],)).fetchone()
-    suffix = next((suffix for sign, suffix in _SUFFIXES.items() if image.startswith(sign)), ".bin")
+    suffix = suffix_of(image)
     folder = directory if row["label"] is None else directory / folder_name(row["label"])
     folder.mkdir(exist_ok=True)
     file = folder / f"{row['digest']}{suffix}"

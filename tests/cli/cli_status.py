@@ -13,7 +13,8 @@ STATUS: dict[str, Any] = {
     "buffer": {"samples": 312, "labelled": 300, "unlabelled": 12, "duplicates": 4, "stored_bytes": 3 * 2**20, "quota_bytes": 2**31,
                "pinned": 0, "evicted": 0, "quarantined": 1, "new_labelled": 37, "classes": [
                    {"label": "cat", "status": "accepted", "training": 100, "validation": 20, "holdout": 20, "labelled_since_round": 37},
-                   {"label": "dgo", "status": "pending", "training": 2, "validation": 0, "holdout": 0, "labelled_since_round": 2}]},
+                   {"label": "dgo", "status": "pending", "training": 2, "validation": 0, "holdout": 0, "labelled_since_round": 2},
+                   {"label": "gul", "status": "pending", "training": 0, "validation": 0, "holdout": 0, "labelled_since_round": 0}]},
     "inbox": {"directory": "/x", "watch": "inotify", "waiting": 3, "taken": 312, "duplicates": 4, "trouble": ""},
     "round": {"state": "idle", "id": None, "kind": None, "reason": None, "phase": None, "step": None, "steps": None, "loss": None,
               "progress": 0.0, "eta_s": None, "duty": 1.0, "message": "", "failures": 0, "cooldown_s": None},

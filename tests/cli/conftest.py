@@ -17,7 +17,7 @@ from cli_status import STATUS
 
 
 class FakeDaemon:
-    """Answers `answers[(method, path)]`: a JSON value, or (status, JSON value)."""
+    """Answers `answers[(method, path)]`: a JSON value, bytes, or (status, JSON value)."""
 
     def __init__(self, path: Path, state_dir: Path) -> None:
         self.socket, self.state_dir = path, state_dir
@@ -49,9 +49,10 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             status, value = fake.answer(self.command, self.path, body)
-            content = json.dumps(value).encode()
+            is_raw = isinstance(value, bytes)
+            content = value if is_raw else json.dumps(value).encode()
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            self.send_header("content-type", "application/octet-stream" if is_raw else "application/json")
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

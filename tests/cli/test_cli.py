@@ -14,6 +14,7 @@ import pytest
 
 from edgetune import errors
 from edgetune.cli import main
+from edgetune.cli.base import folded
 from edgetune.cli.reference import commands, reference_text
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +171,34 @@ def test_what_to_label_next_is_a_table_with_the_command(run: Any, daemon: Any) -
     assert lines[-1] == "label them with: edgetune data label SAMPLE CLASS"
     assert json.loads(run("data", "next", "--json").out)["samples"] == rows
     daemon.answers["GET", "/v1/data/next"] = {"model_version": 3, "answered": 0, "samples": []}
-    assert "no unlabelled sample has an answer" in run("data", "next").out
+    assert "no unlabelled training sample has an answer" in run("data", "next").out
+
+
+def test_images_that_want_a_label_are_saved_to_look_at(run: Any, daemon: Any, tmp_path: Path) -> None:
+    """By number, into a directory of their own; and why there are fewer than asked for."""
+    rows = [{"sample": n, "guess": None, "confidence": None, "why": "drawn", "how": "x"} for n in (12, 7)]
+    daemon.answers["GET", "/v1/data/next"] = {"model_version": 3, "answered": 2, "samples": rows}
+    daemon.answers["GET", "/v1/data/samples/12/image"] = b"RIFF, and the rest of a WebP"
+    daemon.answers["GET", "/v1/data/samples/7/image"] = b"\xff\xd8\xff, and the rest of a JPEG"
+    ran = run("data", "next", "--save", tmp_path / "look")
+    assert f"their images are in {tmp_path / 'look'}" in ran.out
+    assert "no more than these: the served model has answered 2 unlabelled training samples" in ran.out
+    assert {path.name for path in (tmp_path / "look").iterdir()} == {"12.webp", "7.jpg"}
+    assert (tmp_path / "look" / "7.jpg").read_bytes().endswith(b"JPEG")
+    again = run("data", "next", "--save", tmp_path / "look")
+    assert (again.code, "is there and not empty" in again.err) == (errors.EXIT_USAGE, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [("pending", "does not know"), ("refused", "is refused"), ("accepted", "")]
+)
+def test_a_label_of_a_class_that_no_round_learns_says_so(run: Any, daemon: Any, status: str, said: str) -> None:
+    """A mistyped name would be waited for in vain."""
+    daemon.answers["POST", "/v1/data/samples/12/label"] = {"sample": "12", "label": "gul", "class_status": status}
+    out = run("data", "label", "12", "gul").out
+    assert out.startswith("sample 12 is gul")
+    assert said in out
+    assert ("edgetune data accept gul" in out) == bool(said)
 
 
 @pytest.mark.parametrize(
@@ -405,3 +433,11 @@ def test_doctor_reports_a_faulty_configuration_and_goes_on(run: Any, daemon: Any
     assert ran.code == errors.EXIT_FAILED
     assert "unknown key 'nonsense'" in ran.out
     assert "serving version 7" in ran.out
+
+
+def test_sentences_are_folded_between_words_and_tables_are_not() -> None:
+    """As wide as the terminal is."""
+    table = "sample  the model says  why it is asked about"
+    text = f"{table}\n  note: one of the thirteen images\nshort"
+    assert folded(text, 20) == f"{table}\n  note: one of the\n    thirteen images\nshort"
+    assert folded(text, 80) == text

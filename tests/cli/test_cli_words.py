@@ -87,6 +87,7 @@ def test_status_says_what_is_in_the_buffer_and_what_waits_for_a_word() -> None:
     text = said()
     assert "312 samples (300 labelled, 37 of them new to rounds), 3MiB of 2GiB" in text
     assert "new class 'dgo' with 2 samples waits for your word: edgetune data accept dgo" in text
+    assert "'gul'" not in text, "its samples were put right: nothing waits"
     assert "3 waiting" in text
     assert "1 in quarantine" in text
 

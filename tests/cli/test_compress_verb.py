@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,39 @@ def test_a_student_is_written_told_of_and_goes_to_a_board(run: Any, tmp_path: Pa
     assert len(answer["curve"]) == 1
     assert answer["final"]["test_accuracy"] is not None
     assert json.loads((out / "manifest.json").read_text())["kind"] == "distilled"
-    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert answer["plot"] == str(tmp_path / "student.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"student", "student.png"}
+    assert (tmp_path / "student.png").read_bytes().startswith(b"\x89PNG")
     config = tmp_path / "config.yaml"
     config.write_text(f'paths: {{state_dir: "{tmp_path}/state", runtime_dir: "{tmp_path}/run"}}\n')
     assert main(["models", "import", "--config", str(config), "--from", str(out)]) == 0
+
+
+def test_the_documented_example_teaches(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """docs/compress.md's Python, as it stands but for the number of epochs."""
+    from edgetune.learn.folders import read_folders
+    from edgetune.learn.goal import Material
+    from edgetune.learn.network import new_network
+    from edgetune.types import Preprocess
+
+    size = Preprocess(height=16, width=16)
+    images = read_folders(given, CLASSES, size)
+    found: dict[str, Any] = {
+        "Path": Path,
+        "network": new_network("cifar:resnet20", 3),
+        "material": Material(
+            training=images.training, validation=images.validation, preprocess=size, classes=CLASSES
+        ),
+    }  # fmt: skip
+    page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
+    _, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "epochs=60" in example
+    monkeypatch.chdir(tmp_path)
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
+    exec(compile(example.replace("epochs=60", "epochs=1"), "docs/compress.md", "exec"), found)  # noqa: S102 - our own page
+    assert len(found["taught"].curve) == 1
 
 
 def test_the_report_says_what_is_gone(run: Any, tmp_path: Path) -> None:
@@ -79,6 +110,9 @@ def test_the_report_says_what_is_gone(run: Any, tmp_path: Path) -> None:
     assert "teacher" in text
     assert "of the learnt parameters are gone: 27" in text
     assert "taught with labels: 1 epoch" in text
+    assert "a cifar:resnet8 with as many channels as the teacher has that are less than" in text
+    assert "hardly better than a guess among 3 classes" in text
+    assert "student.png shows accuracy by epoch" in text
 
 
 @pytest.mark.parametrize(
@@ -92,6 +126,8 @@ def test_the_report_says_what_is_gone(run: Any, tmp_path: Path) -> None:
         (("--student", "cifar:nonsense"), "nonsense"),
         (("--out", "/"), "exists already"),
         (("--plot", "p.doc"), "has to end in .png"),
+        (("--student", "cifar:resnet8", "--target-params", "5%"), "cifar:resnet8 has its own size"),
+        (("--share", "0.5"), "leave --share out"),
     ],
 )
 def test_what_makes_no_sense_is_refused(extra: tuple[str, ...], sentence: str, run: Any, tmp_path: Path) -> None:

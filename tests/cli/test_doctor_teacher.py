@@ -22,6 +22,7 @@ from edgetune.types import TeacherSource
 
 NOTHING: dict[str, Any] = {
     "distillation": None, "transfer": "hinton", "teacher": None, "teacher_classes": (), "teacher_ca": None,
+    "temperature": None,
 }  # fmt: skip
 
 
@@ -93,7 +94,10 @@ def test_the_teachers_share_follows_from_the_options(options: dict[str, Any], sh
         ({"transfer": "replay"}, "--transfer replay has no say"),
         ({"teacher": "/t.onnx", "distillation": 0.0}, "--teacher has no say"),
         ({"transfer": "label_free", "distillation": 0.5}, "all the teacher's"),
+        ({"transfer": "replay", "distillation": 0.5, "temperature": 3.0}, "knows no --temperature"),
+        ({"temperature": 3.0}, "--temperature has no say"),
         ({"teacher_classes": ("cat=1",)}, "about another teacher"),
+        ({"teacher": "/t.onnx", "teacher_ca": "ca.pem"}, "--teacher-ca is about a server, and --teacher is"),
         ({"teacher": "/t.onnx", "teacher_classes": ("cat",)}, "--teacher-class is 'cat'"),
         ({"teacher": "http://far.example/v2/models/m"}, "--teacher: "),
         ({"teacher": "https://far.example/"}, "--teacher: "),
@@ -101,7 +105,7 @@ def test_the_teachers_share_follows_from_the_options(options: dict[str, Any], sh
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], said: str) -> None:
     """Before anything slow begins."""
-    read = source_of if said.startswith(("--teacher: ", "--teacher-class is")) else share_of
+    read = source_of if said.startswith(("--teacher: ", "--teacher-class is", "--teacher-ca is")) else share_of
     with pytest.raises(UsageError, match=said):
         read({**NOTHING, **options})
 

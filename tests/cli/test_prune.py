@@ -21,6 +21,7 @@ from PIL import Image
 
 from edgetune import errors
 from edgetune.cli import main
+from edgetune.cli.destination import read_destination
 from edgetune.cli.prune_progress import Teller, telling
 from edgetune.cli.prune_report import draw, pareto, words
 
@@ -182,7 +183,7 @@ def test_a_budget_of_nothing_leaves_the_model_as_given_which_the_documented_exam
     assert "ended because 1 epochs are spent" in out
     assert "holds the model as given" in out
     page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(given / "flat")
     found: dict[str, Any] = {}
@@ -302,6 +303,29 @@ def test_a_folder_of_a_class_that_the_model_does_not_know(run: Any, given: Path,
     assert "blue, green, red" in err
 
 
+def test_what_is_not_named_goes_beside_where_the_command_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result has the model's name, its picture too; neither takes the place of something else."""
+    monkeypatch.chdir(tmp_path)
+    nothing = {"out": None, "work": None, "plot": None}
+    place = read_destination("cifar:resnet20", nothing, ending="pruned")
+    assert (place.out, place.work, place.plot) == (
+        Path("resnet20-pruned"), Path("resnet20-pruned.work"), Path("resnet20-pruned.png"),
+    )  # fmt: skip
+    (tmp_path / "models" / "given").mkdir(parents=True)
+    assert read_destination("models/given/", nothing, ending="student").out == Path("given-student")
+    assert read_destination("tiny_nets:tiny", {**nothing, "out": Path("x")}, ending="pruned").plot == Path("x.png")
+    (tmp_path / "x.png").write_bytes(b"a photo")
+    with pytest.raises(errors.UsageError, match=r"x\.png exists already"):
+        read_destination("tiny_nets:tiny", {**nothing, "out": Path("x")}, ending="pruned")
+    (tmp_path / "resnet20-pruned").mkdir()
+    with pytest.raises(errors.UsageError, match="resnet20-pruned exists already"):
+        read_destination("cifar:resnet20", nothing, ending="pruned")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert read_destination("tiny_nets:tiny", {**nothing, "out": Path("x")}, ending="pruned").plot is None
+
+
 def test_without_matplotlib_the_extra_is_named(
     run: Any, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +435,20 @@ def test_the_trials_of_an_earlier_call_are_counted_unless_the_search_begins_anew
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1] == said
         assert ("going on after 3 trials of an earlier call" in lines) == (first == "score")
+
+
+def test_what_a_search_will_not_touch_is_named_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """By its layers' names, the first of many; nothing is said where everything can be pruned."""
+    with telling(is_quiet=False) as teller:
+        teller.say("left_whole", layers=())
+        teller.say("left_whole", layers=("stem", "gate"))
+        teller.say("left_whole", layers=tuple(f"gate{n}" for n in range(10)))
+    assert capsys.readouterr().err.splitlines() == [
+        "2 layers cannot be pruned and will keep all filters: stem, gate",
+        "10 layers cannot be pruned and will keep all filters: "
+        + ", ".join(f"gate{n}" for n in range(8))
+        + " and 2 more",
+    ]
 
 
 def test_a_trial_that_goes_on_in_its_middle_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeTrainer, picture, publish_factory
+from fakes import SIDE, FakeTrainer, picture, publish_factory
 from site_on_disk import Site, drop, drop_unlabelled
 
 from edgetune.cli.words import as_text, describe
@@ -21,6 +21,7 @@ from edgetune.daemon.service import DaemonService
 from edgetune.daemon.watching import WatchPolicy
 from edgetune.decide.drift import DriftPolicy
 from edgetune.errors import NotFoundError
+from edgetune.images import decode
 from edgetune.types import Quantity, RoundState, Split
 
 KNOWS = np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float32) * 0.02  # red is cat, green is dog; blue says nothing
@@ -101,9 +102,17 @@ def test_unlabelled_samples_are_answered_beside_the_service_and_asked_about(tmp_
             assert asked[0]["why"].startswith("margin 0.0")
             assert asked[0]["how"] == f"edgetune data label {asked[0]['sample']} CLASS"
             drawn = [row for row in answer["samples"] if row["guess"] is None]
-            assert "drawn at random for the hold-out, which has 0 of 10 labelled samples" in drawn[0]["why"]
+            assert "drawn at random for the hold-out (0 of 10 labelled)" in drawn[0]["why"]
             assert await service.data_next(count=len(dull)) == answer
+            shown = decode(await service.data_image(str(asked[0]["sample"])))
+            assert shown.size == (SIDE, SIDE)
+            labelled = await service.data_label(str(asked[0]["sample"]), "cat")
+            assert labelled["class_status"] == "accepted"
+            unknown = await service.data_label(str(asked[0]["sample"]), "unicorn")
+            assert unknown["class_status"] == "pending"
             await service.data_label(str(asked[0]["sample"]), "cat")
+            with pytest.raises(NotFoundError, match="there is no sample 99999"):
+                await service.data_image("99999")
             again = await service.data_next(count=100)
             assert asked[0]["sample"] not in {row["sample"] for row in again["samples"]}
 

@@ -19,7 +19,7 @@ from conftest_site import draft_manifest
 
 from edgetune.errors import ModelError, UnprunableError
 from edgetune.learn.export import artefact_files, check_export, served_module, stage
-from edgetune.learn.groups import CoupledGroup, overlaps
+from edgetune.learn.groups import CoupledGroup, left_whole, overlaps
 from edgetune.learn.network import (
     Network,
     count_macs,
@@ -353,9 +353,8 @@ def test_a_small_structure_is_pruned_where_it_can_be(form: str) -> None:
     network = Network(copy.deepcopy(Small(layers, middle)), "test:small", CLASSES, "head")
     groups = check_prunable(network, 16, 16)
     assert not overlaps(groups)
-    written = {member.layer for group in groups for member in group.members if member.is_output}
-    kept = {n for n, m in network.module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))} - written
-    assert kept == {"head", *(f"layers.{name}" for name in whole)}
+    kept = {name for name in left_whole(network.module, network.head, groups) if name != "layers.t"}
+    assert kept == {f"layers.{name}" for name in whole}
     made = cut_in_half(network, groups, 16)
     assert any(made.cut.removed)
     assert_same_answers(made.masked, network.module, 16)

@@ -130,6 +130,9 @@ class FakeService:
     async def rollback(self) -> dict[str, Any]:
         raise ConflictError("there is nothing to go back to")
 
+    async def data_image(self, sample: str) -> bytes:
+        return f"the image of {sample}".encode()
+
     def metrics(self) -> list[Any]:
         return [("edgetune_x", "gauge", 'a "b"\nc\\', [({"class": 'a"b\\c\nd'}, 1.5), ({"class": "u"}, None)])]
 

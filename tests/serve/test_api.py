@@ -310,6 +310,7 @@ def test_calls_carry_what_the_request_says(running: Running) -> None:
     assert client.post("/v1/models/3/promote")["args"] == [3]
     assert client.post("/v1/data/classes/K%C3%BCche/accept")["args"] == ["Küche"]
     assert client.post("/v1/data/samples/12/label", {"label": "cat"})["args"] == ["12", "cat"]
+    assert client.get("/v1/data/samples/12/image") == b"the image of 12"
     assert client.post("/v1/predictions/p/label", {"label": "dog"})["args"] == ["p", "dog"]
     assert client.post("/v1/data/purge", {"label": "cat"})["label"] == "cat"
     assert client.get("/v1/data/next", count=3) == {"called": "data_next", "args": [], "count": 3}
