@@ -28,7 +28,6 @@ from edgetune.images import ImageLimits
 from edgetune.serve.engine import Engine, rank
 from edgetune.store import questions
 from edgetune.store.buffer import Buffer
-from edgetune.store.database import transaction
 from edgetune.store.history import History
 from edgetune.store.models import Models
 from edgetune.types import BufferStats, LabelSource, Manifest, RoundKind, Verdict
@@ -234,7 +233,7 @@ class Returning:
             unlabelled=replace(memory.unlabelled, seen=seen),
             returned={**{each.label: (each.sightings, each.looked_at) for each in back}, **known},
         )
-        with transaction(self._buffer.database, "returning"):
+        with self._buffer.change("returning"):
             for sample, label in sightings:
                 if label in labels:
                     self._buffer.label(sample, label, LabelSource.FACTORY)

@@ -22,7 +22,7 @@ from edgetune.clock import Clock
 from edgetune.decide import imprinting
 from edgetune.decide.returning import SHOWN_MIN
 from edgetune.decide.trigger import Want
-from edgetune.errors import NotFoundError
+from edgetune.errors import EdgetuneError, NotFoundError
 from edgetune.store import durable
 from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
@@ -78,9 +78,10 @@ class RoundRecords:
         builders: Mapping[str, str],
         teacher: TeacherSource,
     ) -> RoundSpec:
-        """Choose and pin the samples, and make the round real by writing its spec."""
+        """Choose and pin the samples, and make the round real by writing its spec; no other round may be under way."""
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
+        self.release_orphans()
         is_imprint = want.kind is RoundKind.IMPRINT
         frozen = self._buffer.freeze(
             round_id, training_max=samples_max, unlabelled_max=0 if is_imprint else unlabelled_max
@@ -121,12 +122,12 @@ class RoundRecords:
         try:
             durable.make_dir(directory)
             durable.write_atomic(directory / "spec.json", to_json(spec, indent=1))
-        except OSError:
+            durable.faultpoint("round.spec_written")
+            self._begin(spec)
+        except (EdgetuneError, OSError):
+            durable.remove_dir(directory)  # without it there is no round; what it has pinned the next one lets go
             self._buffer.release(round_id, consumed=False)
-            durable.remove_dir(directory)
             raise
-        durable.faultpoint("round.spec_written")
-        self._begin(spec)
         return spec
 
     def imprints_tried(self) -> dict[str, int]:
@@ -155,7 +156,9 @@ class RoundRecords:
         return tuple(c for c in asked if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
 
     def open_round(self) -> RoundSpec | None:
-        """The round that has a spec and no end; clears up one that never got a spec."""
+        """The round that has a spec and no end; clears up one that never got a spec, and what was half removed."""
+        for gone in self._dir.glob("*.gone"):
+            durable.remove_dir(gone)
         numbers = self._on_disk()
         if not numbers:
             return None

@@ -8,6 +8,7 @@ history is a round under way; a published candidate that `models/current` names 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -87,6 +88,9 @@ class Rounds:
         self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()  # (round, what happened to it)
         self._lock = asyncio.Lock()  # one event at a time, whoever brings it: the tick or an operator's request
         self._fault: BaseException | None = None
+        self._unrecorded: Callable[[], Awaitable[None]] | None = (
+            None  # the end of a round that the database did not take
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._perform: dict[Action, Callable[[], Awaitable[None]]] = {
             Action.WRITE_SPEC: self._write_spec,
@@ -137,6 +141,8 @@ class Rounds:
     async def _look(self, verdict: Verdict, want: Want) -> None:
         now_s = self._clock.now_s()
         before = self.machine.state
+        if self._unrecorded is not None and not await self._is_recorded_now():
+            return
         while not self._arrived.empty():
             await self._take_arrived(*self._arrived.get_nowait())
         overdue = self._overdue(now_s)
@@ -144,8 +150,15 @@ class Rounds:
             await self._take(overdue)
         if self.machine.state is not before and self.machine.state is RoundState.IDLE:
             return  # `want` was asked for the world before this round ended
-        if self.machine.state is RoundState.COOLDOWN and want.is_wanted and want.kind is RoundKind.IMPRINT:
+        is_own = self.spec is None and self.want is not None and self.want.kind is RoundKind.IMPRINT
+        if (
+            self.machine.state is RoundState.COOLDOWN
+            and want.is_wanted
+            and want.kind is RoundKind.IMPRINT
+            and not is_own
+        ):
             # What failed before was another thing and still waits for the end of its cool-down, see `trigger.consider`.
+            # An imprint that could not even begin waits like any other round: nothing says what samples it had.
             await self._take(Event(kind=EventKind.COOLDOWN_OVER))
         if self.machine.state in (RoundState.IDLE, RoundState.HELD) and want.is_wanted:
             self.want = want
@@ -233,7 +246,7 @@ class Rounds:
             except _EXPECTED as error:
                 failed = _failed(action, error)
                 if failed is None:
-                    # What is promoted stays promoted; `recover` adds the record at the next start.
+                    # What is promoted stays promoted; the record is tried again at each tick, and at the next start.
                     await self._events.emit("round.unrecorded", str(error), level=logging.ERROR)
                     continue
                 self.machine = after if failed.kind is EventKind.START_FAILED else before
@@ -373,8 +386,10 @@ class Rounds:
     def _cool_down(self) -> None:
         self.failures += 1
         limits = self.settings
-        wait_s = min(limits.cooldown_max_s, limits.cooldown_s * limits.cooldown_factor ** (self.failures - 1))
-        self.cooldown_ends_s = self._time.now_s() + wait_s
+        wait_s = limits.cooldown_s
+        for _ in range(1, self.failures):  # a product that is too large is infinite, a power would raise
+            wait_s *= limits.cooldown_factor
+        self.cooldown_ends_s = self._time.now_s() + min(limits.cooldown_max_s, wait_s)
 
     async def _finish(self, spec: RoundSpec, ending: Event, *, is_promoted: bool) -> None:
         is_refused = ending.kind in (EventKind.REFUSED, EventKind.TIMED_OUT, EventKind.ACTION_FAILED)
@@ -385,7 +400,8 @@ class Rounds:
             self.failures = 0
         else:
             self._cool_down()
-        await self._store(
+        self._unrecorded = functools.partial(
+            self._store,
             self.records.end,
             spec,
             outcome=outcome,
@@ -397,12 +413,25 @@ class Rounds:
             ended_service_s=self._time.now_s(),
             is_consumed=(is_promoted or is_refused) and spec.kind is not RoundKind.IMPRINT,
         )
+        await self._unrecorded()
+        self._unrecorded = None
         await self._events.emit(
             "round.ended", f"round {spec.round_id} {outcome}: {ending.reason}", round=spec.round_id, outcome=outcome
         )
         candidates = (self._serving.served.version, self._serving.trial.fallback)
         protect = {version for version in candidates if version is not None}
         await self._store(self.records.tidy, keep=self.settings.versions_kept, protect=protect)
+
+    async def _is_recorded_now(self) -> bool:
+        """Try again what the database did not take. Until it does no round begins: the last one still holds its samples."""
+        assert self._unrecorded is not None
+        try:
+            await self._unrecorded()
+        except _EXPECTED:
+            return False
+        self._unrecorded = None
+        await self._events.emit("round.recorded", "the end of the last round is written down now")
+        return True
 
     def _name_of(self, ending: Event) -> str:
         if self.machine.is_cancelled or ending.kind is EventKind.CANCEL_ASKED:

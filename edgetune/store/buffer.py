@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ class Buffer:
         # Not execute(): that asks for the first step only, which frees one page.
         self.database.conn.executescript("PRAGMA incremental_vacuum")
         return evicted
+
+    def change(self, name: str) -> AbstractContextManager[None]:
+        """Several calls in one transaction, with whatever else is written to the database; `name` is for faultpoints."""
+        return self._contents.change(name)
 
     # --------------------------------------------------------------------------------------------------- samples
 

@@ -1,0 +1,153 @@
+"""The database refuses to be written for a while, in the middle of something: nothing is lost, and all goes on after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import publish_factory
+from site_on_disk import Site, drop, drop_unlabelled
+from test_daemon_returning import Forest
+
+from edgetune.daemon.round_records import RoundRecords
+from edgetune.types import RoundKind, RoundState
+
+S = RoundState
+RARE: dict[str, dict[str, Any]] = {"triggers": {"new_class_samples": 500}, "classes": {"accepted": ["owl"]}}
+
+
+async def refuse(site: Site, what: str) -> None:
+    """From now on SQLite refuses this statement, as with a full disk."""
+    refusal = f"CREATE TEMP TRIGGER refusal BEFORE {what} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+    await site.daemon.store(site.daemon.buffer.database.execute, refusal)
+
+
+async def allow(site: Site) -> None:
+    """There is room again."""
+    await site.daemon.store(site.daemon.buffer.database.execute, "DROP TRIGGER refusal")
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Play a scene."""
+    asyncio.run(work)
+
+
+def test_a_round_that_could_not_be_begun_holds_no_samples(tmp_path: Path) -> None:
+    """Its spec and its pins are gone with it, so that the next one is not refused for them."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await refuse(site, "INSERT ON rounds")
+            await site.take_all()
+            await site.until(S.COOLDOWN)
+            assert "database or disk is full" in site.daemon.rounds.machine.reason
+            assert await site.daemon.store(site.daemon.buffer.frozen_rounds) == ()
+            assert list((tmp_path / "state" / "rounds").glob("*/spec.json")) == []
+            await allow(site)
+            await site.until(S.IDLE, seconds=30)
+            await site.until_served(2)
+
+    run(play())
+
+
+def test_an_end_that_could_not_be_written_down_is_written_later(tmp_path: Path) -> None:
+    """The candidate is served meanwhile, and the next round waits for the record instead of failing."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await refuse(site, "UPDATE ON rounds WHEN NEW.ended_at_s IS NOT NULL")
+            await site.take_all()
+            await site.until_served(2)
+            drop(tmp_path, 60, start=100)
+            await site.take_all()
+            await site.tick(5)
+            assert site.daemon.serving.served.version == 2
+            assert len(site.trainers) == 1
+            await allow(site)
+            await site.until_served(3)
+            await site.tick(2)
+            rows = await site.daemon.store(site.daemon.history.rounds)
+            assert [(row["outcome"], row["ended_at_s"] is not None) for row in rows] == [("promoted", True)] * 2
+            assert site.daemon.rounds.failures == 0
+
+    run(play())
+
+
+def test_an_imprint_that_cannot_begin_waits_as_any_round_does(tmp_path: Path) -> None:
+    """It does not try at every tick."""
+
+    async def play() -> None:
+        drop(tmp_path, 30)
+        drop(tmp_path, 14, "owl")
+        async with Site(tmp_path, new_samples=1000, **RARE) as site:
+            await refuse(site, "INSERT ON freezes")
+            await site.take_all()
+            await site.tick(40)
+            assert site.daemon.want.kind is RoundKind.IMPRINT
+            tries = [e for e in await site.daemon.events.after(0, 1000) if e["kind"] == "round.cooldown"]
+            assert 1 <= len(tries) <= 2
+            await allow(site)
+            await site.tick(20, seconds=10)
+            await site.until_served(2)
+
+    run(play())
+
+
+def test_thousands_of_failures_in_a_row_are_counted(tmp_path: Path) -> None:
+    """The cool-down stays at its maximum; a power of the factor that is no number any more would end the daemon."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            site.daemon.rounds.failures = 5000
+            await refuse(site, "INSERT ON rounds")
+            await site.take_all()
+            await site.until(S.COOLDOWN)
+            left_s = site.daemon.rounds.cooldown_ends_s - site.daemon.service_time.now_s()
+            assert left_s == pytest.approx(24 * 3600, abs=60)
+
+    run(play())
+
+
+def test_what_the_factory_model_has_named_is_counted_once_it_is_written(tmp_path: Path) -> None:
+    """A commit that fails takes back the numbers in memory too."""
+
+    async def play() -> None:
+        async with Forest(tmp_path) as site:
+            await site.forget_owls()
+            await site.daemon.set_paused(True)
+            drop_unlabelled(tmp_path, 30, "owl")
+            await site.take_all()
+            await refuse(site, "UPDATE ON state WHEN NEW.key = 'returning'")
+            await site.daemon.set_paused(False)
+            await site.look()
+            assert await site.rows(label="owl") == []
+            assert await site.daemon.store(site.daemon.buffer.check) == []
+            assert (len(site.trainers), site.daemon.want.is_wanted) == (1, False), (
+                "no round for labels that are not there"
+            )
+            await allow(site)
+            await site.look()
+            assert len(await site.rows(label="owl")) >= 6
+            assert await site.daemon.store(site.daemon.buffer.check) == []
+
+    run(play())
+
+
+def test_a_directory_that_was_half_removed_is_gone_after_a_restart(tmp_path: Path) -> None:
+    """The power went while an old round was cleared away."""
+
+    async def play() -> None:
+        leftover = tmp_path / "state" / "rounds" / "0001.gone"
+        publish_factory(tmp_path / "state")
+        leftover.mkdir(parents=True)
+        (leftover / "trainer.log").write_text("of old")
+        async with Site(tmp_path):
+            assert not leftover.exists()
+
+    run(play())
