@@ -22,7 +22,7 @@ from edgetune.daemon.looking import Looks, remembered
 from edgetune.daemon.parts import Events, StoreThread
 from edgetune.daemon.serving import Serving
 from edgetune.decide import drift
-from edgetune.decide.drift import DriftPolicy, Watched
+from edgetune.decide.drift import DriftPolicy, Shift, Watched
 from edgetune.decide.estimate import Answered, Estimate, Unknown, calibrate, estimate, probabilities
 from edgetune.decide.trigger import Concern
 from edgetune.errors import EdgetuneError, ImageError, NoModelError
@@ -93,16 +93,27 @@ class Watching:
     async def concern(self, version: int | None) -> Concern | None:
         """Take note of what is served; what speaks for a round, and how many labels there are for it."""
         self._take_note(version)
-        memory, reasons = self._memory, []
-        if memory.low_since is not None and isinstance(self.estimate, Estimate):
-            reasons.append((memory.low_since, _low(self.estimate)))
-        if memory.watched.shift is not None:
-            reasons.append((memory.watched.shift.since, memory.watched.shift.reason))
-        if self.policy is None or not reasons:
+        low, shift, reasons = self._low(), self._shift(), []
+        if low is not None and self._memory.low_since is not None:
+            reasons.append((self._memory.low_since, _in_words(low)))
+        if shift is not None:
+            reasons.append((shift.since, shift.reason))
+        if not reasons:
             return None
         # The window of an estimate reaches further back than the change does; that of a shift is known better.
         labelled = await self._store(answers.new_labels_since, self._buffer, max(since for since, _ in reasons))
         return Concern(reason=reasons[0][1], labelled=labelled)
+
+    def _low(self) -> Estimate | None:
+        """The estimate, where it is too low by the policy of now, which may have changed since it was noticed."""
+        found, drop_max = self.estimate, None if self.policy is None else self.policy.drop_max
+        if self._memory.low_since is None or drop_max is None or not isinstance(found, Estimate):
+            return None
+        return found if found.is_below(drop_max) else None
+
+    def _shift(self) -> Shift | None:
+        """The change that stands, where anybody looks for one by the policy of now."""
+        return None if self.policy is None or self.policy.drift is None else self._memory.watched.shift
 
     def _take_note(self, version: int | None) -> None:
         if self._memory.version != version:
@@ -232,7 +243,7 @@ class Watching:
             return
         self._memory = after
         if (before.low_since is None) == is_low:
-            text = f"{_low(found)}; {_HOW}" if is_low else "the estimated accuracy is as it was again"
+            text = f"{_in_words(found)}; {_HOW}" if is_low else "the estimated accuracy is as it was again"
             await self._events.emit("estimate.low" if is_low else "estimate.recovered", text)
 
     def _commit_note(self, after: Memory, found: Estimate, *, is_kept: bool) -> None:
@@ -255,15 +266,15 @@ class Watching:
 
     def summary(self) -> dict[str, Any]:
         """What `status` shows."""
-        policy, watched, found = self.policy, self._memory.watched, self.estimate
+        policy, shift, found = self.policy, self._shift(), self.estimate
         why = "triggers.watch_interval is null" if policy is None else getattr(found, "why", "")
         return {
             "is_watched": policy is not None,
             "estimate": asdict(found) if isinstance(found, Estimate) and policy is not None else None,
             "why_unknown": why,
-            "is_low": self._memory.low_since is not None and isinstance(found, Estimate),
-            "shift": None if watched.shift is None else {**asdict(watched.shift), "reason": watched.shift.reason},
-            "reference": len(watched.reference),
+            "is_low": self._low() is not None,
+            "shift": None if shift is None else {**asdict(shift), "reason": shift.reason},
+            "reference": len(self._memory.watched.reference),
             "reference_wanted": policy.drift.warm_up if policy is not None and policy.drift is not None else None,
             "trouble": self._trouble,
         }
@@ -283,7 +294,7 @@ def _judge(
     return sharpness, estimate(unlabelled, labelled, sharpness)
 
 
-def _low(found: Estimate) -> str:
+def _in_words(found: Estimate) -> str:
     return (
         f"about {found.accuracy:.0%} of the last {found.unlabelled} unlabelled images are answered right, by the served"
         f" model's own confidence, and {found.labelled_accuracy:.0%} of the labelled ones"

@@ -185,6 +185,35 @@ def test_images_that_change_are_noticed_and_want_labels_and_then_a_round(tmp_pat
     run(play())
 
 
+def test_what_is_switched_off_speaks_for_no_round(tmp_path: Path) -> None:
+    """An alarm from before the reload neither, and status shows none."""
+
+    async def play() -> None:
+        async with Lookout(tmp_path, new_samples=1000) as site:
+            drop(tmp_path, 80)
+            drop_unlabelled(tmp_path, 70, "cat")
+            await site.take_all()
+            await site.look(8)
+            drop_dull(tmp_path, 80)
+            await site.take_all()
+            await site.look(8)
+            assert site.watching["shift"] is not None
+            assert site.watching["is_low"]
+            site.daemon.watching.policy = replace(POLICY, drift=None)
+            await site.tick()
+            assert site.watching["shift"] is None
+            assert site.daemon.want.reason.startswith("about ")
+            site.daemon.watching.policy = replace(POLICY, drift=None, drop_max=None)
+            await site.tick()
+            assert not site.watching["is_low"]
+            assert "20 new labels of such images" not in str(site.daemon.want.missing)
+            site.daemon.watching.policy = replace(POLICY, drift=None, drop_max=1.0)
+            await site.tick()
+            assert not site.watching["is_low"], "it is lower, but not by so much"
+
+    run(play())
+
+
 def test_a_fall_of_the_estimate_is_told_once_and_speaks_for_a_round(tmp_path: Path) -> None:
     """Below the accuracy on labelled samples by more than the margin, error bar and all."""
 
