@@ -17,7 +17,7 @@ from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.promotion import Promotion
 from edgetune.daemon.round_records import RoundRecords
-from edgetune.daemon.round_settings import RoundSettings, Trainer
+from edgetune.daemon.round_settings import RoundSettings, Trainer, forbidden
 from edgetune.daemon.serving import Serving
 from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
@@ -88,9 +88,7 @@ class Rounds:
         self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()  # (round, what happened to it)
         self._lock = asyncio.Lock()  # one event at a time, whoever brings it: the tick or an operator's request
         self._fault: BaseException | None = None
-        self._unrecorded: Callable[[], Awaitable[None]] | None = (
-            None  # the end of a round that the database did not take
-        )
+        self._unrecorded: Callable[[], None] | None = None  # the end of a round that the database did not take
         self._tasks: set[asyncio.Task[None]] = set()
         self._perform: dict[Action, Callable[[], Awaitable[None]]] = {
             Action.WRITE_SPEC: self._write_spec,
@@ -182,6 +180,9 @@ class Rounds:
 
     def _overdue(self, now_s: float) -> Event | None:
         state, for_s, limits = self.machine.state, now_s - self._entered_s, self.settings
+        may_send = state in (RoundState.TRAINING, RoundState.PAUSED, RoundState.SUSPENDED)
+        if may_send and self.spec is not None and (why := forbidden(self.spec, limits)):
+            return Event(kind=EventKind.CANCEL_ASKED, reason=why)
         if state in (RoundState.TRAINING, RoundState.PAUSED) and self.trained_s > limits.round_time_max_s:
             return Event(
                 kind=EventKind.DEADLINE_PASSED, reason=f"trained for {self.trained_s:.0f} s (budgets.round_time_max)"
@@ -400,12 +401,12 @@ class Rounds:
             self.failures = 0
         else:
             self._cool_down()
+        reason = self.machine.reason if self.machine.is_cancelled else ending.reason
         self._unrecorded = functools.partial(
-            self._store,
             self.records.end,
             spec,
             outcome=outcome,
-            message=ending.reason,
+            message=reason,
             decision=self._promotion.decision,
             trained_s=self.trained_s,
             trained_j=self.trained_j,
@@ -413,10 +414,10 @@ class Rounds:
             ended_service_s=self._time.now_s(),
             is_consumed=(is_promoted or is_refused) and spec.kind is not RoundKind.IMPRINT,
         )
-        await self._unrecorded()
+        await self._store(self._unrecorded)
         self._unrecorded = None
         await self._events.emit(
-            "round.ended", f"round {spec.round_id} {outcome}: {ending.reason}", round=spec.round_id, outcome=outcome
+            "round.ended", f"round {spec.round_id} {outcome}: {reason}", round=spec.round_id, outcome=outcome
         )
         candidates = (self._serving.served.version, self._serving.trial.fallback)
         protect = {version for version in candidates if version is not None}
@@ -426,7 +427,7 @@ class Rounds:
         """Try again what the database did not take. Until it does no round begins: the last one still holds its samples."""
         assert self._unrecorded is not None
         try:
-            await self._unrecorded()
+            await self._store(self._unrecorded)
         except _EXPECTED:
             return False
         self._unrecorded = None

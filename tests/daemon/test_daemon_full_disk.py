@@ -12,7 +12,6 @@ from fakes import publish_factory
 from site_on_disk import Site, drop, drop_unlabelled
 from test_daemon_returning import Forest
 
-from edgetune.daemon.round_records import RoundRecords
 from edgetune.types import RoundKind, RoundState
 
 S = RoundState
