@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgetune.daemon.core import Daemon
     from edgetune.serve.service import Metric
 
-_DIGEST_LENGTH = 64
+_NUMBER_LENGTH_MAX = 18  # what SQLite takes for a number; what is longer is a digest or nothing
 
 
 class DaemonService:
@@ -241,7 +241,7 @@ class DaemonService:
 
     async def data_label(self, sample: str, label: str) -> dict[str, Any]:
         """Say what a sample (its number or digest) shows."""
-        is_number = sample.isdecimal() and len(sample) < _DIGEST_LENGTH
+        is_number = sample.isdecimal() and len(sample) <= _NUMBER_LENGTH_MAX
         await self._daemon.store(
             self._daemon.buffer.label, int(sample) if is_number else sample, label, LabelSource.API
         )

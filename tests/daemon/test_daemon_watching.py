@@ -311,6 +311,9 @@ def test_what_is_purged_is_not_asked_about(tmp_path: Path) -> None:
             assert first not in {row["sample"] for row in (await service.data_next(count=100))["samples"]}
             with pytest.raises(NotFoundError, match="not in the buffer any more"):
                 await service.data_label(str(first), "cat")
+            for unheard_of in ("9" * 18, "9" * 19, "9" * 63, "0" * 64):
+                with pytest.raises(NotFoundError, match=f"no sample {unheard_of}"):
+                    await service.data_label(unheard_of, "cat")
             await service.data_purge(sample_id=None, digest=None, label=None, everything=True)
             assert (await service.data_next(count=5))["samples"] == []
             await site.look()
