@@ -241,8 +241,7 @@ class RoundRecords:
 
     def _begin(self, spec: RoundSpec) -> None:
         with transaction(self._buffer.database, "round.begin"):
-            if spec.kind is RoundKind.IMPRINT:
-                base = self._models.manifest(spec.base_version)
+            if spec.kind is RoundKind.IMPRINT and (base := self._base(spec)) is not None:
                 new = {
                     e.label: e.training for e in self._buffer.classes() if e.label in spec.classes[len(base.classes) :]
                 }
@@ -263,8 +262,15 @@ class RoundRecords:
     def _shown_in(self, spec: RoundSpec, unlabelled: Mapping[str, Any]) -> Mapping[str, int]:
         """How many samples of each class the candidate's weights have been shown, those that the teacher has named too."""
         if spec.kind is RoundKind.IMPRINT:  # they are the base's
-            return self.shown(self._models.manifest(spec.base_version))
+            base = self._base(spec)
+            return {} if base is None else self.shown(base)
         return _training_counts(spec) + Counter(unlabelled.get("by_class", {}))
+
+    def _base(self, spec: RoundSpec) -> Manifest | None:
+        """What a round begins with; None where it was lost since: the round will fail, and its record must not."""
+        with contextlib.suppress(EdgetuneError):
+            return self._models.manifest(spec.base_version)
+        return None
 
     def _on_disk(self) -> list[int]:
         if not self._dir.is_dir():
