@@ -223,7 +223,7 @@ class DaemonService:
             material,
             manifest,
             count=count,
-            sharpness=daemon.watching.sharpness,
+            sharpness=daemon.watching.sharpness_of(manifest.version),
             holdout=(holdout, wanted),
         )
 

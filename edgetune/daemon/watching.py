@@ -32,7 +32,7 @@ from edgetune.store.answers import AnsweredSample
 from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
 from edgetune.store.history import History
-from edgetune.types import Verdict
+from edgetune.types import Manifest, Mark, RoundKind, Verdict
 
 _STATE_KEY = "watching"
 _BATCH = 32  # images of one look
@@ -56,6 +56,7 @@ class Memory:
     """What outlives a restart."""
 
     version: int | None = None  # the served version that all of it is about
+    bases: tuple[int, ...] = ()  # those that it was imprinted on, one after the other: what they answered was counted
     watched: Watched = field(default_factory=Watched)
     unkept: int = 0  # answers since an estimate was last kept
     low_since: int | None = None  # the first sample of the window whose estimate was too low
@@ -82,6 +83,7 @@ class Watching:
         self._clock, self._serving, self._image_limits = clock, serving, image_limits
         self._memory = Memory()
         self._sharpness = 1.0
+        self._settled: tuple[int, ...] = ()  # outputs of the version that are not provisional
         self._estimated: tuple[Any, ...] = ()  # what the estimate was made from
         self._looks = Looks(clock)
         self._trouble = ""
@@ -90,9 +92,9 @@ class Watching:
         """Go on from where the last run was."""
         self._memory = await remembered(self._store, self._history, _STATE_KEY, Memory, Memory())
 
-    async def concern(self, version: int | None) -> Concern | None:
+    async def concern(self, manifest: Manifest | None) -> Concern | None:
         """Take note of what is served; what speaks for a round, and how many labels there are for it."""
-        self._take_note(version)
+        self._take_note(manifest)
         low, shift, reasons = self._low(), self._shift(), []
         if low is not None and self._memory.low_since is not None:
             reasons.append((self._memory.low_since, _in_words(low)))
@@ -115,10 +117,24 @@ class Watching:
         """The change that stands, where anybody looks for one by the policy of now."""
         return None if self.policy is None or self.policy.drift is None else self._memory.watched.shift
 
-    def _take_note(self, version: int | None) -> None:
-        if self._memory.version != version:
-            self._memory = Memory(version=version)
-            self.estimate, self._estimated, self._sharpness = Unknown("this version is new"), (), 1.0
+    def _take_note(self, manifest: Manifest | None) -> None:
+        """
+        What is remembered is about one version; an imprinted one has its base's outputs, and classes of its own beside them.
+
+        So the watch for drift goes on: it looks at these outputs alone, and counts no image again. The estimate does not:
+        an image may be answered with the new class by now.
+        """
+        version, before = None if manifest is None else manifest.version, self._memory
+        marks = {} if manifest is None else manifest.marks
+        known = () if manifest is None else manifest.classes
+        self._settled = tuple(i for i, label in enumerate(known) if marks.get(label) != Mark.PROVISIONAL.value)
+        if before.version == version:
+            return
+        self._memory = Memory(version=version)
+        base = manifest.parent if manifest is not None and manifest.kind == RoundKind.IMPRINT.value else None
+        if base is not None and base == before.version:
+            self._memory = replace(before, version=version, bases=(*before.bases, base), unkept=0)
+        self.estimate, self._estimated, self._sharpness = Unknown("this version is new"), (), 1.0
 
     # ------------------------------------------------------------------------------------------------- looking
 
@@ -182,7 +198,7 @@ class Watching:
     async def _keep(self, said: Sequence[tuple[int, bytes | None]], policy: WatchPolicy) -> None:
         """Keep the answers with what the watch for drift makes of them, and tell."""
         before = self._memory
-        after = await self._store(self._commit, before, said, policy)
+        after = await self._store(self._commit, before, said, policy, self._settled)
         if self._memory is not before:
             return
         self._memory = after
@@ -192,15 +208,20 @@ class Watching:
         elif was is not None and now is None:
             await self._events.emit("drift.passed", "the images are as at the version's beginning again")
 
-    def _commit(self, before: Memory, said: Sequence[tuple[int, bytes | None]], policy: WatchPolicy) -> Memory:
-        """On the store's thread."""
+    def _commit(
+        self, before: Memory, said: Sequence[tuple[int, bytes | None]], policy: WatchPolicy, settled: Sequence[int]
+    ) -> Memory:
+        """On the store's thread; `settled` are the outputs that are not provisional."""
         assert before.version is not None
         with transaction(self._buffer.database, "watching"):
+            counted = answers.answered_by(self._buffer, before.bases, [sample for sample, _ in said])
             kept = answers.record(self._buffer, before.version, said)
             watched = before.watched
             if policy.drift is not None:
-                for sample in answers.first_of_groups(self._buffer, before.version, kept):
-                    watched = drift.after(watched, sample, max(probabilities(kept[sample])), policy.drift)
+                for sample in answers.first_of_groups(self._buffer, (before.version, *before.bases), kept):
+                    if sample not in counted:
+                        confidence = max(probabilities([kept[sample][output] for output in settled]))
+                        watched = drift.after(watched, sample, confidence, policy.drift)
             after = replace(before, watched=watched, unkept=before.unkept + len(kept))
             self._history.set_state(_STATE_KEY, after)
         return after
@@ -255,13 +276,8 @@ class Watching:
 
     # ------------------------------------------------------------------------------------------------- telling
 
-    @property
-    def sharpness(self) -> float:
-        """The calibration of the served version's confidence."""
-        return self._sharpness
-
     def sharpness_of(self, version: int) -> float:
-        """The same of a version; 1 where that is not the one that is watched."""
+        """The calibration of a version's confidence; 1 where that is not the one that is watched."""
         return self._sharpness if self._memory.version == version else 1.0
 
     def summary(self) -> dict[str, Any]:

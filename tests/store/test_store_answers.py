@@ -124,9 +124,9 @@ def test_only_the_first_of_a_group_is_no_twin(buffer: Buffer) -> None:
     """Also when the others come in a later look."""
     buffer.add([sample(n, group=f"scene {n // 4}") for n in range(12)])
     record(buffer, 1, 1, 2, 3, 5)
-    assert answers.first_of_groups(buffer, 1, [1, 2, 3, 5]) == [1, 5]
+    assert answers.first_of_groups(buffer, (1,), [1, 2, 3, 5]) == [1, 5]
     record(buffer, 1, 4, 6, 9)
-    assert answers.first_of_groups(buffer, 1, [4, 6, 9]) == [9]
+    assert answers.first_of_groups(buffer, (1,), [4, 6, 9]) == [9]
 
 
 def test_the_hold_out_is_drawn_at_random_and_not_by_doubt(buffer: Buffer) -> None:
