@@ -341,7 +341,9 @@ def test_an_imprinted_version_goes_on_with_the_watch_of_its_base(tmp_path: Path,
             assert {said[sample] for sample in unlabelled} == {2}
             assert site.daemon.watching._memory.watched == before, "each of them was counted by the base"
             assert site.watching["shift"] == shift
-            assert "of 50 answers to labelled" in site.watching["why_unknown"], "what it is estimated from is there again"
+            assert "of 50 answers to labelled" in site.watching["why_unknown"], (
+                "what it is estimated from is there again"
+            )
             drop_unlabelled(tmp_path, 60, "cat", start=100)
             await site.take_all()
             await site.look(4)

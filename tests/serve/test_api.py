@@ -417,7 +417,13 @@ def test_tcp_is_a_members_right_and_not_for_web_pages(tmp_path: Path, version_di
         assert status("GET", "/v1/status") == 200
         assert status("POST", "/v1/pause") == 403
         assert status("GET", "/v1/status", Origin="http://evil.example") == 403
-        for host in ("evil.example", "localhost.evil.example", "127.evil.example:80", "127.0.0.1.evil.example", "[::1]x"):
+        for host in (
+            "evil.example",
+            "localhost.evil.example",
+            "127.evil.example:80",
+            "127.0.0.1.evil.example",
+            "[::1]x",
+        ):
             assert status("GET", "/v1/status", Host=host) == 403, host
         for host in ("localhost", "127.0.0.1:8090", "127.1.2.3", "[::1]:80"):
             assert status("GET", "/v1/status", Host=host) == 200, host
