@@ -294,7 +294,8 @@ class Buffer:
             round_id: the round that holds them.
             classes: only these, of the accepted ones; None: all accepted ones.
             training_max: at most so many training samples, the newest, as evenly over the classes as there are.
-            unlabelled_max: at most so many training samples without a label, the newest; None: all.
+            unlabelled_max: at most so many training samples without a label, those that no round has used first, and of
+                them the newest; None: all.
 
         Returns:
             Labelled samples of all three splits and unlabelled ones for training, in the order of their ids.
