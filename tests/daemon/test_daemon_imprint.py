@@ -197,6 +197,38 @@ def test_what_a_person_took_back_is_not_imprinted_again(tmp_path: Path) -> None:
     run(play())
 
 
+def test_an_imprint_does_not_end_the_probation_of_its_base(tmp_path: Path) -> None:
+    """What that version is measured against stays: it can still be taken back, and a roll-back takes back both."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, **RARE) as site:
+            await site.take_all()
+            await site.until_served(2)
+            await site.tick(2)
+            first = (await site.daemon.status())["probation"]
+            assert (first["version"], first["fallback"]) == (2, 1)
+            site.daemon.serving.trial._record["baseline"]["feedback"] = 100
+            site.daemon.serving.trial._record["baseline"]["feedback_correct"] = 95
+            drop(tmp_path, 14, "owl")
+            await site.take_all()
+            await site.until_served(3)
+            await site.tick(2)
+        async with Site(tmp_path, **RARE) as site:
+            second = (await site.daemon.status())["probation"]
+            assert (second["version"], second["fallback"]) == (3, 1)
+            assert second["ends_in_s"] > 3500, "it is watched as long as any version"
+            service = DaemonService(site.daemon)
+            for i in range(20):
+                answer = await service.predict(picture(COLOURS["cat"], i), top_k=1)
+                wrong = "dog" if answer.label == "cat" else "cat"
+                await service.label_prediction(answer.prediction_id, wrong)
+            await site.tick(2, seconds=11)
+            assert site.daemon.serving.served.version == 1
+
+    run(play())
+
+
 def test_without_hold_out_samples_of_the_known_classes_nothing_is_imprinted(tmp_path: Path) -> None:
     """The gate would refuse it."""
 
