@@ -231,19 +231,22 @@ class Watching:
         memory = self._memory
         assert memory.version is not None
         recent, judged = await self._store(self._read, memory.version, policy.window)
-        made_from = (memory.version, tuple(a.sample for a in recent), tuple((a.sample, a.label) for a in judged))
+        judgements = tuple((answer.sample, answer.label) for answer in judged)
+        made_from = (memory.version, tuple(answer.sample for answer in recent), judgements, policy.drop_max)
         manifest = self._serving.manifest()
         if made_from == self._estimated or manifest is None or manifest.version != memory.version:
             return
-        is_recalibrated = made_from[2] != (self._estimated or (None, None, None))[2]
+        is_recalibrated = judgements != (self._estimated or (None, None, None))[2]
         sharpness, found = await asyncio.to_thread(
             _judge, recent, judged, manifest.classes, None if is_recalibrated else self._sharpness
         )
         if self._memory is not memory:
             return
-        self._sharpness, self.estimate, self._estimated = sharpness, found, made_from
+        self._sharpness, self.estimate = sharpness, found
         if isinstance(found, Estimate):
             await self._note(found, recent[0].sample, policy)
+        if self._memory.version == memory.version:
+            self._estimated = made_from  # not before it is written what it means
 
     def _read(self, version: int, window: int) -> tuple[list[AnsweredSample], list[AnsweredSample]]:
         return answers.recent(self._buffer, version, window), answers.judged(self._buffer, version, _JUDGED_MAX)
