@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from fakes import publish_factory
 from site_on_disk import Site, drop, drop_unlabelled
 from test_daemon_returning import Forest
+from test_daemon_watching import POLICY, Lookout, drop_dull
 
+from edgetune.store.predictions import PredictionRow
 from edgetune.types import RoundKind, RoundState
 
 S = RoundState
@@ -148,5 +151,51 @@ def test_a_directory_that_was_half_removed_is_gone_after_a_restart(tmp_path: Pat
         (leftover / "trainer.log").write_text("of old")
         async with Site(tmp_path):
             assert not leftover.exists()
+
+    run(play())
+
+
+def test_a_fall_of_the_estimate_that_could_not_be_written_is_told_at_the_next_look(tmp_path: Path) -> None:
+    """The estimate is the same then, but nobody has been told."""
+
+    async def play() -> None:
+        async with Lookout(tmp_path, replace(POLICY, drift=None), new_samples=1000) as site:
+            drop(tmp_path, 80)
+            drop_dull(tmp_path, 80)
+            await refuse(site, "UPDATE ON state WHEN json_extract(NEW.value, '$.low_since') IS NOT NULL")
+            await site.take_all()
+            await site.look(12)
+            assert await site.events("estimate.low") == []
+            await allow(site)
+            await site.look(2)
+            assert len(await site.events("estimate.low")) == 1
+            site.daemon.watching.policy = replace(POLICY, drift=None, drop_max=1.0)
+            await site.look()
+            assert len(await site.events("estimate.recovered")) == 1, "by the policy of now"
+
+    run(play())
+
+
+def test_predictions_that_cannot_be_written_hold_little_memory(tmp_path: Path) -> None:
+    """The newest images are kept for a later label, the others let go; the answers stay."""
+
+    async def play() -> None:
+        async with Site(tmp_path) as site:
+            await refuse(site, "INSERT ON predictions")
+            serving = site.daemon.serving
+            for i in range(100):
+                serving._unsaved.append(
+                    PredictionRow(prediction_id=str(i), model_version=1, label="cat", confidence=1.0, wall_s=1.0,
+                                  digest="0" * 64, image=bytes(2**20), width=8, height=8)
+                )  # fmt: skip
+            await site.tick()
+            assert "the database cannot be written" in str((await site.daemon.status())["warnings"])
+            assert len(serving._unsaved) == 100
+            kept = [row.prediction_id for row in serving._unsaved if row.image is not None]
+            assert kept == [str(i) for i in range(100 - len(kept), 100)]
+            assert sum(len(row.image or b"") for row in serving._unsaved) <= 32 * 2**20
+            await allow(site)
+            await site.tick()
+            assert serving._unsaved == []
 
     run(play())
