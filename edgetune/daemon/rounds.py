@@ -8,6 +8,7 @@ history is a round under way; a published candidate that `models/current` names 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -23,7 +24,7 @@ from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
 from edgetune.decide.trigger import Want
 from edgetune.device.energy import EnergyMeter
-from edgetune.errors import EdgetuneError, NoSamplesError
+from edgetune.errors import EdgetuneError, NoSamplesError, StoreError
 from edgetune.store.history import History
 from edgetune.store.models import Models
 from edgetune.types import (
@@ -87,6 +88,7 @@ class Rounds:
         self._outcome = TrainerOutcome.FAILED
         self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()  # (round, what happened to it)
         self._lock = asyncio.Lock()  # one event at a time, whoever brings it: the tick or an operator's request
+        self._is_saved = True
         self._fault: BaseException | None = None
         self._unrecorded: Callable[[], None] | None = None  # the end of a round that the database did not take
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,6 +120,8 @@ class Rounds:
         if self._fault is not None:
             raise self._fault
         async with self._lock:
+            if not self._is_saved:
+                await self._save_now_or_later()
             self._count(power)
             await self._look(verdict, want)
 
@@ -258,7 +262,8 @@ class Rounds:
             self._entered_s = self._clock.now_s()
             await self._say(before, after)
         if after.state is not before.state or after.is_cancelled != before.is_cancelled:
-            await self.save()
+            self._is_saved = False
+            await self._save_now_or_later()
 
     async def _do(self, action: Action, event: Event) -> None:
         self._event = event
@@ -270,6 +275,12 @@ class Rounds:
             f"round.{after.state.value}",
             f"{number}{before.state.value} -> {after.state.value}" + (f": {after.reason}" if after.reason else ""),
         )
+
+    async def _save_now_or_later(self) -> None:
+        """A full disk stops no round and no service: `tick` tries again."""
+        with contextlib.suppress(StoreError):
+            await self.save()
+            self._is_saved = True
 
     async def save(self) -> None:
         """Keep what cannot be read from the disk otherwise."""

@@ -345,6 +345,8 @@ class Serving:
             return
         try:
             await self.change_to(fallback, f"rolled back by itself: {reason}", is_by_hand=False, from_version=version)
+        except StoreError:
+            raise  # it is tried again
         except (EdgetuneError, OSError) as error:
             text = (
                 f"version {version} should be rolled back ({reason}), but version {fallback} cannot be served: {error}"

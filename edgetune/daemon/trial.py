@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import Any
 
 from edgetune.daemon.parts import ServiceTime, StoreThread
 from edgetune.decide import probation
 from edgetune.decide.probation import Observed, ProbationPolicy, ProbationVerdict
+from edgetune.errors import StoreError
 from edgetune.store.history import History
 
 _KEY = "probation"
@@ -59,10 +61,11 @@ class Trial:
             await self._store(self._history.set_state, _KEY, self._record)
 
     async def end(self) -> None:
-        """Watch no more."""
+        """Watch no more; what a full disk leaves behind of it ends at the next start's first look."""
         if self._record is not None:
             self._record = None
-            await self._store(self._history.set_state, _KEY, None)
+            with contextlib.suppress(StoreError):
+                await self._store(self._history.set_state, _KEY, None)
 
     def is_due(self) -> bool:
         """Whether it is time to look again."""

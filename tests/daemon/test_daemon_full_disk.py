@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import publish_factory
-from site_on_disk import Site, drop, drop_unlabelled
+from fakes import FakeTrainer, picture, publish_factory
+from site_on_disk import COLOURS, Site, drop, drop_unlabelled
 from test_daemon_returning import Forest
 from test_daemon_watching import POLICY, Lookout, drop_dull
 
+from edgetune.daemon.service import DaemonService
+from edgetune.errors import StoreError
 from edgetune.store.predictions import PredictionRow
 from edgetune.types import RoundKind, RoundState
 
@@ -197,5 +200,63 @@ def test_predictions_that_cannot_be_written_hold_little_memory(tmp_path: Path) -
             await allow(site)
             await site.tick()
             assert serving._unsaved == []
+
+    run(play())
+
+
+@pytest.mark.parametrize("what", ["UPDATE ON state", "INSERT ON state", "INSERT ON events", "INSERT ON freezes"])
+def test_a_full_disk_ends_no_tick(tmp_path: Path, what: str) -> None:
+    """Whatever a round, a cancelling operator or the end of a probation has to write down: it is late, and serving goes on."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True)) as site:
+            await site.take_all()
+            await refuse(site, what)
+            await site.tick(5)
+            await site.tick(5, seconds=100)
+            with contextlib.suppress(StoreError):
+                await site.daemon.cancel()
+            await site.tick(10, seconds=100)
+            await allow(site)
+            site.daemon.rounds._make_trainer = lambda: FakeTrainer(site.clock)
+            for _ in range(100):
+                if site.daemon.serving.served.version == 2:
+                    break
+                await site.tick(seconds=1 if site.state in (S.TRAINING, S.VERIFYING) else 1000)
+                await asyncio.sleep(0.01)
+            await site.tick(5)
+            assert (await site.daemon.status())["probation"]["version"] == 2
+            await refuse(site, what)
+            await site.tick(5, seconds=3600)
+            await allow(site)
+            await site.tick(3, seconds=100)
+            assert site.daemon.serving.trial.version is None
+            assert site.daemon.trouble == ""
+
+    run(play())
+
+
+def test_a_roll_back_that_a_full_disk_prevents_comes_when_there_is_room(tmp_path: Path) -> None:
+    """The version stays on trial until then."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path) as site:
+            await site.take_all()
+            await site.until_served(2)
+            await site.tick(2)
+            assert site.daemon.serving.trial._record is not None
+            site.daemon.serving.trial._record["baseline"] |= {"feedback": 100, "feedback_correct": 95}
+            service = DaemonService(site.daemon)
+            for i in range(20):
+                answer = await service.predict(picture(COLOURS["cat"], i), top_k=1)
+                await service.label_prediction(answer.prediction_id, "dog" if answer.label == "cat" else "cat")
+            await refuse(site, "INSERT ON state WHEN NEW.key = 'generation'")
+            await site.tick(3, seconds=11)
+            assert (site.daemon.serving.served.version, site.daemon.serving.trial.version) == (2, 2)
+            await allow(site)
+            await site.tick(2, seconds=11)
+            assert (site.daemon.serving.served.version, site.daemon.serving.trial.version) == (1, None)
 
     run(play())
