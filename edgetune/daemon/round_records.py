@@ -44,6 +44,7 @@ from edgetune.wire import from_json, to_json
 
 _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
+_TO_GO_ON_WITH = ("checkpoint*", "search*", "candidate*")  # of a round's directory: as large as a few models
 _TRIED_KEY = "imprints_tried"
 _NAMED = 3  # classes, the most contradicted ones
 _MANY = 0.2  # of a class's labels contradicted, where they are suspected and not only told
@@ -229,10 +230,10 @@ class RoundRecords:
             self._buffer.release(spec.round_id, consumed=is_consumed)
 
     def tidy(self, *, keep: int, protect: set[int]) -> list[int]:
-        """Drop checkpoints of ended rounds, the directories of old rounds, and old versions; returns the versions."""
+        """Drop what ended rounds kept to go on with, the directories of old rounds, and old versions; returns the versions."""
         numbers = self._on_disk()
         for number in numbers:
-            for path in self.directory(number).glob("checkpoint*"):
+            for path in [path for name in _TO_GO_ON_WITH for path in self.directory(number).glob(name)]:
                 durable.remove_dir(path) if path.is_dir() else durable.remove_file(path)
         for number in numbers[:-_ROUND_DIRS_KEPT]:
             durable.remove_dir(self.directory(number))
