@@ -115,6 +115,11 @@ class Rounds:
         """Whether a trainer process exists."""
         return self.trainer is not None
 
+    @property
+    def is_unrecorded(self) -> bool:
+        """Whether the database has not taken the end of the last round yet."""
+        return self._unrecorded is not None
+
     async def tick(self, verdict: Verdict, want: Want, power: Measurement | None) -> None:
         """Turn what has happened since the last tick into events and take them; `power` is the board's now, in watts."""
         if self._fault is not None:
@@ -439,8 +444,11 @@ class Rounds:
         assert self._unrecorded is not None
         try:
             await self._store(self._unrecorded)
-        except _EXPECTED:
+        except (StoreError, OSError):
             return False
+        except EdgetuneError:
+            self._unrecorded = None  # there is no row to write it into, nor will there be
+            return True
         self._unrecorded = None
         await self._events.emit("round.recorded", "the end of the last round is written down now")
         return True

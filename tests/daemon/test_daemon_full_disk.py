@@ -73,12 +73,33 @@ def test_an_end_that_could_not_be_written_down_is_written_later(tmp_path: Path) 
             await site.tick(5)
             assert site.daemon.serving.served.version == 2
             assert len(site.trainers) == 1
+            assert "no other begins before it is" in str((await site.daemon.status())["warnings"])
             await allow(site)
             await site.until_served(3)
+            assert (await site.daemon.status())["warnings"] == []
             await site.tick(2)
             rows = await site.daemon.store(site.daemon.history.rounds)
             assert [(row["outcome"], row["ended_at_s"] is not None) for row in rows] == [("promoted", True)] * 2
             assert site.daemon.rounds.failures == 0
+
+    run(play())
+
+
+def test_a_round_without_a_row_holds_no_other_up(tmp_path: Path) -> None:
+    """What can never be written is given up."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True)) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            await site.daemon.store(site.daemon.buffer.database.execute, "DELETE FROM rounds")
+            site.daemon.rounds._make_trainer = lambda: FakeTrainer(site.clock)
+            site.trainers[0].finish()
+            await site.until_served(2)
+            drop(tmp_path, 60, start=100)
+            await site.take_all()
+            await site.until_served(3)
 
     run(play())
 
