@@ -43,7 +43,7 @@ class Considering:
         last_s = await self._store(self._history.get_state, "last_round_ended_s")
         manifest = self._serving.manifest()
         returned = await self._returning.refresh(manifest, stats)
-        concern = await self._watching.concern(None if manifest is None else manifest.version)
+        concern = await self._watching.concern(manifest)
         return trigger.consider(
             stats,
             settings.trigger_policy(config),

@@ -312,7 +312,6 @@ class Daemon:
         is_round_active = now not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN)
         await self.returning.tick(self.verdict, is_round_active=is_round_active)
         await self.watching.tick(self.verdict, is_round_active=is_round_active)
-        await self.serving.check_probation(self.rounds.settings.probation)
         if self.serving.rejecting.is_idle:
             await asyncio.to_thread(self.serving.rejecting.tidy)
         await self._keep_books(reading)
@@ -323,6 +322,7 @@ class Daemon:
     async def _keep_books(self, reading: Reading) -> None:
         """Write what may wait: a full disk or a locked database delays it and stops nothing."""
         try:
+            await self.serving.check_probation(self.rounds.settings.probation)
             await self.serving.flush()
             await self.store(self.history.record_reading, reading)
             await self.serving.settle(self.clock.now_s() - self.started_s)

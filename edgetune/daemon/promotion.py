@@ -14,7 +14,7 @@ from edgetune.errors import ConflictError, EdgetuneError, ModelError
 from edgetune.serve.engine import Engine
 from edgetune.store import durable
 from edgetune.store.models import Models
-from edgetune.types import GateDecision, GatePolicy, Manifest, RoundSpec
+from edgetune.types import GateDecision, GatePolicy, Manifest, RoundKind, RoundSpec
 
 
 class Promotion:
@@ -99,7 +99,13 @@ class Promotion:
 
     async def start_probation(self, spec: RoundSpec, duration_s: float) -> None:
         """Watch the new version against the one it replaced."""
-        await self._serving.trial.start(spec.candidate_version, spec.base_version, self._baseline, duration_s)
+        await self._serving.trial.start(
+            spec.candidate_version,
+            spec.base_version,
+            self._baseline,
+            duration_s,
+            is_imprint=spec.kind is RoundKind.IMPRINT,
+        )
 
     async def quarantine(self, spec: RoundSpec, why: str) -> None:
         """Take a refused candidate away, if it was published at all."""

@@ -23,12 +23,11 @@ from edgetune.daemon.round_records import RoundRecords
 from edgetune.daemon.serving import Serving
 from edgetune.decide import returning
 from edgetune.decide.returning import Returned, ReturnPolicy, Sighted
-from edgetune.errors import EdgetuneError, ImageError
+from edgetune.errors import EdgetuneError, ImageError, NoModelError
 from edgetune.images import ImageLimits
 from edgetune.serve.engine import Engine, rank
 from edgetune.store import questions
 from edgetune.store.buffer import Buffer
-from edgetune.store.database import transaction
 from edgetune.store.history import History
 from edgetune.store.models import Models
 from edgetune.types import BufferStats, LabelSource, Manifest, RoundKind, Verdict
@@ -169,6 +168,8 @@ class Returning:
             )
             # More controls wait: what they will say is not known yet.
             await self._conclude(after, policy, is_judged=len(new[1]) < _BATCH)
+        except NoModelError:
+            pass  # another version is served by now, or none: the next look is about that
         except (EdgetuneError, OSError) as error:
             if str(error) != self._trouble:
                 text = f"the factory model cannot be asked whether absent classes are back: {error}"
@@ -195,15 +196,17 @@ class Returning:
 
     def _ask(self, factory: Engine, image: bytes, policy: ReturnPolicy) -> str | None:
         """The absent class that the factory model sees and the served one does not; on the loading thread."""
-        try:
-            decoded = images.decode(image, self._image_limits)
-        except ImageError:
-            return None
-        pixels = images.to_input(decoded, factory.manifest.preprocess)
-        (best,) = rank(factory.predict(pixels[None])[0], factory.classes, 1)
-        if not returning.is_worth_asking(best, self.absent, policy):
-            return None
         with self._serving.served.use() as served:
+            if served.version != self._memory.version:
+                raise NoModelError
+            try:
+                decoded = images.decode(image, self._image_limits)
+            except ImageError:
+                return None
+            pixels = images.to_input(decoded, factory.manifest.preprocess)
+            (best,) = rank(factory.predict(pixels[None])[0], factory.classes, 1)
+            if not returning.is_worth_asking(best, self.absent, policy):
+                return None
             pixels = images.to_input(decoded, served.manifest.preprocess)
             ((answer, _),) = rank(served.predict(pixels[None])[0], served.classes, 1)
         return None if answer == best[0] else best[0]
@@ -234,7 +237,7 @@ class Returning:
             unlabelled=replace(memory.unlabelled, seen=seen),
             returned={**{each.label: (each.sightings, each.looked_at) for each in back}, **known},
         )
-        with transaction(self._buffer.database, "returning"):
+        with self._buffer.change("returning"):
             for sample, label in sightings:
                 if label in labels:
                     self._buffer.label(sample, label, LabelSource.FACTORY)

@@ -22,7 +22,7 @@ from edgetune.clock import Clock
 from edgetune.decide import imprinting
 from edgetune.decide.returning import SHOWN_MIN
 from edgetune.decide.trigger import Want
-from edgetune.errors import NotFoundError
+from edgetune.errors import EdgetuneError, NotFoundError
 from edgetune.store import durable
 from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
@@ -44,6 +44,7 @@ from edgetune.wire import from_json, to_json
 
 _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
+_TO_GO_ON_WITH = ("checkpoint*", "search*", "candidate*")  # of a round's directory: as large as a few models
 _TRIED_KEY = "imprints_tried"
 _NAMED = 3  # classes, the most contradicted ones
 _MANY = 0.2  # of a class's labels contradicted, where they are suspected and not only told
@@ -78,9 +79,10 @@ class RoundRecords:
         builders: Mapping[str, str],
         teacher: TeacherSource,
     ) -> RoundSpec:
-        """Choose and pin the samples, and make the round real by writing its spec."""
+        """Choose and pin the samples, and make the round real by writing its spec; no other round may be under way."""
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
+        self.release_orphans()
         is_imprint = want.kind is RoundKind.IMPRINT
         frozen = self._buffer.freeze(
             round_id, training_max=samples_max, unlabelled_max=0 if is_imprint else unlabelled_max
@@ -121,12 +123,12 @@ class RoundRecords:
         try:
             durable.make_dir(directory)
             durable.write_atomic(directory / "spec.json", to_json(spec, indent=1))
-        except OSError:
+            durable.faultpoint("round.spec_written")
+            self._begin(spec)
+        except (EdgetuneError, OSError):
+            durable.remove_dir(directory)  # without it there is no round; what it has pinned the next one lets go
             self._buffer.release(round_id, consumed=False)
-            durable.remove_dir(directory)
             raise
-        durable.faultpoint("round.spec_written")
-        self._begin(spec)
         return spec
 
     def imprints_tried(self) -> dict[str, int]:
@@ -155,7 +157,9 @@ class RoundRecords:
         return tuple(c for c in asked if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
 
     def open_round(self) -> RoundSpec | None:
-        """The round that has a spec and no end; clears up one that never got a spec."""
+        """The round that has a spec and no end; clears up one that never got a spec, and what was half removed."""
+        for gone in self._dir.glob("*.gone"):
+            durable.remove_dir(gone)
         numbers = self._on_disk()
         if not numbers:
             return None
@@ -226,10 +230,10 @@ class RoundRecords:
             self._buffer.release(spec.round_id, consumed=is_consumed)
 
     def tidy(self, *, keep: int, protect: set[int]) -> list[int]:
-        """Drop checkpoints of ended rounds, the directories of old rounds, and old versions; returns the versions."""
+        """Drop what ended rounds kept to go on with, the directories of old rounds, and old versions; returns the versions."""
         numbers = self._on_disk()
         for number in numbers:
-            for path in self.directory(number).glob("checkpoint*"):
+            for path in [path for name in _TO_GO_ON_WITH for path in self.directory(number).glob(name)]:
                 durable.remove_dir(path) if path.is_dir() else durable.remove_file(path)
         for number in numbers[:-_ROUND_DIRS_KEPT]:
             durable.remove_dir(self.directory(number))
@@ -238,8 +242,7 @@ class RoundRecords:
 
     def _begin(self, spec: RoundSpec) -> None:
         with transaction(self._buffer.database, "round.begin"):
-            if spec.kind is RoundKind.IMPRINT:
-                base = self._models.manifest(spec.base_version)
+            if spec.kind is RoundKind.IMPRINT and (base := self._base(spec)) is not None:
                 new = {
                     e.label: e.training for e in self._buffer.classes() if e.label in spec.classes[len(base.classes) :]
                 }
@@ -260,8 +263,15 @@ class RoundRecords:
     def _shown_in(self, spec: RoundSpec, unlabelled: Mapping[str, Any]) -> Mapping[str, int]:
         """How many samples of each class the candidate's weights have been shown, those that the teacher has named too."""
         if spec.kind is RoundKind.IMPRINT:  # they are the base's
-            return self.shown(self._models.manifest(spec.base_version))
+            base = self._base(spec)
+            return {} if base is None else self.shown(base)
         return _training_counts(spec) + Counter(unlabelled.get("by_class", {}))
+
+    def _base(self, spec: RoundSpec) -> Manifest | None:
+        """What a round begins with; None where it was lost since: the round will fail, and its record must not."""
+        with contextlib.suppress(EdgetuneError):
+            return self._models.manifest(spec.base_version)
+        return None
 
     def _on_disk(self) -> list[int]:
         if not self._dir.is_dir():

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from edgetune.decide.probation import ProbationPolicy
 from edgetune.device.trainer_process import Progress, TrainerEnd
-from edgetune.types import GatePolicy, Recipe, TeacherSource
+from edgetune.types import GatePolicy, Recipe, RoundSpec, TeacherSource
 
 
 class Trainer(Protocol):
@@ -73,3 +73,15 @@ class RoundSettings:
     cooldown_s: float
     cooldown_factor: float
     cooldown_max_s: float
+
+
+def forbidden(spec: RoundSpec, settings: RoundSettings) -> str:
+    """Why a round may not go on: it would send to a server what the configuration does not allow any more; empty: it may."""
+    allowed, wanted = settings.teacher, spec.teacher
+    if wanted.kind != "server":
+        return ""
+    if (allowed.kind, allowed.server, allowed.ca_file) != (wanted.kind, wanted.server, wanted.ca_file):
+        return f"{wanted.server} is not the teacher any more (training.teacher)"
+    if not settings.learns_unlabelled and any(sample.label is None for sample in spec.samples):
+        return "it has unlabelled images to send, and training.unlabelled is ignore by now"
+    return ""

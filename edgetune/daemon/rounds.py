@@ -8,6 +8,8 @@ history is a round under way; a published candidate that `models/current` names 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -16,13 +18,13 @@ from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.promotion import Promotion
 from edgetune.daemon.round_records import RoundRecords
-from edgetune.daemon.round_settings import RoundSettings, Trainer
+from edgetune.daemon.round_settings import RoundSettings, Trainer, forbidden
 from edgetune.daemon.serving import Serving
 from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
 from edgetune.decide.trigger import Want
 from edgetune.device.energy import EnergyMeter
-from edgetune.errors import EdgetuneError, NoSamplesError
+from edgetune.errors import EdgetuneError, NoSamplesError, StoreError
 from edgetune.store.history import History
 from edgetune.store.models import Models
 from edgetune.types import (
@@ -86,7 +88,9 @@ class Rounds:
         self._outcome = TrainerOutcome.FAILED
         self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()  # (round, what happened to it)
         self._lock = asyncio.Lock()  # one event at a time, whoever brings it: the tick or an operator's request
+        self._is_saved = True
         self._fault: BaseException | None = None
+        self._unrecorded: Callable[[], None] | None = None  # the end of a round that the database did not take
         self._tasks: set[asyncio.Task[None]] = set()
         self._perform: dict[Action, Callable[[], Awaitable[None]]] = {
             Action.WRITE_SPEC: self._write_spec,
@@ -111,11 +115,18 @@ class Rounds:
         """Whether a trainer process exists."""
         return self.trainer is not None
 
+    @property
+    def is_unrecorded(self) -> bool:
+        """Whether the database has not taken the end of the last round yet."""
+        return self._unrecorded is not None
+
     async def tick(self, verdict: Verdict, want: Want, power: Measurement | None) -> None:
         """Turn what has happened since the last tick into events and take them; `power` is the board's now, in watts."""
         if self._fault is not None:
             raise self._fault
         async with self._lock:
+            if not self._is_saved:
+                await self._save_now_or_later()
             self._count(power)
             await self._look(verdict, want)
 
@@ -137,6 +148,8 @@ class Rounds:
     async def _look(self, verdict: Verdict, want: Want) -> None:
         now_s = self._clock.now_s()
         before = self.machine.state
+        if self._unrecorded is not None and not await self._is_recorded_now():
+            return
         while not self._arrived.empty():
             await self._take_arrived(*self._arrived.get_nowait())
         overdue = self._overdue(now_s)
@@ -144,8 +157,15 @@ class Rounds:
             await self._take(overdue)
         if self.machine.state is not before and self.machine.state is RoundState.IDLE:
             return  # `want` was asked for the world before this round ended
-        if self.machine.state is RoundState.COOLDOWN and want.is_wanted and want.kind is RoundKind.IMPRINT:
+        is_own = self.spec is None and self.want is not None and self.want.kind is RoundKind.IMPRINT
+        if (
+            self.machine.state is RoundState.COOLDOWN
+            and want.is_wanted
+            and want.kind is RoundKind.IMPRINT
+            and not is_own
+        ):
             # What failed before was another thing and still waits for the end of its cool-down, see `trigger.consider`.
+            # An imprint that could not even begin waits like any other round: nothing says what samples it had.
             await self._take(Event(kind=EventKind.COOLDOWN_OVER))
         if self.machine.state in (RoundState.IDLE, RoundState.HELD) and want.is_wanted:
             self.want = want
@@ -169,6 +189,9 @@ class Rounds:
 
     def _overdue(self, now_s: float) -> Event | None:
         state, for_s, limits = self.machine.state, now_s - self._entered_s, self.settings
+        may_send = state in (RoundState.TRAINING, RoundState.PAUSED, RoundState.SUSPENDED)
+        if may_send and self.spec is not None and (why := forbidden(self.spec, limits)):
+            return Event(kind=EventKind.CANCEL_ASKED, reason=why)
         if state in (RoundState.TRAINING, RoundState.PAUSED) and self.trained_s > limits.round_time_max_s:
             return Event(
                 kind=EventKind.DEADLINE_PASSED, reason=f"trained for {self.trained_s:.0f} s (budgets.round_time_max)"
@@ -233,7 +256,7 @@ class Rounds:
             except _EXPECTED as error:
                 failed = _failed(action, error)
                 if failed is None:
-                    # What is promoted stays promoted; `recover` adds the record at the next start.
+                    # What is promoted stays promoted; the record is tried again at each tick, and at the next start.
                     await self._events.emit("round.unrecorded", str(error), level=logging.ERROR)
                     continue
                 self.machine = after if failed.kind is EventKind.START_FAILED else before
@@ -244,7 +267,8 @@ class Rounds:
             self._entered_s = self._clock.now_s()
             await self._say(before, after)
         if after.state is not before.state or after.is_cancelled != before.is_cancelled:
-            await self.save()
+            self._is_saved = False
+            await self._save_now_or_later()
 
     async def _do(self, action: Action, event: Event) -> None:
         self._event = event
@@ -256,6 +280,12 @@ class Rounds:
             f"round.{after.state.value}",
             f"{number}{before.state.value} -> {after.state.value}" + (f": {after.reason}" if after.reason else ""),
         )
+
+    async def _save_now_or_later(self) -> None:
+        """A full disk stops no round and no service: `tick` tries again."""
+        with contextlib.suppress(StoreError):
+            await self.save()
+            self._is_saved = True
 
     async def save(self) -> None:
         """Keep what cannot be read from the disk otherwise."""
@@ -373,8 +403,10 @@ class Rounds:
     def _cool_down(self) -> None:
         self.failures += 1
         limits = self.settings
-        wait_s = min(limits.cooldown_max_s, limits.cooldown_s * limits.cooldown_factor ** (self.failures - 1))
-        self.cooldown_ends_s = self._time.now_s() + wait_s
+        wait_s = limits.cooldown_s
+        for _ in range(1, self.failures):  # a product that is too large is infinite, a power would raise
+            wait_s *= limits.cooldown_factor
+        self.cooldown_ends_s = self._time.now_s() + min(limits.cooldown_max_s, wait_s)
 
     async def _finish(self, spec: RoundSpec, ending: Event, *, is_promoted: bool) -> None:
         is_refused = ending.kind in (EventKind.REFUSED, EventKind.TIMED_OUT, EventKind.ACTION_FAILED)
@@ -385,11 +417,12 @@ class Rounds:
             self.failures = 0
         else:
             self._cool_down()
-        await self._store(
+        reason = self.machine.reason if self.machine.is_cancelled else ending.reason
+        self._unrecorded = functools.partial(
             self.records.end,
             spec,
             outcome=outcome,
-            message=ending.reason,
+            message=reason,
             decision=self._promotion.decision,
             trained_s=self.trained_s,
             trained_j=self.trained_j,
@@ -397,12 +430,28 @@ class Rounds:
             ended_service_s=self._time.now_s(),
             is_consumed=(is_promoted or is_refused) and spec.kind is not RoundKind.IMPRINT,
         )
+        await self._store(self._unrecorded)
+        self._unrecorded = None
         await self._events.emit(
-            "round.ended", f"round {spec.round_id} {outcome}: {ending.reason}", round=spec.round_id, outcome=outcome
+            "round.ended", f"round {spec.round_id} {outcome}: {reason}", round=spec.round_id, outcome=outcome
         )
         candidates = (self._serving.served.version, self._serving.trial.fallback)
         protect = {version for version in candidates if version is not None}
         await self._store(self.records.tidy, keep=self.settings.versions_kept, protect=protect)
+
+    async def _is_recorded_now(self) -> bool:
+        """Try again what the database did not take. Until it does no round begins: the last one still holds its samples."""
+        assert self._unrecorded is not None
+        try:
+            await self._store(self._unrecorded)
+        except (StoreError, OSError):
+            return False
+        except EdgetuneError:
+            self._unrecorded = None  # there is no row to write it into, nor will there be
+            return True
+        self._unrecorded = None
+        await self._events.emit("round.recorded", "the end of the last round is written down now")
+        return True
 
     def _name_of(self, ending: Event) -> str:
         if self.machine.is_cancelled or ending.kind is EventKind.CANCEL_ASKED:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgetune.daemon.core import Daemon
     from edgetune.serve.service import Metric
 
-_DIGEST_LENGTH = 64
+_NUMBER_LENGTH_MAX = 18  # what SQLite takes for a number; what is longer is a digest or nothing
 
 
 class DaemonService:
@@ -223,7 +223,7 @@ class DaemonService:
             material,
             manifest,
             count=count,
-            sharpness=daemon.watching.sharpness,
+            sharpness=daemon.watching.sharpness_of(manifest.version),
             holdout=(holdout, wanted),
         )
 
@@ -269,4 +269,4 @@ class DaemonService:
 
 
 def _number_or_digest(sample: str) -> int | str:
-    return int(sample) if sample.isdecimal() and len(sample) < _DIGEST_LENGTH else sample
+    return int(sample) if sample.isdecimal() and len(sample) <= _NUMBER_LENGTH_MAX else sample

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ _DEATHS_WITHIN_S = 600.0
 _LATENCIES_KEPT = 1024
 _LINEAGE_KEPT = 50
 _UNSAVED_MAX = 10_000  # predictions kept for a database that cannot be written just now
+_UNSAVED_BYTES_MAX = 32 * 2**20  # of their images, the newest
 
 
 @dataclass(slots=True)
@@ -203,11 +204,13 @@ class Serving:
         """
         started_ns = time.perf_counter_ns()
 
-        def work() -> tuple[Engine, tuple[tuple[str, float], ...], bytes | None, int, Second | None]:
+        def work() -> tuple[Engine, tuple[tuple[str, float], ...], tuple[bytes, str] | None, int, Second | None]:
             with self.served.use() as engine:
                 decoded = images.decode(image, self._image_limits)
                 pixels = images.to_input(decoded, engine.manifest.preprocess)
-                kept = images.encode(decoded, engine.manifest.preprocess) if self._keep_images and record else None
+                kept = None
+                if self._keep_images and record:
+                    kept = images.encode(decoded, engine.manifest.preprocess), images.digest(image)
                 logits = engine.predict(pixels[None])
                 top = rank(logits[0], engine.classes, top_k)
                 answered_ns = time.perf_counter_ns()
@@ -225,8 +228,8 @@ class Serving:
                     label=top[0][0],
                     confidence=top[0][1],
                     wall_s=self._clock.wall_s(),
-                    digest=images.digest(image) if kept else None,
-                    image=kept,
+                    digest=kept[1] if kept else None,
+                    image=kept[0] if kept else None,
                     width=engine.manifest.preprocess.width if kept else 0,
                     height=engine.manifest.preprocess.height if kept else 0,
                 )
@@ -278,7 +281,7 @@ class Serving:
             try:
                 await self._store(self._buffer.record_predictions, rows)
             except StoreError:
-                self._unsaved = [*rows, *self._unsaved][-_UNSAVED_MAX:]
+                self._unsaved = _with_few_images([*rows, *self._unsaved][-_UNSAVED_MAX:])
                 raise
 
     # ------------------------------------------------------------------------------------- promoting, going back
@@ -342,6 +345,8 @@ class Serving:
             return
         try:
             await self.change_to(fallback, f"rolled back by itself: {reason}", is_by_hand=False, from_version=version)
+        except StoreError:
+            raise  # it is tried again
         except (EdgetuneError, OSError) as error:
             text = (
                 f"version {version} should be rolled back ({reason}), but version {fallback} cannot be served: {error}"
@@ -420,3 +425,12 @@ class Serving:
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(work))
+
+
+def _with_few_images(rows: list[PredictionRow]) -> list[PredictionRow]:
+    """The same predictions, oldest first, without the images for which there is no room in memory."""
+    left, kept = _UNSAVED_BYTES_MAX, []
+    for row in reversed(rows):
+        left -= len(row.image or b"")
+        kept.append(row if left >= 0 else replace(row, image=None, digest=None, width=0, height=0))
+    return kept[::-1]

@@ -222,6 +222,8 @@ def _warnings(daemon: Daemon) -> list[str]:
             warnings.append(f"{daemon.inbox.quarantined} bad files lie in the quarantine: edgetune data quarantine")
     if daemon.trouble:
         warnings.append(f"the database cannot be written: {daemon.trouble}")
+    if daemon.rounds.is_unrecorded:
+        warnings.append("the end of the last round could not be written down; no other begins before it is")
     warnings += [f"the sample buffer is damaged: {problem}" for problem in daemon.damage]
     if daemon.restart_keys:
         warnings.append(f"changed in the configuration, in force after a restart: {', '.join(daemon.restart_keys)}")

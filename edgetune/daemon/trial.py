@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import Any
 
 from edgetune.daemon.parts import ServiceTime, StoreThread
 from edgetune.decide import probation
 from edgetune.decide.probation import Observed, ProbationPolicy, ProbationVerdict
+from edgetune.errors import StoreError
 from edgetune.store.history import History
 
 _KEY = "probation"
@@ -40,23 +42,30 @@ class Trial:
         """Service seconds left."""
         return None if self._record is None else max(0.0, float(self._record["ends_s"]) - self._time.now_s())
 
-    async def start(self, version: int, fallback: int, baseline: Observed, duration_s: float) -> None:
-        """Watch a version for `duration_s` of service time; a trial of the same version goes on as it was."""
+    async def start(
+        self, version: int, fallback: int, baseline: Observed, duration_s: float, *, is_imprint: bool = False
+    ) -> None:
+        """
+        Watch a version for `duration_s` of service time; a trial of the same version goes on as it was.
+
+        An imprinted version is its base with a class more: where the base was on trial itself, it is measured against what
+        that was measured against, and a roll-back takes both back.
+        """
         if duration_s <= 0:
             await self.end()
         elif self.version != version:
-            now_s = self._time.now_s()
-            self._record = {
-                "version": version, "fallback": fallback, "started_s": now_s, "ends_s": now_s + duration_s,
-                "baseline": asdict(baseline),
-            }  # fmt: skip
+            now_s, measure = self._time.now_s(), {"fallback": fallback, "baseline": asdict(baseline)}
+            if is_imprint and self._record is not None and self.version == fallback:
+                measure = {name: self._record[name] for name in measure}
+            self._record = {"version": version, **measure, "started_s": now_s, "ends_s": now_s + duration_s}
             await self._store(self._history.set_state, _KEY, self._record)
 
     async def end(self) -> None:
-        """Watch no more."""
+        """Watch no more; what a full disk leaves behind of it ends at the next start's first look."""
         if self._record is not None:
             self._record = None
-            await self._store(self._history.set_state, _KEY, None)
+            with contextlib.suppress(StoreError):
+                await self._store(self._history.set_state, _KEY, None)
 
     def is_due(self) -> bool:
         """Whether it is time to look again."""

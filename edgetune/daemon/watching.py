@@ -22,7 +22,7 @@ from edgetune.daemon.looking import Looks, remembered
 from edgetune.daemon.parts import Events, StoreThread
 from edgetune.daemon.serving import Serving
 from edgetune.decide import drift
-from edgetune.decide.drift import DriftPolicy, Watched
+from edgetune.decide.drift import DriftPolicy, Shift, Watched
 from edgetune.decide.estimate import Answered, Estimate, Unknown, calibrate, estimate, probabilities
 from edgetune.decide.trigger import Concern
 from edgetune.errors import EdgetuneError, ImageError, NoModelError
@@ -32,7 +32,7 @@ from edgetune.store.answers import AnsweredSample
 from edgetune.store.buffer import Buffer
 from edgetune.store.database import transaction
 from edgetune.store.history import History
-from edgetune.types import Verdict
+from edgetune.types import Manifest, Mark, RoundKind, Verdict
 
 _STATE_KEY = "watching"
 _BATCH = 32  # images of one look
@@ -56,6 +56,7 @@ class Memory:
     """What outlives a restart."""
 
     version: int | None = None  # the served version that all of it is about
+    bases: tuple[int, ...] = ()  # those that it was imprinted on, one after the other: what they answered was counted
     watched: Watched = field(default_factory=Watched)
     unkept: int = 0  # answers since an estimate was last kept
     low_since: int | None = None  # the first sample of the window whose estimate was too low
@@ -82,6 +83,7 @@ class Watching:
         self._clock, self._serving, self._image_limits = clock, serving, image_limits
         self._memory = Memory()
         self._sharpness = 1.0
+        self._settled: tuple[int, ...] = ()  # outputs of the version that are not provisional
         self._estimated: tuple[Any, ...] = ()  # what the estimate was made from
         self._looks = Looks(clock)
         self._trouble = ""
@@ -90,24 +92,49 @@ class Watching:
         """Go on from where the last run was."""
         self._memory = await remembered(self._store, self._history, _STATE_KEY, Memory, Memory())
 
-    async def concern(self, version: int | None) -> Concern | None:
+    async def concern(self, manifest: Manifest | None) -> Concern | None:
         """Take note of what is served; what speaks for a round, and how many labels there are for it."""
-        self._take_note(version)
-        memory, reasons = self._memory, []
-        if memory.low_since is not None and isinstance(self.estimate, Estimate):
-            reasons.append((memory.low_since, _low(self.estimate)))
-        if memory.watched.shift is not None:
-            reasons.append((memory.watched.shift.since, memory.watched.shift.reason))
-        if self.policy is None or not reasons:
+        self._take_note(manifest)
+        low, shift, reasons = self._low(), self._shift(), []
+        if low is not None and self._memory.low_since is not None:
+            reasons.append((self._memory.low_since, _in_words(low)))
+        if shift is not None:
+            reasons.append((shift.since, shift.reason))
+        if not reasons:
             return None
         # The window of an estimate reaches further back than the change does; that of a shift is known better.
         labelled = await self._store(answers.new_labels_since, self._buffer, max(since for since, _ in reasons))
         return Concern(reason=reasons[0][1], labelled=labelled)
 
-    def _take_note(self, version: int | None) -> None:
-        if self._memory.version != version:
-            self._memory = Memory(version=version)
-            self.estimate, self._estimated, self._sharpness = Unknown("this version is new"), (), 1.0
+    def _low(self) -> Estimate | None:
+        """The estimate, where it is too low by the policy of now, which may have changed since it was noticed."""
+        found, drop_max = self.estimate, None if self.policy is None else self.policy.drop_max
+        if self._memory.low_since is None or drop_max is None or not isinstance(found, Estimate):
+            return None
+        return found if found.is_below(drop_max) else None
+
+    def _shift(self) -> Shift | None:
+        """The change that stands, where anybody looks for one by the policy of now."""
+        return None if self.policy is None or self.policy.drift is None else self._memory.watched.shift
+
+    def _take_note(self, manifest: Manifest | None) -> None:
+        """
+        What is remembered is about one version; an imprinted one has its base's outputs, and classes of its own beside them.
+
+        So the watch for drift goes on: it looks at these outputs alone, and counts no image again. The estimate does not:
+        an image may be answered with the new class by now.
+        """
+        version, before = None if manifest is None else manifest.version, self._memory
+        marks = {} if manifest is None else manifest.marks
+        known = () if manifest is None else manifest.classes
+        self._settled = tuple(i for i, label in enumerate(known) if marks.get(label) != Mark.PROVISIONAL.value)
+        if before.version == version:
+            return
+        self._memory = Memory(version=version)
+        base = manifest.parent if manifest is not None and manifest.kind == RoundKind.IMPRINT.value else None
+        if base is not None and base == before.version:
+            self._memory = replace(before, version=version, bases=(*before.bases, base), unkept=0)
+        self.estimate, self._estimated, self._sharpness = Unknown("this version is new"), (), 1.0
 
     # ------------------------------------------------------------------------------------------------- looking
 
@@ -171,7 +198,7 @@ class Watching:
     async def _keep(self, said: Sequence[tuple[int, bytes | None]], policy: WatchPolicy) -> None:
         """Keep the answers with what the watch for drift makes of them, and tell."""
         before = self._memory
-        after = await self._store(self._commit, before, said, policy)
+        after = await self._store(self._commit, before, said, policy, self._settled)
         if self._memory is not before:
             return
         self._memory = after
@@ -181,15 +208,20 @@ class Watching:
         elif was is not None and now is None:
             await self._events.emit("drift.passed", "the images are as at the version's beginning again")
 
-    def _commit(self, before: Memory, said: Sequence[tuple[int, bytes | None]], policy: WatchPolicy) -> Memory:
-        """On the store's thread."""
+    def _commit(
+        self, before: Memory, said: Sequence[tuple[int, bytes | None]], policy: WatchPolicy, settled: Sequence[int]
+    ) -> Memory:
+        """On the store's thread; `settled` are the outputs that are not provisional."""
         assert before.version is not None
         with transaction(self._buffer.database, "watching"):
+            counted = answers.answered_by(self._buffer, before.bases, [sample for sample, _ in said])
             kept = answers.record(self._buffer, before.version, said)
             watched = before.watched
             if policy.drift is not None:
-                for sample in answers.first_of_groups(self._buffer, before.version, kept):
-                    watched = drift.after(watched, sample, max(probabilities(kept[sample])), policy.drift)
+                for sample in answers.first_of_groups(self._buffer, (before.version, *before.bases), kept):
+                    if sample not in counted:
+                        confidence = max(probabilities([kept[sample][output] for output in settled]))
+                        watched = drift.after(watched, sample, confidence, policy.drift)
             after = replace(before, watched=watched, unkept=before.unkept + len(kept))
             self._history.set_state(_STATE_KEY, after)
         return after
@@ -199,19 +231,22 @@ class Watching:
         memory = self._memory
         assert memory.version is not None
         recent, judged = await self._store(self._read, memory.version, policy.window)
-        made_from = (memory.version, tuple(a.sample for a in recent), tuple((a.sample, a.label) for a in judged))
+        judgements = tuple((answer.sample, answer.label) for answer in judged)
+        made_from = (memory.version, tuple(answer.sample for answer in recent), judgements, policy.drop_max)
         manifest = self._serving.manifest()
         if made_from == self._estimated or manifest is None or manifest.version != memory.version:
             return
-        is_recalibrated = made_from[2] != (self._estimated or (None, None, None))[2]
+        is_recalibrated = judgements != (self._estimated or (None, None, None))[2]
         sharpness, found = await asyncio.to_thread(
             _judge, recent, judged, manifest.classes, None if is_recalibrated else self._sharpness
         )
         if self._memory is not memory:
             return
-        self._sharpness, self.estimate, self._estimated = sharpness, found, made_from
+        self._sharpness, self.estimate = sharpness, found
         if isinstance(found, Estimate):
             await self._note(found, recent[0].sample, policy)
+        if self._memory.version == memory.version:
+            self._estimated = made_from  # not before it is written what it means
 
     def _read(self, version: int, window: int) -> tuple[list[AnsweredSample], list[AnsweredSample]]:
         return answers.recent(self._buffer, version, window), answers.judged(self._buffer, version, _JUDGED_MAX)
@@ -232,7 +267,7 @@ class Watching:
             return
         self._memory = after
         if (before.low_since is None) == is_low:
-            text = f"{_low(found)}; {_HOW}" if is_low else "the estimated accuracy is as it was again"
+            text = f"{_in_words(found)}; {_HOW}" if is_low else "the estimated accuracy is as it was again"
             await self._events.emit("estimate.low" if is_low else "estimate.recovered", text)
 
     def _commit_note(self, after: Memory, found: Estimate, *, is_kept: bool) -> None:
@@ -244,26 +279,21 @@ class Watching:
 
     # ------------------------------------------------------------------------------------------------- telling
 
-    @property
-    def sharpness(self) -> float:
-        """The calibration of the served version's confidence."""
-        return self._sharpness
-
     def sharpness_of(self, version: int) -> float:
-        """The same of a version; 1 where that is not the one that is watched."""
+        """The calibration of a version's confidence; 1 where that is not the one that is watched."""
         return self._sharpness if self._memory.version == version else 1.0
 
     def summary(self) -> dict[str, Any]:
         """What `status` shows."""
-        policy, watched, found = self.policy, self._memory.watched, self.estimate
+        policy, shift, found = self.policy, self._shift(), self.estimate
         why = "triggers.watch_interval is null" if policy is None else getattr(found, "why", "")
         return {
             "is_watched": policy is not None,
             "estimate": asdict(found) if isinstance(found, Estimate) and policy is not None else None,
             "why_unknown": why,
-            "is_low": self._memory.low_since is not None and isinstance(found, Estimate),
-            "shift": None if watched.shift is None else {**asdict(watched.shift), "reason": watched.shift.reason},
-            "reference": len(watched.reference),
+            "is_low": self._low() is not None,
+            "shift": None if shift is None else {**asdict(shift), "reason": shift.reason},
+            "reference": len(self._memory.watched.reference),
             "reference_wanted": policy.drift.warm_up if policy is not None and policy.drift is not None else None,
             "trouble": self._trouble,
         }
@@ -283,7 +313,7 @@ def _judge(
     return sharpness, estimate(unlabelled, labelled, sharpness)
 
 
-def _low(found: Estimate) -> str:
+def _in_words(found: Estimate) -> str:
     return (
         f"about {found.accuracy:.0%} of the last {found.unlabelled} unlabelled images are answered right, by the served"
         f" model's own confidence, and {found.labelled_accuracy:.0%} of the labelled ones"

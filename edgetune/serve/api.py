@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from edgetune.serve.work_api import WorkApi
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_LOOPBACK_NAMES = ("localhost", "127.", "[::1]")
+_LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,6 @@ def _authorise(request: Request, endpoint: ApiEndpoint) -> None:
 def _refuse_browsers(request: Request) -> None:
     """A web page can make a browser on this board send requests to the loopback address; it cannot hide that."""
     host = request.headers.get("host", "")
-    if "origin" in request.headers or not host.startswith(_LOOPBACK_NAMES):
+    if "origin" in request.headers or not _LOOPBACK_HOST.fullmatch(host):
         hint = "use the address itself, without a browser: http://127.0.0.1:PORT"
         raise ForbiddenError("requests of web pages are refused", hint=hint)

@@ -14,6 +14,7 @@ from edgetune.serve.service import Service
 from edgetune.types import Split
 
 _LIST_MAX = 10_000
+_NUMBER_MAX = 2**53
 _NEXT_MAX = 100  # its cost grows with the square
 
 
@@ -72,6 +73,8 @@ class DataApi:
         chosen = [name for name, value in fields.items() if value is not False]
         if len(chosen) != 1:
             raise UsageError(f"say exactly one of {', '.join(kinds)}")
+        if not 0 <= fields.get("sample_id", 0) <= _NUMBER_MAX:
+            raise UsageError(f"sample_id is {fields['sample_id']}; it has to lie between 0 and {_NUMBER_MAX}")
         return JSONResponse(
             await self._service.data_purge(
                 sample_id=fields.get("sample_id"),

@@ -8,6 +8,7 @@ image cannot be read) the row says so with NULL, and the sample is not asked abo
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Iterable, Sequence
@@ -55,10 +56,11 @@ def unanswered(buffer: Buffer, version: int, *, is_labelled: bool, newest: int, 
         newest: older samples than so many are passed over, so that a long queue does not hide what is seen now.
         limit: at most so many.
     """
-    wanted = _JUDGED if is_labelled else _UNLABELLED
+    # Left to itself SQLite takes an index by class and sorts all that have none.
+    samples = f"samples WHERE {_JUDGED}" if is_labelled else f"samples INDEXED BY samples_nameless WHERE {_UNLABELLED}"
     with explained():
         rows = buffer.database.execute(
-            f"SELECT id FROM (SELECT id FROM samples WHERE {wanted} ORDER BY id DESC LIMIT ?)"  # noqa: S608 - text from above
+            f"SELECT id FROM (SELECT id FROM {samples} ORDER BY id DESC LIMIT ?)"  # noqa: S608 - text from above
             " WHERE NOT EXISTS (SELECT 1 FROM answers WHERE sample_id = id AND model_version = ?) ORDER BY id LIMIT ?",
             (newest, version, limit),
         )
@@ -88,16 +90,29 @@ def record(buffer: Buffer, version: int, answers: Sequence[tuple[int, bytes | No
 _IS_UNLABELLED = "SELECT 1 FROM answers WHERE sample_id = ? AND NOT was_labelled"
 
 
-def first_of_groups(buffer: Buffer, version: int, samples: Iterable[int]) -> list[int]:
-    """Those of these unlabelled samples that no other of their group was answered before."""
+def answered_by(buffer: Buffer, versions: Sequence[int], samples: Sequence[int]) -> set[int]:
+    """Those of these samples whose answer is one of these versions' and was given when they had no label."""
     with explained():
-        return [sample for sample in samples if not scalar(buffer.database, _TWIN_BEFORE, (sample, version))]
+        rows = buffer.database.execute(
+            "SELECT sample_id FROM answers WHERE sample_id IN (SELECT value FROM json_each(?))"
+            " AND model_version IN (SELECT value FROM json_each(?)) AND NOT was_labelled AND logits IS NOT NULL",
+            (json.dumps(list(samples)), json.dumps(list(versions))),
+        )
+        return {row[0] for row in rows}
+
+
+def first_of_groups(buffer: Buffer, versions: Sequence[int], samples: Iterable[int]) -> list[int]:
+    """Those of these unlabelled samples that no other of their group was answered before, by any of these versions."""
+    wanted = json.dumps(list(versions))
+    with explained():
+        return [sample for sample in samples if not scalar(buffer.database, _TWIN_BEFORE, (sample, wanted))]
 
 
 _TWIN_BEFORE = """
     SELECT 1 FROM samples AS this JOIN samples AS twin ON twin.group_name = this.group_name AND twin.id < this.id
     JOIN answers ON sample_id = twin.id
-    WHERE this.id = ? AND model_version = ? AND NOT was_labelled AND logits IS NOT NULL LIMIT 1
+    WHERE this.id = ? AND model_version IN (SELECT value FROM json_each(?)) AND NOT was_labelled AND logits IS NOT NULL
+    LIMIT 1
 """
 
 

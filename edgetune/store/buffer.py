@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ class Buffer:
         # Not execute(): that asks for the first step only, which frees one page.
         self.database.conn.executescript("PRAGMA incremental_vacuum")
         return evicted
+
+    def change(self, name: str) -> AbstractContextManager[None]:
+        """Several calls in one transaction, with whatever else is written to the database; `name` is for faultpoints."""
+        return self._contents.change(name)
 
     # --------------------------------------------------------------------------------------------------- samples
 
@@ -306,7 +311,8 @@ class Buffer:
             round_id: the round that holds them.
             classes: only these, of the accepted ones; None: all accepted ones.
             training_max: at most so many training samples, the newest, as evenly over the classes as there are.
-            unlabelled_max: at most so many training samples without a label, the newest; None: all.
+            unlabelled_max: at most so many training samples without a label, those that no round has used first, and of
+                them the newest; None: all.
 
         Returns:
             Labelled samples of all three splits and unlabelled ones for training, in the order of their ids.

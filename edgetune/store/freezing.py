@@ -22,7 +22,8 @@ _CHOOSE = """
     ORDER BY id
 """
 _CHOOSE_UNLABELLED = (
-    "SELECT id, digest, label, split FROM samples WHERE label IS NULL AND split = 'training' ORDER BY id DESC LIMIT ?"
+    "SELECT id, digest, label, split FROM samples WHERE label IS NULL AND split = 'training'"
+    " ORDER BY is_new DESC, id DESC LIMIT ?"  # what the last round left over comes first, else it would be wanted for ever
 )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import mmap
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from edgetune.teach.server import ServerModel
 from edgetune.types import Manifest, Preprocess, TeacherSource
 from edgetune.wire import from_json
 
+_LOCATION = rb"\x0a\x08location\x12(?=[\x01-\x7f])"  # of onnx.proto's external_data: key 1 "location", then value 2
 _MANIFEST_FILE, _MODEL_FILE = "manifest.json", "model.onnx"  # of a version's directory
 
 
@@ -24,7 +28,7 @@ class Opened:
 
     model: FileModel | ServerModel
     form: ModelForm
-    identity: str  # of a file its SHA-256, of a server its address
+    identity: str  # of a file its SHA-256 and its weights', of a server its address
 
 
 def open_model(
@@ -77,7 +81,7 @@ def _model(
             timeout_s=source.timeout_s,
             alive=alive,
         )
-        return model, names, sha256_file(path)
+        return model, names, _hash(path)
     try:
         server = ServerModel(
             source.server,
@@ -104,6 +108,23 @@ def _model_file(path: Path) -> tuple[Path, tuple[str, ...]]:
     if not (path / _MODEL_FILE).is_file():
         raise TeacherError(f"training.teacher_file: {path / _MODEL_FILE} is missing")
     return path / _MODEL_FILE, manifest.classes
+
+
+def _hash(path: Path) -> str:
+    """The SHA-256 of an ONNX file and of the files beside it that it keeps its weights in, of which it holds the names alone."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return sha256_file(path)  # which cannot be mapped
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            names = {_name_at(content, found.end()) for found in re.finditer(_LOCATION, content)}
+    parts = [path, *(path.parent / name for name in sorted(names) if (path.parent / name).is_file())]
+    hashes = [sha256_file(part) for part in parts]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _name_at(content: mmap.mmap, start: int) -> str:
+    """Text of a length below 128 that begins with its length, as protobuf writes it; anything else names no file."""
+    return content[start + 1 : start + 1 + content[start]].decode(errors="replace").replace("\0", "?") or "?"
 
 
 def _checked(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:

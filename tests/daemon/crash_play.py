@@ -1,5 +1,6 @@
 """
-One board's life in a process that may die at any durable step: ingest, two rounds, promotion, sweep.
+One board's life in a process that may die at any durable step: ingest, rounds, promotion, sweep, a class that comes back, an
+imprint.
 
 Run as `python crash_play.py ROOT`; with EDGETUNE_FAULT=n it kills itself at the n-th faultpoint.
 """
@@ -10,28 +11,52 @@ import asyncio
 import sys
 from pathlib import Path
 
+import numpy as np
+
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from site_on_disk import Site  # noqa: E402 - found by the path above
+from fakes import FakeTrainer  # noqa: E402 - found by the path above
+from site_on_disk import Site  # noqa: E402
 
-GOAL = 3  # two rounds promoted
+KNOWS = np.eye(3, dtype=np.float32) * 0.05  # red is cat, green is dog, blue is owl
+FORGOT = KNOWS * np.array([1, 1, 0], dtype=np.float32)  # blue is anything but owl
+GOAL = 4  # a round, a round for the class that is back, an imprint
+
+
+class Trainer(FakeTrainer):
+    """Its first candidate has forgotten the class that the site does not show."""
+
+    async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
+        """Publish it."""
+        is_first = '"candidate_version": 2' in (round_dir / "spec.json").read_text()
+        self._weights = FORGOT if is_first else None
+        await super().start(round_dir, nice=nice, oom_score_adj=oom_score_adj)
+
+
+def arrive(root: Path, served: int | None) -> None:
+    """What comes before the camera once a version is served: `owls` that nobody labels, and `foxes` by the folder."""
+    inbox = root / "state" / "inbox"
+    if served == GOAL - 2:
+        for path in sorted((root / "owls").iterdir()):  # sidecars before their images
+            path.rename(inbox / path.name)
+    if served == GOAL - 1 and (root / "foxes").exists():
+        (root / "foxes").rename(inbox / "fox")
 
 
 async def live(root: Path) -> None:
-    """Go on until the second round was promoted and recorded, wherever the last process died."""
-    async with Site(root) as site:
-        for _ in range(300):
-            ended = (await site.daemon.status())["last_round"]
-            if site.daemon.serving.served.version is not None and site.daemon.serving.served.version >= GOAL and ended:
+    """Go on until the last version is served and its round recorded, wherever the last process died."""
+    triggers = {"watch_interval": "5s"}
+    async with Site(root, make_trainer=Trainer, classes={"accepted": ["fox"]}, triggers=triggers) as site:
+        for _ in range(600):
+            served = site.daemon.serving.served.version
+            if served is not None and served >= GOAL and site.state.value == "idle":
                 return
             assert site.daemon.inbox is not None
             site.daemon.inbox.wake.set()
             await site.tick()
             await asyncio.sleep(0.005)
-            if site.daemon.serving.served.version == GOAL - 1 and site.state.value == "idle":
-                more = root / "more"
-                if more.exists():
-                    more.rename(root / "state" / "inbox" / "dog" / "more")
+            if site.state.value == "idle":
+                arrive(root, served)
         raise SystemExit(f"stuck: {site.daemon.rounds.machine} {site.daemon.want}")
 
 

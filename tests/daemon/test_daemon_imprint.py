@@ -15,7 +15,7 @@ from edgetune.cli.words import as_text, describe
 from edgetune.daemon.service import DaemonService
 from edgetune.daemon.status import absent
 from edgetune.errors import UsageError
-from edgetune.types import AbsentClasses, RoundKind, RoundState, Split
+from edgetune.types import AbsentClasses, RoundKind, RoundState, Split, TrainerOutcome
 
 S = RoundState
 RARE: dict[str, dict[str, Any]] = {"triggers": {"new_class_samples": 25}, "classes": {"accepted": ["owl"]}}
@@ -197,6 +197,38 @@ def test_what_a_person_took_back_is_not_imprinted_again(tmp_path: Path) -> None:
     run(play())
 
 
+def test_an_imprint_does_not_end_the_probation_of_its_base(tmp_path: Path) -> None:
+    """What that version is measured against stays: it can still be taken back, and a roll-back takes back both."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, **RARE) as site:
+            await site.take_all()
+            await site.until_served(2)
+            await site.tick(2)
+            first = (await site.daemon.status())["probation"]
+            assert (first["version"], first["fallback"]) == (2, 1)
+            site.daemon.serving.trial._record["baseline"]["feedback"] = 100
+            site.daemon.serving.trial._record["baseline"]["feedback_correct"] = 95
+            drop(tmp_path, 14, "owl")
+            await site.take_all()
+            await site.until_served(3)
+            await site.tick(2)
+        async with Site(tmp_path, **RARE) as site:
+            second = (await site.daemon.status())["probation"]
+            assert (second["version"], second["fallback"]) == (3, 1)
+            assert second["ends_in_s"] > 3500, "it is watched as long as any version"
+            service = DaemonService(site.daemon)
+            for i in range(20):
+                answer = await service.predict(picture(COLOURS["cat"], i), top_k=1)
+                wrong = "dog" if answer.label == "cat" else "cat"
+                await service.label_prediction(answer.prediction_id, wrong)
+            await site.tick(2, seconds=11)
+            assert site.daemon.serving.served.version == 1
+
+    run(play())
+
+
 def test_without_hold_out_samples_of_the_known_classes_nothing_is_imprinted(tmp_path: Path) -> None:
     """The gate would refuse it."""
 
@@ -234,6 +266,39 @@ def test_budgets_hold_an_imprint_back_and_a_restart_goes_on_with_it(tmp_path: Pa
             assert site.state is S.SUSPENDED
             await site.until_served(2)
             assert [t.spec.kind for t in site.trainers if t.spec] == [RoundKind.IMPRINT]
+
+    run(play())
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_a_base_that_is_lost_meanwhile_ends_the_imprint_and_nothing_else(tmp_path: Path, *, is_begun: bool) -> None:
+    """Its manifest was damaged while the power was off: the round cannot go on, is recorded, and others follow."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, **RARE) as site:
+            await site.take_all()
+            await site.until_served(2)
+            site.daemon.rounds._make_trainer = lambda: held(site.clock)
+            drop(tmp_path, 14, "owl", start=100)
+            await site.take_all()
+            await site.until(S.TRAINING)
+            assert site.daemon.want.kind is RoundKind.IMPRINT
+            if not is_begun:  # the power went right after the spec was written
+                await site.daemon.store(site.daemon.buffer.database.execute, "DELETE FROM rounds WHERE id = 2")
+        (tmp_path / "state" / "models" / "v000002" / "manifest.json").write_text("damaged")
+        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True), **RARE) as site:
+            assert site.daemon.serving.served.version == 1
+            await site.until(S.TRAINING)
+            site.trainers[0].end(TrainerOutcome.BAD_MODEL, 21, "there is no version 2")
+            await site.tick(2)
+            assert (await site.daemon.status())["last_round"]["outcome"] == "bad_model"
+            drop(tmp_path, 40, "owl", start=200)
+            await site.take_all()
+            await site.until(S.TRAINING)
+            spec = site.trainers[-1].spec
+            assert spec is not None
+            assert (spec.round_id, spec.base_version) == (3, 1)
 
     run(play())
 

@@ -207,6 +207,28 @@ def test_a_restart_between_two_looks_or_within_one_loses_and_repeats_nothing(
     run(play())
 
 
+def test_no_image_is_asked_about_beside_another_version_than_the_watched_one(tmp_path: Path) -> None:
+    """A swap in the middle of a tick: what the new version says of an image says nothing about the old one's classes."""
+
+    async def play() -> None:
+        async with Forest(tmp_path) as site:
+            await site.forget_owls()
+            drop_unlabelled(tmp_path, 30, "owl")
+            await site.take_all()
+            waiting = await site.waiting()
+            await site.tick(seconds=0.1)
+            await site.daemon.serving.change_to(1, "by hand", is_by_hand=True)
+            site.clock.advance(6)
+            await site.daemon.returning.tick(site.daemon.verdict, is_round_active=False)
+            await site._end_of_look()
+            assert site.daemon.returning.summary()["looked_at"] == 0
+            await site.daemon.serving.change_to(2, "by hand", is_by_hand=True)
+            await site.look(2)
+            assert len(await site.rows(label="owl")) == waiting
+
+    run(play())
+
+
 def test_a_persons_word_overrides_the_factory_models(tmp_path: Path) -> None:
     """On a sample that it labelled, and on a sighting that it has not labelled yet, which is none any more."""
 

@@ -781,3 +781,27 @@ def test_clearing_up_a_stopped_service_keeps_what_a_probation_goes_back_to(tmp_p
     assert sweep(tmp_path / "state", keep=1, dry_run=True) == []
     assert sweep(tmp_path / "state", keep=1, dry_run=False) == []
     assert (tmp_path / "state" / "models" / "v000002").is_dir()
+
+
+def test_what_a_cancelled_round_kept_to_go_on_with_is_gone_with_it(tmp_path: Path) -> None:
+    """Its checkpoint, the networks that its search has found, an export that was not finished; its log stays."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True)) as site:
+            await site.take_all()
+            await site.until(RoundState.TRAINING)
+            directory = tmp_path / "state" / "rounds" / "0001"
+            for name in (
+                "checkpoint.safetensors",
+                "search/best-0/checkpoint.safetensors",
+                "candidate/model.onnx",
+                "trainer.log",
+            ):
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                (directory / name).write_bytes(b"large")
+            await site.daemon.cancel()
+            await site.until(RoundState.COOLDOWN)
+            assert {path.name for path in directory.iterdir()} == {"spec.json", "trainer.log"}
+
+    run(play())

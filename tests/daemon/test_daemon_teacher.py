@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fakes import SIDE, FakeTrainer, publish_factory
-from site_on_disk import Site, drop, write_config
+import pytest
+from fakes import SIDE, FakeClock, FakeTrainer, publish_factory
+from site_on_disk import Site, drop, drop_unlabelled, write_config
 
 from edgetune.learn.control import SilentControl
 from edgetune.learn.teachers import open_teacher
 from edgetune.serve.engine import Engine
-from edgetune.types import Preprocess, TeacherSource
+from edgetune.types import Preprocess, RoundState, TeacherSource
 
 URL = "https://cloud.example:8443/v2/models/m"
 ASKED = {"identity": "a", "images_asked": 90, "images_kept": 10, "sent_bytes": 5000, "received_bytes": 300}
@@ -57,6 +58,51 @@ def test_a_server_is_in_the_spec_in_status_and_in_what_is_told_of_the_round(tmp_
             assert spec.teacher == TeacherSource(kind="server", server=URL, classes={"cat": 3})
             assert Path(spec.answers_dir) == tmp_path / "state" / "answers"
             assert (await site.daemon.status())["last_round"]["teacher"] == {"kind": "server", "server": URL, **ASKED}
+
+    run(play())
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        ({"teacher": "ancestor"}, f"{URL} is not the teacher any more"),
+        ({"teacher_server": URL.replace("cloud", "other")}, f"{URL} is not the teacher any more"),
+        ({"unlabelled": "ignore"}, "it has unlabelled images to send, and training.unlabelled is ignore by now"),
+    ],
+)
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_round_sends_nothing_that_the_configuration_does_not_allow_any_more(
+    tmp_path: Path, now: dict[str, str], why: str, *, is_restarted: bool
+) -> None:
+    """A reload stops the trainer, and a round that waits with a checkpoint does not go on."""
+    server = {"teacher": "server", "teacher_server": URL}
+
+    def held(clock: FakeClock) -> FakeTrainer:
+        return FakeTrainer(clock, is_held=True)
+
+    async def ended(site: Site) -> None:
+        await site.until(RoundState.COOLDOWN)
+        last = (await site.daemon.status())["last_round"]
+        assert (last["outcome"], last["message"].startswith(why)) == ("cancelled", True)
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        drop_unlabelled(tmp_path, 10, "cat")
+        async with Site(tmp_path, make_trainer=held, training=server) as site:
+            await site.take_all()
+            await site.until(RoundState.TRAINING)
+            await site.daemon.reload()
+            await site.tick(3)
+            assert site.state is RoundState.TRAINING, "nothing has changed"
+            if not is_restarted:
+                write_config(tmp_path, training={**server, **now})
+                await site.daemon.reload()
+                await ended(site)
+                assert site.trainers[0].said[-1] == "stop"
+        if is_restarted:
+            async with Site(tmp_path, make_trainer=held, training={**server, **now}) as site:
+                await ended(site)
+                assert site.trainers == []
 
     run(play())
 

@@ -67,6 +67,27 @@ def test_new_unlabelled_images_make_a_round_worth_it_once(tmp_path: Path) -> Non
     run(play())
 
 
+def test_more_unlabelled_images_than_a_round_takes_are_all_used_and_then_rest(tmp_path: Path) -> None:
+    """What one round left over the next one takes, instead of the same again for ever."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        triggers = {"new_unlabelled": 5}
+        async with Site(tmp_path, training={**FILE, "samples_max": 20}, triggers=triggers) as site:
+            await site.take_all()
+            await site.until_served(2)
+            drop_unlabelled(tmp_path, 90, "owl")
+            await site.take_all()
+            assert site.daemon.stats is not None
+            await site.tick(100)
+            taken = [{s.sample_id for s in t.spec.samples if s.label is None} for t in site.trainers[1:] if t.spec]
+            assert 2 <= len(taken) <= 4
+            assert taken[0] & taken[1] == set()
+            assert site.daemon.stats.new_unlabelled < 5
+
+    run(play())
+
+
 def test_with_the_factory_model_alone_they_are_left_where_they_are(tmp_path: Path) -> None:
     """By default they are in no spec; asked for, they are in one that something else wanted, and want none themselves."""
 

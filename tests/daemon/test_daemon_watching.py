@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import SIDE, FakeTrainer, picture, publish_factory
+from fakes import SIDE, FakeClock, FakeTrainer, picture, publish_factory
 from site_on_disk import Site, drop, drop_unlabelled
 
 from edgetune.cli.words import as_text, describe
@@ -22,7 +22,7 @@ from edgetune.daemon.watching import WatchPolicy
 from edgetune.decide.drift import DriftPolicy
 from edgetune.errors import NotFoundError
 from edgetune.images import decode
-from edgetune.types import Quantity, RoundState, Split
+from edgetune.types import Quantity, RoundKind, RoundState, Split
 
 KNOWS = np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float32) * 0.02  # red is cat, green is dog; blue says nothing
 POLICY = WatchPolicy(interval_s=5, window=60, drop_max=0.1, drift=DriftPolicy(warm_up=40, window=30, cool_down=20))
@@ -194,6 +194,35 @@ def test_images_that_change_are_noticed_and_want_labels_and_then_a_round(tmp_pat
     run(play())
 
 
+def test_what_is_switched_off_speaks_for_no_round(tmp_path: Path) -> None:
+    """An alarm from before the reload neither, and status shows none."""
+
+    async def play() -> None:
+        async with Lookout(tmp_path, new_samples=1000) as site:
+            drop(tmp_path, 80)
+            drop_unlabelled(tmp_path, 70, "cat")
+            await site.take_all()
+            await site.look(8)
+            drop_dull(tmp_path, 80)
+            await site.take_all()
+            await site.look(8)
+            assert site.watching["shift"] is not None
+            assert site.watching["is_low"]
+            site.daemon.watching.policy = replace(POLICY, drift=None)
+            await site.tick()
+            assert site.watching["shift"] is None
+            assert site.daemon.want.reason.startswith("about ")
+            site.daemon.watching.policy = replace(POLICY, drift=None, drop_max=None)
+            await site.tick()
+            assert not site.watching["is_low"]
+            assert "20 new labels of such images" not in str(site.daemon.want.missing)
+            site.daemon.watching.policy = replace(POLICY, drift=None, drop_max=1.0)
+            await site.tick()
+            assert not site.watching["is_low"], "it is lower, but not by so much"
+
+    run(play())
+
+
 def test_a_fall_of_the_estimate_is_told_once_and_speaks_for_a_round(tmp_path: Path) -> None:
     """Below the accuracy on labelled samples by more than the margin, error bar and all."""
 
@@ -276,6 +305,64 @@ def test_another_version_is_watched_anew(tmp_path: Path) -> None:
     run(play())
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_an_imprinted_version_goes_on_with_the_watch_of_its_base(tmp_path: Path, *, is_restarted: bool) -> None:
+    """The alarm stands, no image counts twice, and the new output has no say; the estimate begins anew."""
+
+    def imprinting(clock: FakeClock) -> FakeTrainer:
+        return FakeTrainer(clock, weights=np.hstack([KNOWS, [[0.03], [0.03], [0.03]]]).astype(np.float32))
+
+    def site_with(samples_min: int) -> Lookout:
+        return Lookout(
+            tmp_path, new_samples=1000, make_trainer=imprinting, classes={"accepted": ["owl"]},
+            triggers={"new_class_samples": 500, "drift_samples": 500, "imprint_samples": samples_min},
+        )  # fmt: skip
+
+    async def until_imprinted(site: Lookout) -> None:
+        await site.until_served(2)
+        await site.tick(2)
+        assert site.daemon.want.kind is not RoundKind.IMPRINT
+        assert site.watching["why_unknown"] == "this version is new"
+
+    async def play() -> None:
+        async with site_with(5 if not is_restarted else 500) as site:
+            drop(tmp_path, 40)
+            drop_unlabelled(tmp_path, 45, "cat")
+            await site.take_all()
+            await site.look(6)
+            drop_dull(tmp_path, 35)
+            await site.take_all()
+            await site.look(4)
+            before, shift = site.daemon.watching._memory.watched, site.watching["shift"]
+            assert shift is not None
+            assert len(before.reference) == 40
+            drop(tmp_path, 14, "owl")
+            await site.take_all()
+            if not is_restarted:
+                await until_imprinted(site)
+        async with site_with(5) as site:
+            await until_imprinted(site)
+            memory = site.daemon.watching._memory
+            assert (memory.version, memory.bases, memory.watched) == (2, (1,), before)
+            await site.look(8)
+            unlabelled = {row["id"] for row in await site.rows(labelled=False)}
+            said = await site.answers()
+            assert {said[sample] for sample in unlabelled} == {2}
+            assert site.daemon.watching._memory.watched == before, "each of them was counted by the base"
+            assert site.watching["shift"] == shift
+            assert "of 50 answers to labelled" in site.watching["why_unknown"], (
+                "what it is estimated from is there again"
+            )
+            drop_unlabelled(tmp_path, 60, "cat", start=100)
+            await site.take_all()
+            await site.look(4)
+            assert site.watching["shift"] is None, "new ones count, by the outputs that the base has too"
+            assert len(await site.events("drift.noticed")) == 1
+            assert len(await site.events("drift.passed")) == 1
+
+    run(play())
+
+
 def test_what_is_purged_is_not_asked_about(tmp_path: Path) -> None:
     """Its answer is gone with it, and a label for it says so."""
 
@@ -291,6 +378,9 @@ def test_what_is_purged_is_not_asked_about(tmp_path: Path) -> None:
             assert first not in {row["sample"] for row in (await service.data_next(count=100))["samples"]}
             with pytest.raises(NotFoundError, match="not in the buffer any more"):
                 await service.data_label(str(first), "cat")
+            for unheard_of in ("9" * 18, "9" * 19, "9" * 63, "0" * 64):
+                with pytest.raises(NotFoundError, match=f"no sample {unheard_of}"):
+                    await service.data_label(unheard_of, "cat")
             await service.data_purge(sample_id=None, digest=None, label=None, everything=True)
             assert (await service.data_next(count=5))["samples"] == []
             await site.look()

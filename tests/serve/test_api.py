@@ -126,6 +126,7 @@ def test_what_nobody_is_sure_of_has_no_label(running: Running) -> None:
         ("POST", "/v1/rounds", b"\xff\xfe", 400, "usage"),
         ("POST", "/v1/predictions/p1/label", b"{}", 400, "usage"),
         ("POST", "/v1/data/purge", b"{}", 400, "usage"),
+        ("POST", "/v1/data/purge", b'{"sample_id": 99999999999999999999}', 400, "usage"),
         ("POST", "/v1/data/purge", b'{"everything": true, "label": "cat"}', 400, "usage"),
         ("POST", "/v1/data/export", b'{"directory": "here"}', 400, "usage"),
         ("GET", "/v1/data/next?count=101", b"", 400, "usage"),
@@ -417,7 +418,16 @@ def test_tcp_is_a_members_right_and_not_for_web_pages(tmp_path: Path, version_di
         assert status("GET", "/v1/status") == 200
         assert status("POST", "/v1/pause") == 403
         assert status("GET", "/v1/status", Origin="http://evil.example") == 403
-        assert status("GET", "/v1/status", Host="evil.example") == 403
+        for host in (
+            "evil.example",
+            "localhost.evil.example",
+            "127.evil.example:80",
+            "127.0.0.1.evil.example",
+            "[::1]x",
+        ):
+            assert status("GET", "/v1/status", Host=host) == 403, host
+        for host in ("localhost", "127.0.0.1:8090", "127.1.2.3", "[::1]:80"):
+            assert status("GET", "/v1/status", Host=host) == 200, host
 
 
 def test_errors_come_back_as_themselves(running: Running) -> None:

@@ -120,13 +120,26 @@ def test_a_sample_that_is_labelled_later_stays_in_the_window_and_leaves_the_queu
     assert [(each.sample, each.label) for each in answers.judged(buffer, 1, 100)] == [(judged, "dog")]
 
 
+def test_what_is_to_be_answered_next_is_found_without_sorting_the_samples(buffer: Buffer) -> None:
+    """A look each minute reads the newest unlabelled ones, not all."""
+    seen: list[str] = []
+    buffer.add([sample(n, "cat" if n % 2 else None) for n in range(30)])
+    buffer.database.conn.set_trace_callback(seen.append)
+    answers.unanswered(buffer, 1, is_labelled=False, newest=10, limit=5)
+    buffer.database.conn.set_trace_callback(None)
+    (statement,) = seen
+    newest = statement[statement.index("(") + 1 : statement.index(" LIMIT")] + " LIMIT 10"
+    plan = [row[3] for row in buffer.database.execute(f"EXPLAIN QUERY PLAN {newest}")]
+    assert not [step for step in plan if "TEMP B-TREE" in step]
+
+
 def test_only_the_first_of_a_group_is_no_twin(buffer: Buffer) -> None:
     """Also when the others come in a later look."""
     buffer.add([sample(n, group=f"scene {n // 4}") for n in range(12)])
     record(buffer, 1, 1, 2, 3, 5)
-    assert answers.first_of_groups(buffer, 1, [1, 2, 3, 5]) == [1, 5]
+    assert answers.first_of_groups(buffer, (1,), [1, 2, 3, 5]) == [1, 5]
     record(buffer, 1, 4, 6, 9)
-    assert answers.first_of_groups(buffer, 1, [4, 6, 9]) == [9]
+    assert answers.first_of_groups(buffer, (1,), [4, 6, 9]) == [9]
 
 
 def test_the_hold_out_is_drawn_at_random_and_not_by_doubt(buffer: Buffer) -> None:

@@ -477,6 +477,7 @@ def test_unlabelled_samples_are_frozen_when_they_are_wanted_and_new_until_a_roun
     buffer.release(2, consumed=True)
     assert buffer.stats().new_unlabelled == 2
     assert buffer.stats().new_labelled == 1, "its label came after the round had begun"
+    assert [s.sample_id for s in buffer.freeze(3, unlabelled_max=2) if s.label is None] == [2, 3], "then the others"
     assert len(buffer.freeze(3, unlabelled_max=None)) == 6
     buffer.release(3, consumed=False)
     assert buffer.stats().new_unlabelled == 2

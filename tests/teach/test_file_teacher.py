@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import psutil
 import pytest
 
@@ -92,6 +93,22 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
     assert np.array_equal(other._asked(IMAGES[:2]), 2 * first[:2])
     assert other.record()["images_kept"] == 0
     other.close()
+
+
+def test_weights_in_a_file_of_their_own_are_the_model_too(tmp_path: Path) -> None:
+    """As torch's exporter writes them: the ONNX file is the same before and after the teacher was trained again."""
+    path, seen = tmp_path / "t.onnx", set()
+    for factor in (1, 2):
+        model = onnx.load(colour_model(tmp_path / "whole.onnx", weights=factor * COLOURS))
+        (tmp_path / "t.onnx.data").unlink(missing_ok=True)
+        onnx.save_model(model, path, save_as_external_data=True, location="t.onnx.data", size_threshold=0)
+        seen.add(path.read_bytes())
+        teacher = opened(path, tmp_path / "a")
+        said = teacher._asked(IMAGES)
+        assert teacher.record()["images_kept"] == 0
+        teacher.close()
+        np.testing.assert_allclose(said, ask(opened(tmp_path / "whole.onnx", tmp_path / "b")))
+    assert len(seen) == 1
 
 
 def test_the_model_is_in_another_process_that_ends_with_it(tmp_path: Path) -> None:
