@@ -13,17 +13,16 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
-from edgetune import units
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.promotion import Promotion
 from edgetune.daemon.round_records import RoundRecords
 from edgetune.daemon.round_settings import RoundSettings, Trainer, forbidden
 from edgetune.daemon.serving import Serving
+from edgetune.daemon.spending import Spending
 from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
 from edgetune.decide.trigger import Want
-from edgetune.device.energy import EnergyMeter
 from edgetune.errors import EdgetuneError, NoSamplesError, StoreError
 from edgetune.store.history import History
 from edgetune.store.models import Models
@@ -40,8 +39,6 @@ from edgetune.types import (
 
 _STATE_KEY = "round"
 _VERIFY_TIMEOUT_S = 600.0
-_MEMORY_STOPS_MAX = 3  # a round that was stopped for memory this often will not fit the next time either
-_RESUME_DELAY_S = 30.0
 _EXPECTED = (EdgetuneError, OSError)
 _WITH_TRAINER = (RoundState.TRAINING, RoundState.PAUSED, RoundState.STOPPING)
 
@@ -72,16 +69,11 @@ class Rounds:
         self.spec: RoundSpec | None = None
         self.want: Want | None = None
         self.trainer: Trainer | None = None
-        self.trained_s = 0.0
-        self.trained_j: float | None = None  # by the whole board meanwhile; None: nothing here measures power
-        self.is_energy_estimated = False
+        self.spending = Spending()
         self.failures = 0
         self.cooldown_ends_s = 0.0  # in service time
         self._entered_s = clock.now_s()
         self._last_tick_s = clock.now_s()
-        self._spec_written_s = 0.0  # in service time
-        self._memory_stops = 0
-        self._meter = EnergyMeter()
         self._sent_duty: float | None = None
         self._promotion = Promotion(models=models, records=records, store=store, serving=serving)
         self._event = Event(kind=EventKind.UNWANTED)  # the one whose actions are performed
@@ -135,15 +127,11 @@ class Rounds:
         now_s = self._clock.now_s()
         last_s, self._last_tick_s = self._last_tick_s, now_s
         if self.machine.state is not RoundState.TRAINING:
-            self._meter.rest()
+            self.spending.rest()
             return
-        self.trained_s += now_s - last_s
-        used_j = self._meter.add(None if power is None else power.value, now_s)
-        self.is_energy_estimated |= power is not None and power.is_estimated
-        if self._meter.joules is not None:
-            self.trained_j = (self.trained_j or 0.0) + used_j
-            if self.trainer is not None:
-                self.trainer.set_energy(self._meter.joules)
+        joules = self.spending.add(now_s - last_s, power, now_s)
+        if joules is not None and self.trainer is not None:
+            self.trainer.set_energy(joules)
 
     async def _look(self, verdict: Verdict, want: Want) -> None:
         now_s = self._clock.now_s()
@@ -172,10 +160,10 @@ class Rounds:
             await self._take(Event(kind=EventKind.WANTED, reason=want.reason))
         elif self.machine.state is RoundState.HELD and not want.is_wanted:
             await self._take(Event(kind=EventKind.UNWANTED, reason=want.reason))
-        if self.machine.state is RoundState.SUSPENDED and self._resumes_in_s(now_s) > 0:
+        if self.machine.state is RoundState.SUSPENDED and now_s - self._entered_s < self.spending.resume_delay_s():
             return
         if verdict.breach is BreachKind.TOO_BIG and self.machine.state in (RoundState.TRAINING, RoundState.PAUSED):
-            self._memory_stops += 1
+            self.spending.memory_stops += 1
         await self._take(rounds.budget_event(verdict))
 
     async def _take_arrived(self, round_id: int, event: Event) -> None:
@@ -192,11 +180,7 @@ class Rounds:
         may_send = state in (RoundState.TRAINING, RoundState.PAUSED, RoundState.SUSPENDED)
         if may_send and self.spec is not None and (why := forbidden(self.spec, limits)):
             return Event(kind=EventKind.CANCEL_ASKED, reason=why)
-        if state in (RoundState.TRAINING, RoundState.PAUSED) and self.trained_s > limits.round_time_max_s:
-            return Event(
-                kind=EventKind.DEADLINE_PASSED, reason=f"trained for {self.trained_s:.0f} s (budgets.round_time_max)"
-            )
-        if state in (RoundState.TRAINING, RoundState.PAUSED) and (spent := self._spent()):
+        if state in (RoundState.TRAINING, RoundState.PAUSED) and (spent := self.spending.over_budget(limits)):
             return Event(kind=EventKind.DEADLINE_PASSED, reason=spent)
         if state is RoundState.TRAINING and self.trainer is not None:
             silent_s = self.trainer.silent_s()
@@ -206,40 +190,13 @@ class Rounds:
             return Event(kind=EventKind.PAUSED_TOO_LONG, reason=f"paused for {for_s:.0f} s (budgets.paused_max)")
         if state is RoundState.STOPPING and for_s > limits.stop_grace_s:
             return Event(kind=EventKind.GRACE_OVER, reason=f"did not stop within {limits.stop_grace_s:.0f} s")
-        if state is RoundState.SUSPENDED:
-            return self._expired()
+        if state is RoundState.SUSPENDED and (why := self.spending.expired(limits, self._time.now_s())):
+            return Event(kind=EventKind.SPEC_EXPIRED, reason=why)
         if state is RoundState.VERIFYING and for_s > _VERIFY_TIMEOUT_S:
             return Event(kind=EventKind.TIMED_OUT, reason="the candidate could not be verified in time")
         if state is RoundState.COOLDOWN and self._time.now_s() >= self.cooldown_ends_s:
             return Event(kind=EventKind.COOLDOWN_OVER)
         return None
-
-    def _expired(self) -> Event | None:
-        limits = self.settings
-        if self._time.now_s() - self._spec_written_s > limits.spec_max_age_s:
-            return Event(kind=EventKind.SPEC_EXPIRED, reason="its samples are too old (budgets.spec_max_age)")
-        if self.trained_s > limits.round_time_max_s:
-            return Event(kind=EventKind.SPEC_EXPIRED, reason="its training time is used up (budgets.round_time_max)")
-        if spent := self._spent():
-            return Event(kind=EventKind.SPEC_EXPIRED, reason=spent)
-        if self._memory_stops >= _MEMORY_STOPS_MAX:
-            reason = f"stopped {self._memory_stops} times for memory; lower training.batch_size or raise the budget"
-            return Event(kind=EventKind.SPEC_EXPIRED, reason=reason)
-        return None
-
-    def _spent(self) -> str:
-        """Whether the round's energy is used up, in words."""
-        limit_j = self.settings.round_energy_max_j
-        if limit_j is None or self.trained_j is None or self.trained_j <= limit_j:
-            return ""
-        used = units.show(self.trained_j, "energy") + (" (estimated)" if self.is_energy_estimated else "")
-        return f"the board used {used} while it trained (budgets.round_energy_max)"
-
-    def _resumes_in_s(self, now_s: float) -> float:
-        """A stop for memory frees it, so an immediate restart would be stopped again: wait, longer each time."""
-        if not self._memory_stops:
-            return 0.0
-        return float(_RESUME_DELAY_S * 2 ** (self._memory_stops - 1)) - (now_s - self._entered_s)
 
     async def cancel(self) -> None:
         """An operator's wish to end the round; it will not be promoted."""
@@ -296,11 +253,7 @@ class Rounds:
                 "round_id": None if self.spec is None else self.spec.round_id,
                 "state": self.machine.state.value,
                 "is_cancelled": self.machine.is_cancelled,
-                "trained_s": self.trained_s,
-                "trained_j": self.trained_j,
-                "is_energy_estimated": self.is_energy_estimated,
-                "memory_stops": self._memory_stops,
-                "spec_written_s": self._spec_written_s,
+                **self.spending.as_state(),
                 "failures": self.failures,
                 "cooldown_ends_s": self.cooldown_ends_s,
             },
@@ -314,10 +267,8 @@ class Rounds:
         if manifest is None:
             raise NoSamplesError("no model is served, so there is nothing to start from")
         self.spec = None  # should writing it fail, no former round is blamed
-        self.trained_s, self.trained_j, self._memory_stops = 0.0, None, 0
-        self.is_energy_estimated = False
+        self.spending = Spending(self._time.now_s())
         self._promotion.forget()
-        self._spec_written_s = self._time.now_s()
         limits = self.settings
         self.spec = await self._store(
             self.records.write_spec,
@@ -338,7 +289,8 @@ class Rounds:
         trainer = self._make_trainer()
         directory = self.records.directory(self.spec.round_id)
         await trainer.start(directory, nice=self.settings.nice, oom_score_adj=self.settings.oom_score_adj)
-        self.trainer, self._sent_duty, self._meter = trainer, None, EnergyMeter()
+        self.spending.begin_start()
+        self.trainer, self._sent_duty = trainer, None
         self._spawn(self._await_exit(trainer, self.spec.round_id))
 
     async def _await_exit(self, trainer: Trainer, round_id: int) -> None:
@@ -424,9 +376,9 @@ class Rounds:
             outcome=outcome,
             message=reason,
             decision=self._promotion.decision,
-            trained_s=self.trained_s,
-            trained_j=self.trained_j,
-            is_energy_estimated=self.is_energy_estimated,
+            trained_s=self.spending.trained_s,
+            trained_j=self.spending.trained_j,
+            is_energy_estimated=self.spending.is_energy_estimated,
             ended_service_s=self._time.now_s(),
             is_consumed=(is_promoted or is_refused) and spec.kind is not RoundKind.IMPRINT,
         )
@@ -471,13 +423,9 @@ class Rounds:
         self.cooldown_ends_s = float(saved.get("cooldown_ends_s", 0.0))
         self._entered_s = self._last_tick_s = self._clock.now_s()
         self.spec = await self._store(self.records.open_round)
-        self._spec_written_s = self._time.now_s()
+        self.spending = Spending(self._time.now_s())
         if self.spec is not None and saved.get("round_id") == self.spec.round_id:
-            self.trained_s = float(saved["trained_s"])
-            self.trained_j = saved.get("trained_j")
-            self.is_energy_estimated = bool(saved.get("is_energy_estimated", False))
-            self._memory_stops = int(saved["memory_stops"])
-            self._spec_written_s = float(saved["spec_written_s"])
+            self.spending = Spending.from_state(saved)
         else:
             saved = {**saved, "is_cancelled": False}
         if self.spec is None:

@@ -197,7 +197,7 @@ def _round(daemon: Daemon) -> dict[str, Any]:
         "steps": None if progress is None else progress.steps,
         "loss": None if progress is None else progress.loss,
         "progress": share,
-        "eta_s": round(rounds.trained_s * (1 - share) / share, 1) if share > _ETA_FROM else None,
+        "eta_s": round(rounds.spending.trained_s * (1 - share) / share, 1) if share > _ETA_FROM else None,
         "duty": machine.duty,
         "message": _round_message(daemon),
         "failures": rounds.failures,

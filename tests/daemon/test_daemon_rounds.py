@@ -269,7 +269,7 @@ def test_a_round_ends_when_its_energy_is_used_up_however_often_it_was_interrupte
             assert site.trainers[0].energy_j == pytest.approx(4 * 3600, rel=0.03)
         async with Site(tmp_path, make_trainer=held, budgets=long) as site:
             await site.until(S.TRAINING)
-            assert site.daemon.rounds.trained_j == pytest.approx(4 * 3600, rel=0.03)
+            assert site.daemon.rounds.spending.trained_j == pytest.approx(4 * 3600, rel=0.03)
             site.daemon.is_paused = True
             await site.tick(60, seconds=60)
             assert site.state is S.PAUSED
