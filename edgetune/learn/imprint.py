@@ -18,7 +18,7 @@ from edgetune.errors import ModelError
 from edgetune.learn.network import Network
 
 REFIT_DECAY = 1e-3
-TAKEN_SHARE = 0.005  # of the images that are answered right, at most, for a new class
+TAKEN_SHARE = 0.005  # of the images that are answered right, at most, for all new classes
 _RIGHT_LEAST = 20
 _MISSED_SHARE = 0.1  # of the new class's images, where there are none of other classes to weigh them against
 
@@ -56,13 +56,15 @@ def imprint(
     features: Mapping[int, torch.Tensor],
     others: torch.Tensor | None = None,
     right: torch.Tensor | None = None,
+    *,
+    share: float = TAKEN_SHARE,
 ) -> None:
     """
     Write the rows of new classes, in place; no other row changes, so no other class's logit does.
 
     The direction of a row is the mean of the new images' normalised features, less that of `others`; its length is the mean
     length of the rows there were. Its bias is the one that separates best: the new class is to win on its own images and
-    to lose on `others`, where both count the same; but all of them may not take more than TAKEN_SHARE of what the head is right on:
+    to lose on `others`, where both count the same; but all of them may not take more than a share of what the head is right on:
     what the site shows every day is worth more than a class that is learnt properly in the next round. Several classes are
     written one after the other, each against those before it.
 
@@ -73,6 +75,7 @@ def imprint(
             class wins on nine of ten of its own images, and only `right` tells what it would take from the others.
         right: [K, D] of images that no row was trained on and that the head answers right; None, or fewer than
             `_RIGHT_LEAST`: `others` stand for them, which a trained network is surer of than of what it will see.
+        share: of `right` that all new classes may take, 0..1.
 
     Raises:
         ModelError: a class without images, or no row but the new ones.
@@ -95,7 +98,7 @@ def imprint(
         if background is not None and len(background):
             direction = direction - _mean_direction(background)
         _write(head, row, length * nn.functional.normalize(direction, dim=0))
-        _set_bias(head, row, known, mine, background, protected=protected, share=TAKEN_SHARE / len(features))
+        _set_bias(head, row, known, mine, background, protected=protected, share=share / len(features))
         known.append(row)
         background = mine if background is None else torch.cat([background, mine])
 

@@ -21,7 +21,7 @@ from edgetune.errors import NoSamplesError
 from edgetune.learn.candidate import Candidate, needed_manifest
 from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages, Normaliser, load_samples
-from edgetune.learn.imprint import features_of, imprint, right_without
+from edgetune.learn.imprint import TAKEN_SHARE, features_of, imprint, right_without
 from edgetune.learn.layout import arrange, pin_torch
 from edgetune.learn.network import Network, load_network, widen_head
 from edgetune.learn.reference import load_reference
@@ -30,6 +30,7 @@ from edgetune.store.models import version_name
 from edgetune.types import Manifest, RoundSpec, Split
 
 _BATCH = 32
+_SAFE = 0.5  # of what the gate allows: its hold-out is not these validation images
 
 
 def run_imprint(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
@@ -116,4 +117,6 @@ def _imprint(
     right = None
     if len(validation):
         right = right_without(network, list(new), look(validation), torch.from_numpy(validation.labels))
-    imprint(network, new, torch.cat(others), right)
+    most = spec.recipe.old_classes_drop_max
+    share = TAKEN_SHARE if most is None else _SAFE * most
+    imprint(network, new, torch.cat(others), right, share=share)
