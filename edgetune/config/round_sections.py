@@ -259,7 +259,8 @@ class Gate(Section):
     )
     protected_drop_max: Points | None = key(
         None,
-        "How much accuracy a protected class may lose, where that is less; chance as above; null: class_drop_max alone.",
+        "How much accuracy a protected class may lose, where that is less, even where chance would explain it; null: class_drop_max"
+        " alone.",
         example="2pp",
     )
     protected_classes: Annotated[tuple[Name, ...], Field(strict=False)] | None = key(

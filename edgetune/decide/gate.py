@@ -124,7 +124,8 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
         candidate = comparison.candidate.per_class.get(label)
         if label in comparison.new_classes or candidate is None or not base.count:
             continue
-        name, allowed = _bound(label, policy)
+        is_protected, allowed = _bound(label, policy)
+        name = f"protected class {label!r}" if is_protected else f"class {label!r}"
         if base.count < policy.class_min:
             warnings.append(f"{name} has {base.count} hold-out samples, too few to judge it")
             continue
@@ -132,7 +133,7 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
             continue
         words = f"{name} falls from {base.correct} to {candidate.correct} of {base.count}"
         chance = chance_of_drop(base.correct, candidate.correct, base.count)
-        if chance <= 1 - policy.confidence:
+        if is_protected or chance <= 1 - policy.confidence:
             against.append(f"{words}, allowed is a drop of {allowed * 100:g} pp")
         else:
             # Of ten classes with fifteen samples each, one falls by three in most rounds, good or bad.
@@ -140,14 +141,14 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
     return against, warnings + _unseen(comparison, policy)
 
 
-def _bound(label: str, policy: GatePolicy) -> tuple[str, float]:
-    """What to call a class, and how much accuracy it may lose."""
+def _bound(label: str, policy: GatePolicy) -> tuple[bool, float]:
+    """Whether a class is protected, and how much accuracy it may lose: of a protected one more than that, by chance or not."""
     is_protected = policy.protected_drop_max is not None and (
         policy.protected_classes is None or label in policy.protected_classes
     )
     if not is_protected or policy.protected_drop_max is None:
-        return f"class {label!r}", policy.class_drop_max
-    return f"protected class {label!r}", min(policy.protected_drop_max, policy.class_drop_max)
+        return False, policy.class_drop_max
+    return True, min(policy.protected_drop_max, policy.class_drop_max)
 
 
 def _unseen(comparison: Comparison, policy: GatePolicy) -> list[str]:

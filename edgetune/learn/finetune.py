@@ -108,7 +108,7 @@ def fine_tune(
             the network's own input; anything else is asked by sample.
         by_labels: the loss without the teacher's share; None: the cross-entropy.
         part: all that is trained, see `Part.trained_alone`; None: the whole network. Where it keeps latents, images are shown
-            as they are, and what a teacher is shown are the latents: only one that answers by sample can be asked.
+            as they are, and what a teacher is shown are the latents: only one that has its answers in store can be asked.
         is_enough: after each epoch takes the validation top-1 of all so far; True ends the phase. Not remembered over a resume.
 
     Returns:

@@ -205,8 +205,11 @@ def _numbers(classes: Sequence[int] | None) -> tuple[int, ...] | None:
 class StoredLogits:
     """A teacher that is not there any more: what it said of each sample, whatever change the sample is shown with."""
 
-    def __init__(self, sample_ids: Integers, logits: npt.NDArray[np.float32]) -> None:
-        """`sample_ids` [N] and what was said of them [N, K]."""
+    def __init__(
+        self, sample_ids: Integers, logits: npt.NDArray[np.float32], classes: tuple[int, ...] | None = None
+    ) -> None:
+        """`sample_ids` [N], what was said of them [N, K], and of which classes, as in `Output`."""
+        self._classes = classes
         self._rows = {int(sample_id): row for row, sample_id in enumerate(sample_ids)}
         self._logits = logits
 
@@ -221,7 +224,8 @@ class StoredLogits:
         if missing:
             raise UsageError(f"no logits are stored of sample {missing[0]}", hint="store those of all samples first")
         logits = self._logits[[self._rows[int(i)] for i in shown.sample_ids]]
-        return Output(logits=torch.from_numpy(np.asarray(logits, dtype=np.float32)).to(shown.images.device))
+        found = torch.from_numpy(np.asarray(logits, dtype=np.float32)).to(shown.images.device)
+        return Output(logits=found, classes=self._classes)
 
 
 @contextlib.contextmanager

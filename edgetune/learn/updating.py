@@ -16,7 +16,7 @@ from edgetune.learn.data import LabelledImages, Normaliser
 from edgetune.learn.layout import computing_in
 from edgetune.learn.network import Network
 from edgetune.learn.partial import Latents, Part, last_stage
-from edgetune.learn.transfer import StoredLogits, Teacher
+from edgetune.learn.transfer import Shown, StoredLogits, Teacher, telling_logits
 from edgetune.types import Recipe
 
 
@@ -100,8 +100,6 @@ class Updating:
         return "latent", why
 
     def _lacks_for_latents(self, network: Network) -> str:
-        if self._teacher is not None and not isinstance(self._teacher, nn.Module):
-            return "its teacher is asked about images, not about latents"
         return "" if self._part(network, "latent").is_the_only_way() else "layers of the network pass its last stage by"
 
     @contextlib.contextmanager
@@ -116,7 +114,7 @@ class Updating:
                 yield part, teacher
                 return
             part.kept = Latents(part, self._training, self._normaliser, scratch=self._scratch, beat=self._beat)
-            if isinstance(teacher, nn.Module):
+            if teacher is not None:
                 teacher = self._answers_of(teacher, dtype)
             try:
                 yield part, teacher
@@ -127,12 +125,19 @@ class Updating:
         image = self._normaliser(self._training.images(np.zeros(1, np.int64)))
         return Part(network, network.head if name == "head" else last_stage(network, image), image)
 
-    def _answers_of(self, teacher: nn.Module, dtype: str) -> StoredLogits:
-        """What a module says of each image as it is, once."""
-        said = []
+    def _answers_of(self, teacher: nn.Module | Teacher, dtype: str) -> StoredLogits:
+        """What a teacher says of each image as it is, once."""
+        ask = telling_logits(teacher) if isinstance(teacher, nn.Module) else teacher
+        said, classes, begin = [], None, 0
         for images, _ in self._training.in_order(64):
-            shown = self._normaliser(images)
-            with torch.no_grad(), computing_in(dtype, shown.device):
-                said.append(teacher(shown).float().cpu())
+            sample_ids = self._training.sample_ids[begin : begin + len(images)]
+            begin += len(images)
+            shown = Shown(
+                images=self._normaliser(images), sample_ids=sample_ids, draws=np.zeros(len(images), np.uint64)
+            )
+            with torch.no_grad(), computing_in(dtype, shown.images.device):
+                answer = ask(shown)
+            said.append(answer.logits.float().cpu())
+            classes = answer.classes
             self._beat()
-        return StoredLogits(self._training.sample_ids, torch.cat(said).numpy())
+        return StoredLogits(self._training.sample_ids, torch.cat(said).numpy(), classes)

@@ -56,7 +56,12 @@ def test_defaults_are_those_of_the_types() -> None:
     assert configuration.gate_policy(Config()) == GatePolicy()
     made = configuration.recipe(parse("training: {threads: 2}"))
     assert made == replace(
-        Recipe(), distillation=0.5, memory_max_mib=1536, search_time_max_s=0.6 * 7200, time_max_s=7200
+        Recipe(),
+        distillation=0.5,
+        memory_max_mib=1536,
+        search_time_max_s=0.6 * 7200,
+        time_max_s=7200,
+        old_classes_drop_max=0.01,
     )
     assert configuration.limits(Config()) == Limits(
         mem_available_min_mib=300, trainer_rss_max_mib=1536, disk_free_min_mib=500, hysteresis=0.05

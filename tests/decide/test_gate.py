@@ -123,7 +123,7 @@ def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
 
 
 def test_a_protected_class_is_refused_a_drop_that_others_are_allowed() -> None:
-    """All of them, or those that are named; never more than any class may lose; chance counts as for every class."""
+    """All of them, or those that are named; never more than any class may lose; chance excuses nothing."""
     base = metrics(cat=(190, 200), dog=(150, 200))
     fallen = compare(base, metrics(cat=(176, 200), dog=(164, 200)))  # 7 pp; p = 0.011
     strict = replace(POLICY, protected_drop_max=0.02)
@@ -135,8 +135,8 @@ def test_a_protected_class_is_refused_a_drop_that_others_are_allowed() -> None:
     loose = judge(compare(base, metrics(cat=(150, 200), dog=(190, 200))), replace(POLICY, protected_drop_max=0.5))
     assert loose.reasons == ("protected class 'cat' falls from 190 to 150 of 200, allowed is a drop of 10 pp",)
     chance = judge(compare(base, metrics(cat=(185, 200), dog=(155, 200))), strict)
-    assert chance.is_promoted
-    assert "protected class 'cat' falls from 190 to 185 of 200, which may be chance (20%)" in chance.warnings
+    assert chance.reasons == ("protected class 'cat' falls from 190 to 185 of 200, allowed is a drop of 2 pp",)
+    assert judge(compare(base, metrics(cat=(186, 200), dog=(155, 200))), strict).is_promoted
 
 
 def test_a_protected_class_that_cannot_be_judged_is_named() -> None:

@@ -24,6 +24,7 @@ from test_tuner import make_tuner, same_bits
 from edgetune.errors import ModelError
 from edgetune.learn.network import Network, new_network, state_tensors
 from edgetune.learn.partial import Latents, Part, last_stage
+from edgetune.learn.transfer import telling_logits
 from edgetune.learn.tuner import RETRAIN, Tuner
 from edgetune.types import Recipe, RoundKind, TrainerOutcome
 
@@ -125,12 +126,17 @@ def test_frozen_weights_stay_frozen() -> None:
     assert after.module.get_submodule("expand.0").weight.requires_grad
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_kept_latents_give_the_weights_that_working_them_out_gives(share: float) -> None:
-    """Without random changes the update with a cache is the update without one, bit for bit, with a teacher too."""
-    recipe, teacher = replace(PLAIN, distillation=share), tiny_network().module.eval()
+@pytest.mark.parametrize("classes", [None, [], [0, 2]])
+def test_kept_latents_give_the_weights_that_working_them_out_gives(classes: list[int] | None) -> None:
+    """
+    Without random changes the update with a cache is the update without one, bit for bit.
+
+    So it is without a teacher (None), with a network that teaches all classes ([]), and with one that has a say in two.
+    """
+    recipe, module = replace(PLAIN, distillation=0.0 if classes is None else 0.5), tiny_network().module.eval()
     with torch.no_grad():
-        teacher.head.weight.mul_(-1.0)
+        module.head.weight.mul_(-1.0)
+    teacher = telling_logits(module, classes) if classes else module
     _, tail = trained("tail", recipe, teacher=teacher)
     _, latent = trained("latent", recipe, teacher=teacher)
     assert same_bits(tail, latent)
@@ -195,10 +201,11 @@ def test_a_trainer_that_is_slowed_down_has_less_time(monkeypatch: pytest.MonkeyP
 
 
 def test_latents_are_not_kept_where_they_cannot_be() -> None:
-    """A teacher that is not a network to be asked about everything: the same layers are trained without a cache."""
-    outside = chosen(replace(PLAIN, update="latent"), teacher=lambda _shown: None)
-    assert outside["update"] == "tail"
-    assert outside["why"] == "its teacher is asked about images, not about latents"
+    """Where something passes the cut by, the same layers are trained without a cache."""
+    network = Network(Bypassed(3), "test:bypassed", 3, "head")
+    assert make_tuner(replace(PLAIN, update="latent"), TRAINING).choose_update(network, 10) == {
+        "update": "tail", "why": "layers of the network pass its last stage by"
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- whole rounds
