@@ -17,7 +17,7 @@ the defaults of a round but for what is named), some more of each class choosing
 
     imprinted  two imprinted rows, nothing trained
     full       cross-entropy alone: plain fine-tuning of the whole network
-    free       half of the loss is the factory model's word on the classes it knows (`training.absent_classes: keep`)
+    free       half of the loss is the factory model's word, put right by the label (`training.absent_classes: keep`)
     ancestor   the same, and at the end the new classes are held back to take a point from the old ones: a round's defaults
     served     likewise with the word of the version that is served; on the first board they are one
     er_ace     ancestor, with `training.rehearsal: er_ace`
@@ -59,7 +59,6 @@ from edgetune.learn.importer import read_weights
 from edgetune.learn.imprint import features_of, hold_back, imprint, right_without
 from edgetune.learn.network import Network, load_strictly, new_network, widen_head
 from edgetune.learn.rehearsal import Rehearsal
-from edgetune.learn.transfer import telling_logits
 from edgetune.learn.tuner import RETRAIN, Tuner
 from edgetune.types import Recipe
 
@@ -189,17 +188,19 @@ class Board:
             self._served[seed] = network
         return self._served[seed]
 
-    def tuner(
-        self, recipe: Recipe, training: LabelledImages, validation: LabelledImages, teacher: Network | None
-    ) -> Tuner:
-        """A round's hands; the teacher has a say in the classes that it knows."""
-        word = None
-        if teacher is not None and recipe.distillation:
-            word = telling_logits(copy.deepcopy(teacher).module.eval(), range(len(self.known)))
+    def tuner(self, recipe: Recipe, training: LabelledImages, validation: LabelledImages, teacher: Network) -> Tuner:
+        """A round's hands; the teacher has as many outputs as the student."""
+        word = copy.deepcopy(teacher.module).eval() if recipe.distillation else None
         return Tuner(
             replace(recipe, threads=self._arguments.threads), training, validation, preprocess=PREPROCESS,
             device=torch.device("cpu"), control=SilentControl(), teacher=word,
         )  # fmt: skip
+
+    def widened(self, network: Network) -> Network:
+        """As a round widens the factory model to ask it about new classes too."""
+        wide = copy.deepcopy(network)
+        widen_head(wide, self.known, self.outputs)
+        return wide
 
     def is_old(self, data: LabelledImages) -> npt.NDArray[np.bool_]:
         """[N]."""
@@ -213,8 +214,7 @@ class Board:
 
     def imprinted(self, served: Network, training: LabelledImages) -> Network:
         """The served version as the imprint round leaves it."""
-        network, known = copy.deepcopy(served), len(self.known)
-        widen_head(network, self.known, self.outputs)
+        network, known = self.widened(served), len(self.known)
         validation = self.validation()
         of_training, labels = self._features(network, training), torch.from_numpy(training.labels)
         of_validation, truth = self._features(network, validation), torch.from_numpy(validation.labels)
@@ -286,7 +286,7 @@ class Experiment:
         if cell.arm == "joint":
             training = board.training(old=cell.old, new=cell.new, seed=cell.seed, is_joint=True)
         teacher = served if cell.arm == "served" else board.factory
-        tuner = board.tuner(recipe, training, board.validation(), teacher)
+        tuner = board.tuner(recipe, training, board.validation(), board.widened(teacher))
         tuner.place(network)
         began_s = time.monotonic()
         if recipe.rehearsal != "plain":
