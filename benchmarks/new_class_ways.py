@@ -1,7 +1,7 @@
 """
 New classes on a board: ways to learn them beside the old ones, side by side, and what there is to reach. Resumable.
 
-    python -m benchmarks.new_class_ways --data DIR --weights WEIGHTS_DIR/resnet20_cifar10_without_ship_truck.safetensors
+    python -m benchmarks.new_class_ways --data DIR --weights benchmarks/bases/resnet20_cifar10_without_ship_truck.safetensors
         [--arms ...] [--epochs 1 2 4 8 12] [--old 250] [--new 450] [--seeds 0] [--judge test|validation] [--threads N]
         [--report]
     python -m benchmarks.new_class_ways --data DIR --weights resnet20_cifar100.safetensors --old 70 --new 70

@@ -3,7 +3,7 @@ New classes on a site: answered at once, then learnt, and what it does to the ol
 
     python -m benchmarks.new_classes --data DIR --weights resnet20_cifar100.safetensors [--new airplane cat] [--images 100]
         [--old 100] [--level 0%] [--update full] [--rehearsal plain] [--epochs 12] [--distillation null] [--seed 0] [--threads 2]
-    python -m benchmarks.new_classes --data DIR --weights WEIGHTS_DIR/resnet20_cifar10_without_ship_truck.safetensors
+    python -m benchmarks.new_classes --data DIR --weights benchmarks/bases/resnet20_cifar10_without_ship_truck.safetensors
         --new ship truck --images 450 --old 250
 
 The given ResNet20 knows CIFAR-100's classes, and no airplane and no cat; its site shows the ten aquatic classes. With a list
