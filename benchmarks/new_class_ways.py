@@ -219,15 +219,17 @@ class Board:
         of_training, labels = self._features(network, training), torch.from_numpy(training.labels)
         of_validation, truth = self._features(network, validation), torch.from_numpy(validation.labels)
         rows = {row: of_training[labels == row] for row in range(known, len(self.outputs))}
-        imprint(network, rows, of_training[labels < known], right_without(network, list(rows), of_validation, truth))
+        right, _ = right_without(network, list(rows), of_validation, truth)
+        imprint(network, rows, of_training[labels < known], right)
         return network
 
-    def hold_back(self, network: Network, share: float) -> None:
+    def hold_back(self, network: Network, recipe: Recipe) -> None:
         """As a round ends."""
+        share = recipe.old_classes_drop_max or 0.0
         data, new = self.validation(), range(len(self.known), len(self.outputs))
         data = only(data, self.is_old(data))
         right = right_without(network, new, self._features(network, data), torch.from_numpy(data.labels))
-        hold_back(network, new, right, share=share)
+        hold_back(network, new, right, share=share, class_share=recipe.old_class_drop_max)
 
     def _features(self, network: Network, data: LabelledImages) -> torch.Tensor:
         return features_of(network, (self._normaliser(images) for images, _ in data.in_order(BATCH)))
@@ -298,7 +300,7 @@ class Experiment:
         tuner.choose_update(network, steps)
         tuner.fine_tune(network, RETRAIN, steps)
         if recipe.old_classes_drop_max is not None:
-            board.hold_back(network, recipe.old_classes_drop_max)
+            board.hold_back(network, recipe)
         return time.monotonic() - began_s, steps * recipe.batch_size
 
 

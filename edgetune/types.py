@@ -268,6 +268,7 @@ class Recipe:
     old_classes_drop_max: float | None = (
         None  # 0..1, of right answers that new classes may take; None: any, see learn.imprint
     )
+    old_class_drop_max: float = 0.1  # 0..1, likewise of any one old class
     rehearsal: str = "plain"  # the loss of such a round: "plain" | "er_ace" | "der++"
     transfer: str = "hinton"  # how to learn from the teacher, one of learn.transfer.TRANSFERS
     unlabelled_confidence_min: float = 0.95  # 0..1, how sure the teacher must be of an unlabelled sample

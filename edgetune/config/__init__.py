@@ -117,6 +117,7 @@ def recipe(config: Config) -> Recipe:
         replay=training.replay,
         rehearsal=training.rehearsal,
         old_classes_drop_max=config.gate.accuracy_drop_max,
+        old_class_drop_max=config.gate.class_drop_max,
         transfer=training.transfer,
         unlabelled_confidence_min=training.unlabelled_confidence_min,
         update=training.update,

@@ -103,42 +103,58 @@ def imprint(
         background = mine if background is None else torch.cat([background, mine])
 
 
-def hold_back(network: Network, new: Sequence[int], right: torch.Tensor, *, share: float) -> float:
+def hold_back(
+    network: Network,
+    new: Sequence[int],
+    right: tuple[torch.Tensor, torch.Tensor],
+    *,
+    share: float,
+    class_share: float = 1.0,
+) -> dict[int, float]:
     """
-    Lower the biases of new classes' rows together, in place, until they take no more than a share of what is right without them.
+    Lower the biases of new classes' rows, in place, until they take no more than a share of what is right without them.
 
     A network that has learnt new classes beside a few old images says them too often: what the old classes lose is mostly
-    what the new ones take.
+    what the new ones take. First all new rows are lowered together, then each of them for the old class that it takes most of.
 
     Args:
         network: trained on both; a head without biases stays as it is.
         new: rows of the new classes.
-        right: [K, D] of images of old classes that were not trained on and that the head answers right where the new rows
-            do not compete; with fewer than `_RIGHT_LEAST` nothing is known, and nothing is done.
-        share: of these, 0..1.
+        right: of images of old classes that were not trained on and that the head answers right where the new rows do not
+            compete: features [K, D] and labels [K]; with fewer than `_RIGHT_LEAST`, of all or of a class, nothing is known
+            of these, and nothing is done for them.
+        share: of all these, 0..1.
+        class_share: of those of any one old class, 0..1.
 
     Returns:
-        What was added to the biases: zero, or less.
+        Row -> what was added to its bias: zero, or less.
 
     Source: the idea of Wu et al. 2019, "Large scale incremental learning" (arXiv 1905.13260), section 3, of correcting the new
-    logits on validation images; differs from it in: one number, chosen by what the old classes may lose.
+    logits on validation images; differs from it in: a number for each new class, chosen by what the old classes may lose.
     """
-    head = _head_of(network)
-    if head.bias is None or len(right) < _RIGHT_LEAST:
-        return 0.0
+    head, (features, labels) = _head_of(network), right
+    shifts = dict.fromkeys(new, 0.0)
+    if head.bias is None or len(features) < _RIGHT_LEAST:
+        return shifts
     with torch.no_grad():
-        logits = nn.functional.linear(right, _matrix(head), head.bias)
+        logits = nn.functional.linear(features, _matrix(head), head.bias)
         is_new = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
         is_new[list(new)] = True
-        lead = logits[:, ~is_new].amax(dim=1) - logits[:, is_new].amax(dim=1)
-        shift = min(0.0, _largest_harmless(lead, share))
-        head.bias[list(new)] += shift
-    return shift
+        lead = logits[:, ~is_new].amax(dim=1, keepdim=True) - logits[:, list(new)]  # [K, new]
+        together = min(0.0, _largest_harmless(lead.amin(dim=1), share))
+        of_class = [labels == label for label in set(labels.tolist())]
+        for column, row in enumerate(new):
+            leads = [lead[mine, column] for mine in of_class if int(mine.sum()) >= _RIGHT_LEAST]
+            shifts[row] = min(together, *(_largest_harmless(mine, class_share) for mine in leads), 0.0)
+            head.bias[row] += shifts[row]
+    return shifts
 
 
-def right_without(network: Network, new: Sequence[int], features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def right_without(
+    network: Network, new: Sequence[int], features: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The features of the images that the head answers right where some rows do not compete.
+    The images that the head answers right where some rows do not compete.
 
     Args:
         network: whose head is asked.
@@ -147,13 +163,15 @@ def right_without(network: Network, new: Sequence[int], features: torch.Tensor, 
         labels: [N] int64, on any device.
 
     Returns:
-        [K, D].
+        Their features [K, D] and labels [K], on the features' device.
     """
     head = _head_of(network)
     with torch.no_grad():
         logits = nn.functional.linear(features, _matrix(head), head.bias)
         logits[:, list(new)] = -math.inf
-        return features[logits.argmax(dim=1) == labels.to(features.device)]
+        labels = labels.to(features.device)
+        is_right = logits.argmax(dim=1) == labels
+        return features[is_right], labels[is_right]
 
 
 def refit_head(

@@ -116,7 +116,7 @@ def _imprint(
     validation = splits[Split.VALIDATION]
     right = None
     if len(validation):
-        right = right_without(network, list(new), look(validation), torch.from_numpy(validation.labels))
+        right, _ = right_without(network, list(new), look(validation), torch.from_numpy(validation.labels))
     most = spec.recipe.old_classes_drop_max
     share = TAKEN_SHARE if most is None else _SAFE * most
     imprint(network, new, torch.cat(others), right, share=share)

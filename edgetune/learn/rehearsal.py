@@ -151,7 +151,7 @@ def hold_back_new(
     validation: LabelledImages,
     normaliser: Normaliser,
     beat: Callable[[], None],
-) -> float:
+) -> dict[str, float]:
     """
     After the training of a round with new classes: let these take no more from the old ones than the recipe allows.
 
@@ -163,15 +163,16 @@ def hold_back_new(
         beat: called after every batch.
 
     Returns:
-        What was added to the new classes' biases.
+        New class -> what was added to its bias.
     """
     new = [spec.classes.index(label) for label in new_classes(spec, base)]
     share = recipe.old_classes_drop_max
     if not new or share is None or not len(validation) or recipe.transfer == "label_free":
-        return 0.0
+        return {}
     features = features_of(network, _normalised(validation, normaliser, beat))
     right = right_without(network, new, features, torch.from_numpy(validation.labels))
-    return hold_back(network, new, right, share=share)
+    shifts = hold_back(network, new, right, share=share, class_share=recipe.old_class_drop_max)
+    return {spec.classes[row]: round(shift, 4) for row, shift in shifts.items()}
 
 
 def make_rehearsal(

@@ -62,6 +62,7 @@ def test_defaults_are_those_of_the_types() -> None:
         search_time_max_s=0.6 * 7200,
         time_max_s=7200,
         old_classes_drop_max=0.01,
+        old_class_drop_max=0.1,
     )
     assert configuration.limits(Config()) == Limits(
         mem_available_min_mib=300, trainer_rss_max_mib=1536, disk_free_min_mib=500, hysteresis=0.05

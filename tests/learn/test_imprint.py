@@ -113,26 +113,48 @@ def test_new_rows_that_say_too_much_are_held_back_together(is_convolution: bool)
     labels = torch.zeros(len(red), dtype=torch.int64)
     before = _answers(network, unseen)
     right = right_without(network, [1, 2], features_of(network, [red]), labels)
-    assert len(right) == len(red)  # the only class that is left
-    shift = hold_back(network, [1, 2], right[:200], share=0.05)
+    assert len(right[0]) == len(red)  # the only class that is left
+    right = right[0][:200], right[1][:200]
+    shifts = hold_back(network, [1, 2], right, share=0.05)
+    shift = shifts[1]
+    assert shift == shifts[2]
     after = _answers(network, unseen)
     assert shift < 0
     assert 0.0 < (after.argmax(dim=1) != 0).float().mean() < 0.12
     assert torch.equal(after[:, 0], before[:, 0])
     assert torch.allclose(after[:, 1:], before[:, 1:] + shift, atol=1e-5)
-    assert hold_back(network, [1, 2], right[:200], share=0.05) == pytest.approx(0.0, abs=1e-3)
+    assert hold_back(network, [1, 2], right, share=0.05)[1] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_new_rows_that_take_little_or_of_which_little_is_known_stay() -> None:
     """No shift where the share is kept to, and none from nineteen images."""
     network = _network(3, is_convolution=False)
-    red = features_of(network, [_images(0, 200, seed=1)])
-    assert hold_back(network, [2], red, share=0.01) == 0.0
+    red, labels = features_of(network, [_images(0, 200, seed=1)]), torch.zeros(200, dtype=torch.int64)
+    assert hold_back(network, [2], (red, labels), share=0.01) == {2: 0.0}
     with torch.no_grad():
         network.module.head.bias[2] += 6.5
-    assert hold_back(network, [2], red[:19], share=0.01) == 0.0
-    assert hold_back(network, [2], red, share=0.0) < -1.0
+    assert hold_back(network, [2], (red[:19], labels[:19]), share=0.01) == {2: 0.0}
+    assert hold_back(network, [2], (red, labels), share=0.0)[2] < -1.0
     assert (_answers(network, _images(0, 200, seed=3)).argmax(dim=1) == 0).all()
+
+
+def test_the_new_row_that_takes_too_much_of_one_class_is_held_back_alone() -> None:
+    """Of all old images blue takes few, of the red ones half: it is lowered until that is a tenth; the other new row stays."""
+    network = _network(3, is_convolution=False)
+    widen_head(network, ["red", "green", "blue"], ["red", "green", "blue", "none"])
+    with torch.no_grad():
+        network.module.head.weight[3], network.module.head.bias[3] = 0.0, -5.0
+        network.module.head.bias[2] += 6.0
+    many, few = features_of(network, [_images(1, 2000, seed=1)]), features_of(network, [_images(0, 40, seed=2)])
+    labels = torch.tensor([1] * 2000 + [0] * 40)
+    with torch.no_grad():
+        network.module.head.weight[1, 1] += 2.0  # green is never in doubt
+    right = torch.cat([many, few]), labels
+    shifts = hold_back(network, [2, 3], right, share=0.05, class_share=0.1)
+    assert shifts[3] == 0.0
+    assert shifts[2] < 0.0
+    logits = network.module.head(few)
+    assert 0.0 < (logits[:, 2] > logits[:, 0]).float().mean() <= 0.125
 
 
 def test_without_images_of_the_old_classes_the_new_one_wins_on_its_own() -> None:
