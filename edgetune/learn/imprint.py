@@ -122,7 +122,7 @@ def hold_back(
         new: rows of the new classes.
         right: of images of old classes that were not trained on and that the head answers right where the new rows do not
             compete: features [K, D] and labels [K]; with fewer than `_RIGHT_LEAST`, of all or of a class, nothing is known
-            of these, and nothing is done for them.
+            of these, and nothing is done for them. Where every row is new there is no old class to protect.
         share: of all these, 0..1.
         class_share: of those of any one old class, 0..1.
 
@@ -134,7 +134,7 @@ def hold_back(
     """
     head, (features, labels) = _head_of(network), right
     shifts = dict.fromkeys(new, 0.0)
-    if head.bias is None or len(features) < _RIGHT_LEAST:
+    if head.bias is None or len(features) < _RIGHT_LEAST or len(shifts) == len(head.bias):
         return shifts
     with torch.no_grad():
         logits = nn.functional.linear(features, _matrix(head), head.bias)

@@ -134,6 +134,7 @@ def test_new_rows_that_take_little_or_of_which_little_is_known_stay() -> None:
     with torch.no_grad():
         network.module.head.bias[2] += 6.5
     assert hold_back(network, [2], (red[:19], labels[:19]), share=0.01) == {2: 0.0}
+    assert hold_back(network, [0, 1, 2], (red, labels), share=0.01) == {0: 0.0, 1: 0.0, 2: 0.0}
     assert hold_back(network, [2], (red, labels), share=0.0)[2] < -1.0
     assert (_answers(network, _images(0, 200, seed=3)).argmax(dim=1) == 0).all()
 
