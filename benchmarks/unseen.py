@@ -2,12 +2,13 @@
 What does a student know of classes that it was never shown? Label-free transfer on CIFAR-10, split by split. Resumable.
 
     python -m benchmarks.unseen --data DIR --teacher-weights resnet56_cifar10.safetensors [--work DIR] [--splits ...]
-        [--students thin resnet20] [--seeds 0] [--images 3000] [--epochs 10 | --full] [--threads N] [--report]
+        [--students thin resnet20 pruned-50 pruned-90] [--seeds 0] [--images 3000] [--epochs 10 | --full] [--threads N]
+        [--report]
 
-The teacher is a ResNet56 that knows all ten classes. A fresh student with ten outputs sees images of the split's seen classes
-alone, through the teacher: its logits and the features of its three groups, by the losses of arXiv 2201.10947 (`LabelFree`).
-It sees no image of another class, no label (they are all 0 here), and nothing chooses: it is tested after its last step, on
-the test images of the seen and of the unseen classes, each among all ten outputs. Chance is then 10 %.
+The teacher is a ResNet56 that knows all ten classes. A student with ten outputs sees images of the split's seen classes alone,
+through the teacher: its logits and, where the student is fresh, the features of its three groups, by the losses of arXiv
+2201.10947 (`LabelFree`). It sees no image of another class, no label (they are all 0 here), and nothing chooses: it is tested
+after its last step, on the test images of the seen and of the unseen classes, each among all ten outputs. Chance is then 10 %.
 
     7,8,9      horse, ship, truck seen; the other seven unseen
     0-6        airplane to frog seen; horse, ship, truck unseen
@@ -15,18 +16,23 @@ the test images of the seen and of the unseen classes, each among all ten output
     3,4,8,9    cat, deer, ship, truck seen; airplane, automobile, dog, horse unseen
     noise      the control: 5,000 images of noise, and no class seen
 
-The students: `thin`, one block a group, as wide as the teacher's activations on these images are not zero (at most 60,000
+The fresh students: `thin`, one block a group, as wide as the teacher's activations on these images are not zero (at most 60,000
 parameters), and `resnet20`. SGD with Nesterov's momentum 0.9, batches of 128, rate 0.1 on a cosine, weight decay 5e-4, as in the
 paper; shifts and mirroring, where its code also has AutoAugment and cutout. 10 epochs are what a CPU can do; `--full` is the
 paper's 200. The paper's 5,000 images a class are 3,000 here where DIR has no more.
 
-Every finished cell is a row of WORK/unseen.csv; a run that was stopped goes on inside a cell. `--report` prints the tables and
+`pruned-50` and `pruned-90` begin with the teacher's own weights: half and nine tenths of its parameters are cut away, ranked by
+the classes that the teacher itself finds likeliest on these images, and what is left learns as a round does (its rates, batches
+of 64). With `--epochs 0`, what the cut alone leaves.
+
+Every finished cell is a row of WORK/unseen.csv; a run that was stopped goes on inside a fresh student's cell. `--report` prints the tables and
 what was not run. DIR holds cifar10_train.zip and cifar10_test.zip, with entries train/<class>/<name> and test/...
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import shutil
 import signal
@@ -50,13 +56,18 @@ from edgetune.learn.compress import Material
 from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.data import Images, LabelledImages, Normaliser
 from edgetune.learn.importer import load_weights, read_weights
+from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, new_network
 from edgetune.learn.student import Lesson, teach
-from edgetune.types import Preprocess
+from edgetune.learn.transfer import telling_logits
+from edgetune.learn.tuner import RETRAIN, Tuner, size_of
+from edgetune.types import Preprocess, Recipe
 
 PREPROCESS = Preprocess(height=32, width=32)  # ImageNet's mean and deviation: the teacher was trained with them
 TEACHER = "cifar:resnet56a"
-STUDENTS = {"thin": None, "resnet20": "cifar:resnet20a"}
+FRESH = {"thin": None, "resnet20": "cifar:resnet20a"}
+PRUNED = {"pruned-50": 0.5, "pruned-90": 0.9}  # of the teacher's parameters
+STUDENTS = (*FRESH, *PRUNED)
 THIN_PARAMETERS = 60_000
 SPLITS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "7,8,9": ((7, 8, 9), (0, 1, 2, 3, 4, 5, 6)),
@@ -108,6 +119,9 @@ def unlabelled(pixels: Images) -> LabelledImages:
     return LabelledImages(np.arange(count), np.zeros(count, np.int64), pixels, Path(), PREPROCESS)
 
 
+NOTHING = unlabelled(np.empty((0, 32, 32, 3), np.uint8))  # to choose by
+
+
 def of_classes(right: npt.NDArray[np.float64], numbers: Sequence[int]) -> float | None:
     """Per cent right over some classes with as many images each; `right` [10] are shares. None: of no class."""
     return round(100 * float(right[list(numbers)].mean()), 2) if numbers else None
@@ -133,23 +147,46 @@ class Experiment:
             StopAskedError: a stop was asked for; the same cell goes on.
         """
         seen, unseen = SPLITS[cell.split]
+        training = unlabelled(shown(self._pool, cell.split, cell.images, cell.seed))
+        network, seconds = (self._taught if cell.student in FRESH else self._pruned)(cell, training)
+        right = self._right(network)
+        return replace(
+            cell, parameters=count_learnt(network.module), seen=of_classes(right, seen),
+            unseen=of_classes(right, unseen) or 0.0, teacher_seen=of_classes(self._teacher_right, seen),
+            teacher_unseen=of_classes(self._teacher_right, unseen) or 0.0, seconds=seconds,
+        )  # fmt: skip
+
+    def _taught(self, cell: Cell, training: LabelledImages) -> tuple[Network, float]:
+        """A fresh student and the seconds of its lesson."""
         material = Material(
-            training=unlabelled(shown(self._pool, cell.split, cell.images, cell.seed)),
-            validation=unlabelled(np.empty((0, 32, 32, 3), np.uint8)), preprocess=PREPROCESS, classes=self._pool.classes,
+            training=training, validation=NOTHING, preprocess=PREPROCESS, classes=self._pool.classes
         )  # fmt: skip
         lesson = Lesson(
-            parameters_max=THIN_PARAMETERS, student=STUDENTS[cell.student], transfer="label_free", epochs=cell.epochs,
+            parameters_max=THIN_PARAMETERS, student=FRESH[cell.student], transfer="label_free", epochs=cell.epochs,
             seed=cell.seed, threads=self._threads,
         )  # fmt: skip
         work = self._work / " ".join(cell.key).replace(",", "")
         taught = teach(self._teacher, material, lesson, work=work, control=self._control)
-        right = self._right(taught.network)
         shutil.rmtree(work)
-        return replace(
-            cell, parameters=count_learnt(taught.network.module), seen=of_classes(right, seen),
-            unseen=of_classes(right, unseen) or 0.0, teacher_seen=of_classes(self._teacher_right, seen),
-            teacher_unseen=of_classes(self._teacher_right, unseen) or 0.0, seconds=taught.seconds,
+        return taught.network, taught.seconds
+
+    def _pruned(self, cell: Cell, training: LabelledImages) -> tuple[Network, float]:
+        """What is left of the teacher, after a round's retraining on its word, and the seconds of both."""
+        began_s = time.monotonic()
+        recipe = Recipe(
+            transfer="label_free", level=PRUNED[cell.student], round_to=1, seed=cell.seed, threads=self._threads,
+            memory_format="contiguous", dtype="float32",
         )  # fmt: skip
+        teacher = arrange(copy.deepcopy(self._teacher).module, self._device, "contiguous").eval()
+        tuner = Tuner(
+            recipe, training, NOTHING, preprocess=PREPROCESS, device=self._device, control=self._control,
+            teacher=telling_logits(teacher),
+        )  # fmt: skip
+        network = tuner.place(copy.deepcopy(self._teacher))
+        whole = size_of(self._teacher, PREPROCESS)
+        shape, _ = tuner.cut(network, share=1 - recipe.level, whole=whole, stopwatch=None)
+        tuner.fine_tune(shape.network, RETRAIN, cell.epochs * tuner.epoch_steps)
+        return shape.network, round(time.monotonic() - began_s, 1)
 
     def _right(self, network: Network) -> npt.NDArray[np.float64]:
         """The share of each class's test images [10] that is answered right, among all ten outputs."""
@@ -265,7 +302,7 @@ def main() -> int:
     parser.add_argument("--teacher-weights", type=Path)
     parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
-    parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=STUDENTS)
+    parser.add_argument("--students", nargs="+", default=list(FRESH), choices=STUDENTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images", type=int, default=3000, help="of each seen class")
     parser.add_argument("--epochs", type=int, default=SHORT)

@@ -1,23 +1,20 @@
 """
 What should a person label next? Answers of the served model -> the samples whose labels would tell it most.
 
-The least certain samples first: a small margin between the two best classes. Among several times as many of them as are
-asked for, those that differ most, weighed with the doubt (greedy k-centre over the answers, Gonzalez 1985; for active
-learning Sener and Savarese 2018, arXiv 1708.00489, there without the doubt): near-twins have near answers and come last, and
-so does what is like a sample labelled lately; of one group at most one sample is asked about.
+Evenly over what the model takes them for: the class that fewest of the labels so far were taken for comes next, and of the
+samples taken for it the least certain one (a small margin between the two best classes). That shows every class, and every
+kind of confusion, with few labels. Asking for the least certain samples of all, spread out or not, was measured to be no better
+than chance (docs/benchmarks.md, "Few labels"): fifty doubtful images teach less than fifty that are like what the board sees.
+Of one group, whose images are near-twins, at most one sample is asked about.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgetune.decide.estimate import probabilities
-
-_DOUBT_MIN = 1e-9  # of an answer with a margin of one
-_FIELD = 8  # times as many uncertain samples as are asked for are compared with each other
-_COMPARED_MAX = 400  # the latest labelled samples that what is asked next should differ from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,31 +49,28 @@ def next_questions(
 
     Args:
         candidates: unlabelled samples with answers.
-        labelled: logits of the same version for samples labelled lately, oldest first.
+        labelled: logits of the same version for samples labelled lately.
         count: at most so many; fewer when there are fewer groups.
         sharpness: the calibration of the confidences (`decide.estimate`).
-
-    Cost: about 8 x count^2 distances between vectors of classes.
     """
-    asked = [(_question(each, sharpness), each) for each in candidates]
+    asked = [(_question(each, sharpness), each.group) for each in candidates]
     asked.sort(key=lambda pair: (pair[0].margin, pair[0].sample))
-    field, groups = [], set()
-    for question, candidate in asked:
-        if candidate.group not in groups:
-            groups.add(candidate.group)
-            field.append((question, _place(candidate.logits, sharpness)))
-    field = field[: _FIELD * count]
-    centres = [_place(logits, sharpness) for logits in labelled[-_COMPARED_MAX:]]
-    distances = [min((math.dist(place, centre) for centre in centres), default=math.inf) for _, place in field]
-    chosen = []
-    for _ in range(min(count, len(field))):
-        # The first of equals, which is the least certain of them; where doubts are few, sure answers come last.
-        index = max(range(len(field)), key=lambda i: distances[i] * max(_DOUBT_MIN, 1 - field[i][0].margin))
-        question, place = field[index]
-        chosen.append(question)
-        distances = [min(far, math.dist(place, other)) for far, (_, other) in zip(distances, field, strict=True)]
-        distances[index] = -math.inf
-    return tuple(sorted(chosen, key=lambda question: (question.margin, question.sample)))
+    groups: set[str] = set()
+    waiting: dict[int, deque[Question]] = defaultdict(deque)  # by guess, the least certain first
+    for question, group in asked:
+        if group not in groups:
+            groups.add(group)
+            waiting[question.guess].append(question)
+    known = Counter(max(range(len(logits)), key=logits.__getitem__) for logits in labelled)
+    chosen: list[Question] = []
+    while len(chosen) < count and waiting:
+        # Of guesses that are equally little known the commoner one, which stands for more images.
+        guess = min(waiting, key=lambda each: (known[each], -len(waiting[each]), each))
+        chosen.append(waiting[guess].popleft())
+        known[guess] += 1
+        if not waiting[guess]:
+            del waiting[guess]
+    return tuple(chosen)
 
 
 def _question(candidate: Candidate, sharpness: float) -> Question:
@@ -89,8 +83,3 @@ def _question(candidate: Candidate, sharpness: float) -> Question:
         confidence=shares[guess],
         margin=shares[guess] - shares[rival],
     )
-
-
-def _place(logits: Sequence[float], sharpness: float) -> list[float]:
-    """Where an answer lies: square roots of the probabilities, whose distance is Hellinger's."""
-    return [math.sqrt(share) for share in probabilities(logits, sharpness)]

@@ -13,6 +13,7 @@ from benchmarks import unseen
 from benchmarks.incremental import Pool
 from benchmarks.rows import append_row, read_rows
 from benchmarks.unseen import SPLITS, Cell, Experiment, of_classes, report, rows_of, shown, unlabelled, verdict, wanted
+from edgetune.learn.cifar import count_learnt
 from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.network import new_network
 
@@ -76,7 +77,7 @@ def test_a_stopped_cell_goes_on_and_says_what_the_student_knows(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tiny teacher and student: stopped at its first step, then filled; nothing of the work is left."""
-    monkeypatch.setitem(unseen.STUDENTS, "resnet20", "cifar:resnet8a")
+    monkeypatch.setitem(unseen.FRESH, "resnet20", "cifar:resnet8a")
     arguments = argparse.Namespace(
         work=tmp_path, threads=1, splits=["3,4,8,9"], students=["resnet20"], seeds=[0], images=12, epochs=1
     )
@@ -92,3 +93,19 @@ def test_a_stopped_cell_goes_on_and_says_what_the_student_knows(
     assert 0 <= filled.unseen <= 100
     assert filled.parameters > 0
     assert list((tmp_path / "unseen").iterdir()) == []
+
+
+def test_a_pruned_student_is_what_is_left_of_the_teacher(pool: Pool, tmp_path: Path) -> None:
+    """Half of its parameters are gone; after no epoch it has its teacher's own weights, after one it has learnt."""
+    arguments = argparse.Namespace(
+        work=tmp_path, threads=1, splits=["noise"], students=["pruned-50"], seeds=[0], images=12, epochs=0
+    )
+    teacher = new_network("cifar:resnet8a", 10)
+    experiment = Experiment(arguments, pool, teacher, SilentControl())
+    cell = replace(wanted(arguments)[0], images=12)
+    whole = count_learnt(teacher.module)
+    assert experiment.fill(cell).parameters <= 0.51 * whole
+    filled = experiment.fill(replace(cell, epochs=1))
+    assert filled.parameters <= 0.51 * whole
+    assert filled.seen is None
+    assert 0 <= filled.unseen <= 100

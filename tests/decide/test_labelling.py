@@ -20,49 +20,37 @@ def ask(
     return [q.sample for q in next_questions(candidates, labelled, count=count, sharpness=sharpness)]
 
 
-def test_the_least_certain_come_first_and_say_why() -> None:
-    """The margin between the two best classes, not the confidence alone."""
-    sure, unsure = candidate(1, 9.0, 0.0, 0.0), candidate(2, 3.0, 2.9, 0.0)
-    first, second = next_questions([sure, unsure], [], count=2)
-    assert (first.sample, first.guess, first.rival) == (2, 0, 1)
-    assert 0 < first.margin < 0.06
-    assert second.sample == 1
-    assert second.confidence > 0.99
+def test_a_question_says_what_the_model_takes_the_sample_for() -> None:
+    """Its guess, the rival, and the margin between the two, not the confidence alone."""
+    (question,) = next_questions([candidate(2, 3.0, 2.9, 0.0)], [], count=1)
+    assert (question.sample, question.guess, question.rival) == (2, 0, 1)
+    assert 0 < question.margin < 0.06
+    assert 0.4 < question.confidence < 0.6
 
 
-def test_near_twins_are_not_asked_about_twice() -> None:
-    """Of two doubts that are the same one waits, although it is more doubtful than the next."""
-    twins = (candidate(1, 3.0, 2.99, 0.0), candidate(2, 3.0, 2.98, 0.0))
-    other = candidate(3, 0.0, 3.0, 2.5)
-    assert ask(*twins, other) == [1, 3]
-    assert ask(*twins, other, count=3) == [1, 2, 3]
+def test_every_guess_has_its_turn_and_the_least_certain_of_it_comes_first() -> None:
+    """A class that is guessed seldom is not pushed out by a common one, however doubtful that is."""
+    common = [candidate(i, 2.0 + i / 10, 2.0, 0.0) for i in range(10)]
+    seldom, surer = candidate(20, 0.0, 5.0, 0.0), candidate(21, 0.0, 9.0, 0.0)
+    assert ask(*common, seldom, surer, count=4) == [0, 20, 1, 21]
 
 
-def test_of_one_group_one_sample_is_asked_about() -> None:
-    """The least certain of it, however different the others are."""
-    scene = [candidate(i, 3.0 + i, 2.9, 0.0, group="door") for i in range(5)]
-    assert ask(*scene, candidate(9, 0.0, 5.0, 4.0), count=5) == [0, 9]
+def test_of_guesses_that_are_equally_little_known_the_commoner_comes_first() -> None:
+    """One question alone is best about what stands for most images."""
+    assert ask(candidate(1, 0.0, 3.0), candidate(2, 3.0, 0.0), candidate(3, 4.0, 0.0), count=1) == [2]
 
 
-def test_what_is_like_a_sample_labelled_lately_waits() -> None:
-    """Its label would say the same again."""
-    like, unlike = candidate(1, 3.0, 2.9, 0.0), candidate(2, 0.0, 3.0, 2.0)
+def test_what_labels_were_given_to_lately_waits() -> None:
+    """Of that guess there are labels already; of the other there is none."""
+    like, unlike = candidate(1, 3.0, 2.9, 0.0), candidate(2, 0.0, 9.0, 2.0)
     assert ask(like, unlike, count=1) == [1]
     assert ask(like, unlike, count=1, labelled=((3.0, 2.9, 0.0),)) == [2]
 
 
-def test_certain_answers_are_no_diversity() -> None:
-    """A thousand different sure answers do not push out the doubtful ones: those alone are compared."""
-    sure = [candidate(100 + i, *(20.0 if c == i % 5 else 0.0 for c in range(5))) for i in range(100)]
-    doubtful = [candidate(i, *(2.0 if c in (i % 5, (i + 1) % 5) else 0.0 for c in range(5))) for i in range(16)]
-    assert set(ask(*sure, *doubtful, count=2)) <= set(range(16))
-
-
-def test_sure_answers_come_last_where_doubts_are_few() -> None:
-    """They differ from the doubtful ones more than those from each other, and their labels would say nothing."""
-    doubtful = [candidate(i, 1.0 + i / 50, 1.0) for i in range(6)]
-    sure = [candidate(100 + i, 30.0 * (i % 2), 30.0 * (1 - i % 2)) for i in range(10)]
-    assert set(ask(*sure, *doubtful, count=6)) == set(range(6))
+def test_of_one_group_one_sample_is_asked_about() -> None:
+    """The least certain of it, whatever the others are taken for."""
+    scene = [candidate(i, 3.0 + i, 2.9, 0.0, group="door") for i in range(5)]
+    assert ask(*scene, candidate(9, 0.0, 5.0, 4.0), count=5) == [0, 9]
 
 
 def test_nothing_to_ask_about_is_no_question() -> None:
