@@ -1,8 +1,8 @@
 """
 What `edgetune data next` answers: which samples a person should label, and why.
 
-Training samples are chosen by what their labels would tell. Hold-out samples must not be: a hold-out of hard images would
-judge every version by those. As long as the gate has too few of them, some drawn at random are asked about too.
+Training samples are chosen by what their labels would tell. Hold-out samples must not be: they have to be the mix that the
+board sees. As long as the gate has too few of them, some drawn at random are asked about too.
 """
 
 from __future__ import annotations

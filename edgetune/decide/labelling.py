@@ -2,10 +2,10 @@
 What should a person label next? Answers of the served model -> the samples whose labels would tell it most.
 
 Evenly over what the model takes them for: the class that fewest of the labels so far were taken for comes next, and of the
-samples taken for it the least certain one (a small margin between the two best classes). That shows every class, and every
-kind of confusion, with few labels. Asking for the least certain samples of all, spread out or not, was measured to be no better
-than chance (docs/benchmarks.md, "Few labels"): fifty doubtful images teach less than fifty that are like what the board sees.
-Of one group, whose images are near-twins, at most one sample is asked about.
+samples taken for it one that is drawn. That shows every class, and every kind of confusion, with few labels. Asking for the
+least certain samples, of all or of each guess, was measured to be no better than chance (docs/benchmarks.md, "Few labels"):
+fifty doubtful images teach less than fifty that are like what the board sees. Of one group, whose images are near-twins, at
+most one sample is asked about.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def next_questions(
         sharpness: the calibration of the confidences (`decide.estimate`).
     """
     asked = [(_question(each, sharpness), each.group) for each in candidates]
-    asked.sort(key=lambda pair: (pair[0].margin, pair[0].sample))
+    asked.sort(key=lambda pair: (_drawn(pair[0].sample), pair[0].sample))
     groups: set[str] = set()
-    waiting: dict[int, deque[Question]] = defaultdict(deque)  # by guess, the least certain first
+    waiting: dict[int, deque[Question]] = defaultdict(deque)  # by guess
     for question, group in asked:
         if group not in groups:
             groups.add(group)
@@ -71,6 +71,11 @@ def next_questions(
         if not waiting[guess]:
             del waiting[guess]
     return tuple(chosen)
+
+
+def _drawn(sample: int) -> int:
+    """A place in an order that has nothing to do with the order in which samples came (multiplicative hashing, Knuth)."""
+    return sample * 2_654_435_761 % 2**32
 
 
 def _question(candidate: Candidate, sharpness: float) -> Question:
