@@ -14,7 +14,7 @@ from edgetune.errors import ConflictError, EdgetuneError, ModelError
 from edgetune.serve.engine import Engine
 from edgetune.store import durable
 from edgetune.store.models import Models
-from edgetune.types import GateDecision, GatePolicy, Manifest, RoundKind, RoundSpec
+from edgetune.types import Comparison, GateDecision, GatePolicy, Manifest, RoundKind, RoundSpec
 
 
 class Promotion:
@@ -42,7 +42,8 @@ class Promotion:
             manifest = await self._store(self._models.manifest, spec.candidate_version)
             shown_anew = await self._store(self._records.shown_anew, spec)
             self.decision = self._judge(spec, manifest, policy, shown_anew)
-            self.decision = await self._with_doubts(self.decision, spec, manifest)
+            if not self.decision.is_promoted and self._is_current(spec):
+                self.decision = await self._with_doubts(self.decision, spec, manifest.comparison, policy)
             if self.decision.is_promoted:
                 self._candidate = await self._serving.prepare(spec.candidate_version)
         except (EdgetuneError, OSError) as error:
@@ -60,13 +61,14 @@ class Promotion:
             raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
         return gate.judge(manifest.comparison, policy, shown_anew=shown_anew)
 
-    async def _with_doubts(self, decision: GateDecision, spec: RoundSpec, manifest: Manifest) -> GateDecision:
-        """A refusal of what is less accurate also says which labels may be the cause."""
-        comparison = manifest.comparison
-        if decision.is_promoted or comparison is None or comparison.candidate.correct >= comparison.base.correct:
-            return decision
+    async def _with_doubts(
+        self, refusal: GateDecision, spec: RoundSpec, comparison: Comparison | None, policy: GatePolicy
+    ) -> GateDecision:
+        """A refusal for lost accuracy also says which labels may be the cause."""
+        if comparison is None or not gate.has_lost_accuracy(comparison, policy):
+            return refusal
         doubts = doubted(await self._store(self._records.journal, spec.round_id))
-        return replace(decision, reasons=(*decision.reasons, doubts)) if doubts else decision
+        return replace(refusal, reasons=(*refusal.reasons, doubts)) if doubts else refusal
 
     def _is_current(self, spec: RoundSpec) -> bool:
         return spec.generation == self._serving.generation and spec.base_version == self._serving.served.version

@@ -6,11 +6,12 @@ import asyncio
 import json
 import uuid
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, FakeTrainer, picture
+from fakes import FakeClock, FakeTrainer, picture, publish_candidate
 from site_on_disk import COLOURS, Site, drop
 
 from edgetune.cli.installing import sweep
@@ -21,7 +22,7 @@ from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.serve.engine import Engine
 from edgetune.store.buffer import PredictionRow
 from edgetune.store.retention import BufferPolicy
-from edgetune.types import Quantity, RoundKind, RoundState, TrainerOutcome
+from edgetune.types import Comparison, Quantity, RoundKind, RoundState, TrainerOutcome
 
 S = RoundState
 
@@ -112,6 +113,44 @@ def test_a_refusal_for_accuracy_says_which_labels_may_be_wrong(tmp_path: Path, r
             assert (doubts in last["reasons"]) is (right < 0.5)
             row = await DaemonService(site.daemon).round(1)
             assert row["details"]["doubts"] == DOUBTS
+
+    run(play())
+
+
+class OneWorse(Doubting):
+    """Its candidate is as large and as fast as the base, and one image worse."""
+
+    def finish(self) -> None:
+        """Publish that."""
+        assert self.spec is not None
+        publish_candidate(self.spec, right=0.8, changes=_one_worse)
+        super().finish()
+
+
+def _one_worse(comparison: Comparison) -> Comparison:
+    base = comparison.base
+    label, score = next(iter(base.per_class.items()))
+    worse = replace(score, correct=score.correct - 1)
+    return replace(
+        comparison,
+        candidate=replace(base, correct=base.correct - 1, per_class={**base.per_class, label: worse}),
+        only_base_correct=1,
+        candidate_latency=comparison.base_latency,
+        candidate_cost=comparison.base_cost,
+    )
+
+
+def test_a_refusal_for_having_gained_nothing_names_no_labels(tmp_path: Path) -> None:
+    """One image worse is what chance makes of a candidate that is as good: no reason to look at labels."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=OneWorse, gate={"accuracy_drop_max": "20pp"}) as site:
+            await site.take_all()
+            await site.until(S.COOLDOWN)
+            await site.tick()
+            (reason,) = (await site.daemon.status())["last_round"]["reasons"]
+            assert reason.startswith("nothing is gained")
 
     run(play())
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgetune.decide.gate import chance_of_drop, judge, largest_plausible_drop
+from edgetune.decide.gate import chance_of_drop, chance_of_pairs, has_lost_accuracy, judge, largest_plausible_drop
 from edgetune.types import AbsentClasses, ClassScore, Comparison, Cost, GatePolicy, Latency, Metrics
 
 POLICY = GatePolicy()
@@ -229,3 +229,28 @@ def test_a_class_that_is_back_is_a_gain_and_excuses_nothing() -> None:
     assert decision.reasons == ("was shown 'owl', which the served version was not",)
     worse = compare(BASE, metrics(cat=(75, 100), dog=(75, 100)), **same)
     assert not judge(worse, POLICY, shown_anew=["owl"]).is_promoted
+
+
+def test_the_chance_of_pairs_is_that_of_tossing_coins() -> None:
+    """Against scipy's binomial test, whose figures these are; without a disagreement nothing is unlikely."""
+    assert chance_of_pairs(0, 0) == 1.0
+    assert chance_of_pairs(1, 0) == 0.5
+    assert chance_of_pairs(8, 2) == pytest.approx(0.0546875)
+    assert chance_of_pairs(30, 15) == pytest.approx(0.017848, abs=1e-5)
+
+
+def test_accuracy_is_lost_only_where_it_is_refused_for_and_chance_does_not_explain_it() -> None:
+    """One image worse, a fall that the bound allows, or one that as many wins beside it make likely, say nothing of labels."""
+    assert not has_lost_accuracy(compare(BASE, metrics(cat=(79, 100), dog=(80, 100))), POLICY)
+    fallen = metrics(cat=(75, 100), dog=(75, 100))
+    assert has_lost_accuracy(compare(BASE, fallen), POLICY)
+    assert not has_lost_accuracy(compare(BASE, fallen), replace(POLICY, accuracy_drop_max=0.06))
+    by_chance = compare(BASE, fallen, only_base_correct=40, only_candidate_correct=30)
+    assert "accuracy falls" in judge(by_chance, POLICY).reasons[0]
+    assert not has_lost_accuracy(by_chance, POLICY)
+    one_class = compare(BASE, metrics(cat=(98, 100), dog=(62, 100)), only_base_correct=18, only_candidate_correct=18)
+    assert has_lost_accuracy(one_class, POLICY)
+    few = compare(metrics(cat=(20, 20)), metrics(cat=(10, 20)))
+    assert has_lost_accuracy(few, POLICY), "a class that falls by half is no chance, however small the hold-out"
+    other = metrics(cat=(80, 100), dog=(60, 80))
+    assert not has_lost_accuracy(compare(BASE, other), POLICY), "not measured on the same samples"
