@@ -111,6 +111,38 @@ def test_what_turns_say_counts_where_the_clocks_medians_disagree() -> None:
     assert "1.20x in turn" in judge(compare(BASE, BASE, candidate_latency=lucky), POLICY).reasons[0]
 
 
+def timed(ratio: float, low: float, high: float) -> Latency:
+    """A latency beside a base of 10 ms: the median over turns, and the quartiles."""
+    return Latency(
+        median_ms=10 * ratio, p90_ms=11 * ratio, runs=50, threads=2, ratio=ratio, ratio_quartiles=(low, high)
+    )
+
+
+def test_slower_is_what_three_turns_of_four_say() -> None:
+    """Two equal networks differ by chance; a real slowing down of 3 % is refused where the board is quiet enough to tell."""
+    noisy = judge(compare(BASE, BASE, candidate_latency=timed(1.08, 0.97, 1.25)), POLICY)
+    assert noisy.is_promoted
+    assert not any("latency" in reason for reason in noisy.reasons)
+    (reason,) = judge(compare(BASE, BASE, candidate_latency=timed(1.03, 1.01, 1.05)), POLICY).reasons
+    assert reason == (
+        "slower on this board: 10.00 ms to 10.30 ms, 1.03x in turn (half of the turns 1.01 to 1.05x), allowed is 1.00x"
+    )
+    lenient = replace(POLICY, latency_ratio_max=1.1)
+    assert judge(compare(BASE, BASE, candidate_latency=timed(1.03, 1.01, 1.05)), lenient).is_promoted
+    assert not judge(compare(BASE, BASE, candidate_latency=timed(1.2, 1.11, 1.3)), lenient).is_promoted
+
+
+def test_faster_is_what_three_turns_of_four_say() -> None:
+    """A median below the bound alone may be chance, and a swap for it is not worth while."""
+    same = {"candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000)}
+    by_chance = judge(compare(BASE, BASE, candidate_latency=timed(0.93, 0.8, 1.02), **same), POLICY)
+    assert by_chance.reasons[0].startswith("nothing is gained")
+    faster = judge(compare(BASE, BASE, candidate_latency=timed(0.93, 0.9, 0.97), **same), POLICY)
+    assert faster.reasons == ("latency 10.00 ms to 9.30 ms, 0.93x in turn (half of the turns 0.90 to 0.97x)",)
+    little = judge(compare(BASE, BASE, candidate_latency=timed(0.97, 0.96, 0.98), **same), POLICY)
+    assert little.reasons[0].startswith("nothing is gained")
+
+
 def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
     """Same size, same speed, same accuracy."""
     same = {
