@@ -500,6 +500,7 @@ class GateDecision:
     is_promoted: bool
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    uses_up_samples: bool = True  # False: the candidate was not judged by them, so they stay new
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,16 +40,27 @@ class Promotion:
         """Judge, then load and self-test: Verified, or Refused with every reason."""
         try:
             manifest = await self._store(self._models.manifest, spec.candidate_version)
-            shown_anew = await self._store(self._records.shown_anew, spec)
-            self.decision = self._judge(spec, manifest, policy, shown_anew)
-            if not self.decision.is_promoted and self._is_current(spec):
-                self.decision = await self._with_doubts(self.decision, spec, manifest.comparison, policy)
+            self.decision = await self._refused_since(spec)
+            if self.decision is None:
+                shown_anew = await self._store(self._records.shown_anew, spec)
+                self.decision = self._judge(spec, manifest, policy, shown_anew)
+                if not self.decision.is_promoted and self._is_current(spec):
+                    self.decision = await self._with_doubts(self.decision, spec, manifest.comparison, policy)
             if self.decision.is_promoted:
                 self._candidate = await self._serving.prepare(spec.candidate_version)
         except (EdgetuneError, OSError) as error:
             self.decision = GateDecision(is_promoted=False, reasons=(str(error),))
         kind = EventKind.VERIFIED if self.decision.is_promoted else EventKind.REFUSED
         return Event(kind=kind, reason="; ".join(self.decision.reasons))
+
+    async def _refused_since(self, spec: RoundSpec) -> GateDecision | None:
+        """The refusal of a candidate with a class that the operator refused while it was made; None: there is none."""
+        refused = await self._store(self._records.refused_since, spec)
+        if not refused:
+            return None
+        names = ", ".join(repr(label) for label in refused)
+        reason = f"the operator refused {names} while this candidate was made, which has an output for it"
+        return GateDecision(is_promoted=False, reasons=(reason,), uses_up_samples=False)
 
     def _judge(
         self, spec: RoundSpec, manifest: Manifest, policy: GatePolicy, shown_anew: tuple[str, ...]
@@ -78,10 +89,14 @@ class Promotion:
         The commit point. No change by hand gets in between this and `swap`.
 
         Raises:
-            ConflictError: a person changed the served version after the candidate was judged.
+            ConflictError: a person changed the served version, or refused a class, after the candidate was judged.
         """
         await self._serving.changing.acquire()
         try:
+            refusal = await self._refused_since(spec)
+            if refusal is not None:
+                self.decision = refusal
+                raise ConflictError(refusal.reasons[0])
             if not self._is_current(spec):
                 raise ConflictError("the served version was changed while this candidate was verified")
             durable.faultpoint("round.promote")

@@ -156,6 +156,12 @@ class RoundRecords:
         asked = base.classes if before else base.marks  # the factory model was shown all but what was imprinted since
         return tuple(c for c in asked if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
 
+    def refused_since(self, spec: RoundSpec) -> tuple[str, ...]:
+        """The classes that a published candidate would bring and that the operator refuses by now."""
+        refused = {entry.label for entry in self._buffer.classes() if entry.status == "refused"}
+        base, candidate = (self._models.manifest(v).classes for v in (spec.base_version, spec.candidate_version))
+        return tuple(label for label in candidate if label in refused and label not in base)
+
     def open_round(self) -> RoundSpec | None:
         """The round that has a spec and no end; clears up one that never got a spec, and what was half removed."""
         for gone in self._dir.glob("*.gone"):
@@ -227,6 +233,7 @@ class RoundRecords:
             )
             if spec.kind is not RoundKind.IMPRINT:
                 self._history.set_state("last_round_ended_s", ended_service_s)
+            is_consumed = is_consumed and (decision is None or decision.uses_up_samples)
             self._buffer.release(spec.round_id, consumed=is_consumed)
 
     def tidy(self, *, keep: int, protect: set[int]) -> list[int]:

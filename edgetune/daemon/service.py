@@ -234,10 +234,18 @@ class DaemonService:
         return {"class": name, "status": "accepted"}
 
     async def data_refuse(self, name: str) -> dict[str, Any]:
-        """Keep a class out of rounds."""
+        """Keep a class out of rounds, of the one under way too: its candidate will not be promoted."""
         await self._daemon.store(self._daemon.buffer.refuse_class, name)
         await self._daemon.events.emit("class.refused", f"class {name!r} is refused")
-        return {"class": name, "status": "refused"}
+        return {"class": name, "status": "refused", "in_round": self._round_that_brings(name)}
+
+    def _round_that_brings(self, label: str) -> int | None:
+        """The round under way, if its candidate would have an output for a class that the served version has not."""
+        rounds, manifest = self._daemon.rounds, self._daemon.serving.manifest()
+        is_under_way = rounds.machine.state not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN)
+        if not is_under_way or rounds.spec is None or label not in rounds.spec.classes:
+            return None
+        return rounds.spec.round_id if manifest is None or label not in manifest.classes else None
 
     async def data_label(self, sample: str, label: str) -> dict[str, Any]:
         """Say what a sample (its number or digest) shows; answers with what becomes of the class's samples."""

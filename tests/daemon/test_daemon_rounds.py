@@ -164,6 +164,49 @@ def test_a_few_contradicted_labels_are_told_without_suspicion() -> None:
     assert doubted({}) == ""
 
 
+@pytest.mark.parametrize("is_judged_before", [False, True])
+def test_a_class_refused_while_its_round_runs_becomes_no_output(tmp_path: Path, *, is_judged_before: bool) -> None:
+    """Its round is refused with a sentence, in training or after its verdict; the others' samples wait for the next one."""
+
+    async def play() -> None:
+        drop(tmp_path, 30)
+        drop(tmp_path, 30, "owl")
+        async with Site(tmp_path, make_trainer=held, classes={"accepted": ["owl"]},
+                        triggers={"imprint_samples": 500}) as site:  # fmt: skip
+            service = DaemonService(site.daemon)
+            await site.take_all()
+            await site.until(S.TRAINING)
+            assert site.trainers[0].spec.classes == ("cat", "dog", "owl")
+            prepare = site.daemon.serving.prepare
+
+            async def prepare_and_refuse(version: int) -> Engine:
+                await service.data_refuse("owl")
+                return await prepare(version)
+
+            if is_judged_before:
+                site.daemon.serving.prepare = prepare_and_refuse
+            else:
+                assert (await service.data_refuse("owl"))["in_round"] == 1
+            site.trainers[0].finish()
+            await site.until(S.COOLDOWN)
+            assert (await service.data_refuse("owl"))["in_round"] is None
+            await site.tick()
+            status = await site.daemon.status()
+            assert status["served"]["version"] == 1
+            assert status["last_round"]["outcome"] == "refused"
+            (reason,) = status["last_round"]["reasons"]
+            assert reason == "the operator refused 'owl' while this candidate was made, which has an output for it"
+            assert 2 in site.daemon.models.quarantined()
+            assert status["buffer"]["new_labelled"] > 0
+            await site.until(S.TRAINING, ticks=90)
+            assert site.trainers[1].spec.classes == ("cat", "dog")
+            assert {s.label for s in site.trainers[1].spec.samples} == {"cat", "dog"}
+            site.trainers[1].finish()
+            await site.until_served(3)
+
+    run(play())
+
+
 def test_a_class_whose_samples_were_removed_keeps_its_output(tmp_path: Path) -> None:
     """Classes go by what the served version has; a renamed one is a new one, and the old name an absent class."""
 
