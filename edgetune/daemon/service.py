@@ -102,7 +102,7 @@ class DaemonService:
 
     async def round(self, round_id: int) -> dict[str, Any]:
         """One round."""
-        return await self._daemon.store(self._daemon.history.round, round_id)
+        return await self._daemon.store(self._daemon.rounds.records.row, round_id)
 
     async def models(self) -> list[dict[str, Any]]:
         """The published versions, oldest first, and the quarantined ones with their reasons."""

@@ -21,10 +21,11 @@ from typing import Any
 
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
-from edgetune.learn.control import Control
+from edgetune.learn.control import Control, left_whole_words
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.doubts import contradicted
+from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import Layout, pin_torch
@@ -204,7 +205,11 @@ class _Round:
         network = self._load(self._source)
         if self._is_pruned:
             size = self._source.preprocess
-            check_prunable(network, size.height, size.width, self._control.beat)
+            groups = check_prunable(network, size.height, size.width, self._control.beat)
+            whole = left_whole(network.module, network.head, groups)
+            self._journal["left_whole"] = left_whole_words(whole)
+            if not self._is_searched:  # a search says it itself
+                self._control.left_whole(whole)
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
         self._tuner.place(network)

@@ -164,6 +164,29 @@ def test_a_few_contradicted_labels_are_told_without_suspicion() -> None:
     assert doubted({}) == ""
 
 
+def test_a_round_under_way_tells_what_its_trainer_wrote_down(tmp_path: Path) -> None:
+    """Which layers keep all their filters is known from the beginning, and afterwards from the round's row."""
+    words = "1 layer cannot be pruned and will keep all filters: gate"
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            service = DaemonService(site.daemon)
+            assert "left_whole" not in (await service.round(1))["details"]
+            journal = tmp_path / "state" / "rounds" / "0001" / "journal.json"
+            journal.write_text(json.dumps({"left_whole": words, "doubts": {}}))
+            details = (await service.round(1))["details"]
+            assert (details["left_whole"], "doubts" in details) == (words, False)
+            site.trainers[0].finish()
+            await site.until_served(2)
+            journal.unlink()
+            assert (await service.round(1))["details"]["left_whole"] == words
+
+    run(play())
+
+
 @pytest.mark.parametrize("is_judged_before", [False, True])
 def test_a_class_refused_while_its_round_runs_becomes_no_output(tmp_path: Path, *, is_judged_before: bool) -> None:
     """Its round is refused with a sentence, in training or after its verdict; the others' samples wait for the next one."""
