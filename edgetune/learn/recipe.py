@@ -24,7 +24,7 @@ from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoi
 from edgetune.learn.control import Control, left_whole_words
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
-from edgetune.learn.doubts import contradicted
+from edgetune.learn.doubts import contradicted_by
 from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
@@ -49,12 +49,13 @@ from edgetune.learn.round_samples import gather
 from edgetune.learn.round_search import search_round, told
 from edgetune.learn.round_teacher import RoundTeacher
 from edgetune.learn.schedules import settle
+from edgetune.learn.shaping import as_pruning, describe_cut
 from edgetune.learn.transfer import has_teacher
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
 from edgetune.store.models import version_name
-from edgetune.types import Cost, Manifest, Mark, Pruning, RoundKind, RoundSpec, Split
+from edgetune.types import Cost, Manifest, Pruning, RoundKind, RoundSpec, Split
 from edgetune.wire import to_json
 
 JOURNAL_FILE = "journal.json"
@@ -376,15 +377,9 @@ class _Round:
         """In the journal, for the case that the gate refuses: which labels the served version contradicts."""
         if "doubts" in self._journal:
             return
-        base, spec = self._base, self._spec
-        engine = Engine.load(Path(spec.models_dir) / version_name(base.version), threads=spec.serving_threads)
-        known = [label for label in base.classes if base.marks.get(label) != Mark.PROVISIONAL.value]
-        labelled = {sample.sample_id for sample in spec.samples if sample.label is not None}
-        training = self._splits[Split.TRAINING]
-        self._journal["doubts"] = contradicted(
-            engine, training, spec.classes, known, labelled=labelled, beat=self._control.beat
+        self._journal["doubts"] = contradicted_by(
+            self._base, self._spec, self._splits[Split.TRAINING], beat=self._control.beat
         )
-        engine.close()
         self._write_journal()
 
     def _pruning(self, cost: Cost) -> Pruning | None:
@@ -393,16 +388,12 @@ class _Round:
             return self._base.pruning
         if not self._is_pruned:
             return None
-        recipe, whole, found = self._recipe, self._factory.cost, self._journal["pruning"]
-        left = {
-            "parameters": cost.parameters / whole.parameters,
-            "macs": cost.macs / whole.macs,
-            "latency": found["latency_ratio"],
-        }
-        return Pruning(
-            criterion=recipe.criterion,
-            level_asked=recipe.level,
-            level_achieved=1 - left[recipe.level_of],
+        whole, found = self._factory.cost, self._journal["pruning"]
+        return as_pruning(
+            self._recipe,
+            level_asked=self._recipe.level,
             round_to=found["round_to"],
-            level_of=recipe.level_of,
+            whole=Size(whole.parameters, whole.macs),
+            left=Size(cost.parameters, cost.macs),
+            latency_ratio=found["latency_ratio"],
         )
