@@ -43,7 +43,7 @@ class DaemonService:
     async def label_prediction(self, prediction_id: str, label: str) -> dict[str, Any]:
         """Say what a prediction should have been."""
         await self._daemon.serving.flush()
-        is_right = await self._daemon.store(self._daemon.buffer.label_prediction, prediction_id, label)
+        is_right = await self._daemon.store(self._daemon.buffer.predictions.label, prediction_id, label)
         return {"prediction_id": prediction_id, "label": label, "agrees": is_right}
 
     async def add_sample(self, image: bytes, label: str | None, group: str | None) -> dict[str, Any]:

@@ -274,7 +274,7 @@ class Serving:
         version = self.served.version
         if version is None:
             return Observed()
-        summary = await self._store(self._buffer.prediction_summary, version)
+        summary = await self._store(self._buffer.predictions.summary, version)
         latencies_ms = self.counters.latencies_ms
         return Observed(
             feedback=summary.labelled,

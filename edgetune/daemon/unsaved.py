@@ -33,7 +33,7 @@ class Unsaved:
         if self.rows:
             rows, self.rows = self.rows, []
             try:
-                await self._store(self._buffer.record_predictions, rows)
+                await self._store(self._buffer.predictions.record, rows)
             except StoreError:
                 self.rows = _with_few_images([*rows, *self.rows][-_ROWS_MAX:])
                 raise

@@ -514,7 +514,7 @@ def test_confidence_seen_before_a_restart_counts_after_it(tmp_path: Path) -> Non
             )
             for _ in range(count)
         ]
-        await site.daemon.store(site.daemon.buffer.record_predictions, rows)
+        await site.daemon.store(site.daemon.buffer.predictions.record, rows)
 
     async def play() -> None:
         drop(tmp_path, 40)
