@@ -3,7 +3,7 @@ Is pruning to the site's data better, and is it the data or the filters? A resum
 
     python -m benchmarks.data_aware --data DIR_WITH_cifar100.zip --weights resnet20_cifar100.safetensors
         [--work DIR] [--subsets aquatic ...] [--levels 25 50 75 90 95] [--seeds 0 1]
-        [--arms agnostic ...] [--unit parameters|latency] [--device-images seen|unseen] [--full] [--report]
+        [--arms agnostic ...] [--unit parameters|latency] [--device-images seen|unseen] [--full] [--report] [--markdown]
 
 Four arms at each level, with the same number of training steps but for agnostic:all:
 
@@ -18,7 +18,7 @@ protocol); "unseen": it shows 80 of the last 100, and 20 of them validate. The b
 images; the test images of the subset's classes are asked once, at the end, among all hundred outputs.
 
 Every finished cell is a row of WORK/data_aware.csv; a run that was stopped goes on where it was. `--report` prints the
-tables and draws the plots from that file, and says what was not run.
+tables and draws the plots from that file, and says what was not run; `--markdown` prints the tables of docs/benchmarks.md.
 
 Source of the protocol: arXiv 2006.08554 and its code. Differs from it in: by default at most 4,000 images and 2 + 4
 epochs for every arm (the paper: all images, 5 + 25, and 30 on all classes for the agnostic arm; `--full`); edge pixels
@@ -351,7 +351,12 @@ def main() -> int:
     parser.add_argument("--tune-unpruned", action="store_true", help="also the unpruned model tuned on the site")
     parser.add_argument("--full", action="store_true", help="the paper's 5 + 25 epochs on all images: days")
     parser.add_argument("--report", action="store_true", help="tables and plots of what was run, nothing else")
+    parser.add_argument("--markdown", action="store_true", help="the tables of docs/benchmarks.md, nothing else")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        from benchmarks.data_aware_markdown import markdown
+
+        return markdown(arguments.work)
     if arguments.report:
         from benchmarks.data_aware_report import report
 

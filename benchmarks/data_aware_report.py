@@ -18,9 +18,9 @@ from benchmarks.stage import say, table
 
 PAPER_LEVELS = (25.0, 50.0, 75.0, 90.0, 95.0)
 SEEDS = (0, 1)
-_BASELINES = ("agnostic", "agnostic:all", "agnostic+site")
+BASELINES = ("agnostic", "agnostic:all", "agnostic+site")
 _DRAWS = 10_000  # of the bootstrap
-_HIGH = 75.0  # levels from here on count as high
+HIGH_LEVEL = 75.0  # levels from here on count as high
 
 Pair = tuple[str, int]  # (subset, seed): what is drawn again and again by the bootstrap
 Gains = dict[Pair, dict[float, float]]  # by level, in percentage points
@@ -32,7 +32,7 @@ def report(work: Path) -> int:
     if not cells:
         say(f"{work / 'data_aware.csv'} holds no cell yet")
         return 1
-    for key, group in itertools.groupby(sorted(cells, key=_series), key=_series):
+    for key, group in itertools.groupby(sorted(cells, key=series), key=series):
         mine = list(group)
         net, images, unit, schedule = key
         say(f"\n== {net}, device images {images} in training, level in {unit}, {schedule}\n")
@@ -47,16 +47,19 @@ def report(work: Path) -> int:
     return 0
 
 
-def _series(cell: Cell) -> tuple[str, str, str, str]:
+def series(cell: Cell) -> tuple[str, str, str, str]:
+    """What cells have in common that are compared with each other."""
     return cell.net, cell.images, cell.unit, cell.schedule
 
 
-def _arms(cells: Iterable[Cell]) -> list[str]:
-    order = {arm: place for place, arm in enumerate(("unpruned", "unpruned+site", *_BASELINES))}
+def arms_in(cells: Iterable[Cell]) -> list[str]:
+    """The arms that have cells, what others are compared with first."""
+    order = {arm: place for place, arm in enumerate(("unpruned", "unpruned+site", *BASELINES))}
     return sorted({cell.arm for cell in cells}, key=lambda arm: (order.get(arm, len(order)), arm))
 
 
-def _subsets(cells: Iterable[Cell]) -> list[str]:
+def subsets_in(cells: Iterable[Cell]) -> list[str]:
+    """The subsets that have cells, the paper's first."""
     seen = {cell.subset for cell in cells}
     return [name for name in SUBSETS if name in seen] + sorted(seen - set(SUBSETS))
 
@@ -66,9 +69,9 @@ def _accuracies(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     by: dict[tuple[str, float, str], list[float]] = defaultdict(list)
     for cell in cells:
         by[cell.subset, cell.level, cell.arm].append(100 * cell.test)
-    arms = [arm for arm in _arms(cells) if not arm.startswith("unpruned")]
+    arms = [arm for arm in arms_in(cells) if not arm.startswith("unpruned")]
     rows: list[tuple[str, ...]] = [("subset", "unpruned", "level", *arms)]
-    for subset in _subsets(cells):
+    for subset in subsets_in(cells):
         whole = by.get((subset, 0.0, "unpruned"))
         for level in sorted({cell.level for cell in cells if cell.level}):
             values = [by.get((subset, level, arm)) for arm in arms]
@@ -119,13 +122,16 @@ def _summary(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("gain in test top-1, percentage points", "mean (95 % of the bootstrap)", "largest cell", "pairs")
     ]
-    for arm in _arms(cells):
+    for arm in arms_in(cells):
         if not arm.startswith("aware") and arm != "agnostic+site":
             continue
-        for over in _BASELINES:
+        for over in BASELINES:
             if arm == over:
                 continue
-            for words, levels in (("all levels", lambda _: True), (f"{_HIGH:g} % and above", lambda x: x >= _HIGH)):
+            for words, levels in (
+                ("all levels", lambda _: True),
+                (f"{HIGH_LEVEL:g} % and above", lambda x: x >= HIGH_LEVEL),
+            ):
                 found = gains(cells, arm, over, levels)
                 if not found:
                     continue
@@ -156,7 +162,7 @@ def _costs(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
             "mJ a prediction",
         )
     ]
-    for arm in _arms(cells):
+    for arm in arms_in(cells):
         for level in sorted({cell.level for cell in cells if cell.arm == arm}):
             mine = [cell for cell in cells if cell.arm == arm and cell.level == level]
             rows.append((
@@ -178,7 +184,7 @@ def not_run(cells: Sequence[Cell]) -> list[str]:
     """What the whole grid has and these cells have not, for the arms that were begun."""
     have = {(c.subset, c.level, c.arm, c.seed) for c in cells}
     sentences = []
-    for arm in _arms(cells):
+    for arm in arms_in(cells):
         levels = (0.0,) if arm.startswith("unpruned") else PAPER_LEVELS
         for level in levels:
             missing = [(s, seed) for s in SUBSETS for seed in SEEDS if (s, level, arm, seed) not in have]
@@ -195,14 +201,14 @@ def _plot(cells: Sequence[Cell], path: Path) -> None:
     except ImportError:
         say("  no plot: pip install matplotlib")
         return
-    subsets = _subsets(cells)
+    subsets = subsets_in(cells)
     figure, axes = plt.subplots(1, len(subsets), figsize=(3.2 * len(subsets), 3.4), sharey=True, squeeze=False)
     for axis, subset in zip(axes[0], subsets, strict=True):
         mine = [cell for cell in cells if cell.subset == subset]
         whole = [100 * cell.test for cell in mine if cell.arm == "unpruned"]
         if whole:
             axis.axhline(mean(whole), color="0.6", linestyle=":", label="unpruned")
-        for arm in _arms(mine):
+        for arm in arms_in(mine):
             by_level: dict[float, list[Cell]] = defaultdict(list)
             for cell in mine:
                 if cell.arm == arm and cell.level:

@@ -387,6 +387,7 @@ class Latency:
     runs: int
     threads: int
     ratio: float | None = None  # to what it was timed beside: the median over turns of what one turn says
+    ratio_quartiles: tuple[float, float] | None = None  # the lower and the upper one of the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,6 +430,12 @@ class Comparison:
         """The candidate's latency over the base's. On a busy board turns tell it where medians do not."""
         ratio = self.candidate_latency.ratio
         return self.candidate_latency.median_ms / self.base_latency.median_ms if ratio is None else ratio
+
+    @property
+    def latency_ratio_quartiles(self) -> tuple[float, float]:
+        """Between which two ratios half of the turns lie; one figure twice where the turns were not kept."""
+        quartiles = self.candidate_latency.ratio_quartiles
+        return (self.latency_ratio, self.latency_ratio) if quartiles is None else quartiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -479,7 +486,7 @@ class GatePolicy:
     protected_drop_max: float | None = None  # of a protected class, instead of `class_drop_max` where it is less
     protected_classes: tuple[str, ...] | None = None  # None: all
     confidence: float = 0.95  # of the paired test
-    latency_ratio_max: float = 1.10
+    latency_ratio_max: float = 1.0  # refused where three of four turns are above it
     size_ratio_max: float = 1.05
     accuracy_gain_min: float = 0.005  # a candidate that is neither faster nor smaller must be better by this
     worthwhile_ratio: float = 0.95  # of latency or parameters: below it counts as faster or smaller
@@ -493,6 +500,7 @@ class GateDecision:
     is_promoted: bool
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    uses_up_samples: bool = True  # False: the candidate was not judged by them, so they stay new
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,7 +151,13 @@ def publish_factory(state_dir: Path, classes: tuple[str, ...] = ("cat", "dog"), 
     models.promote(1)
 
 
-def publish_candidate(spec: RoundSpec, *, right: float = 0.9, weights: Weights | None = None) -> None:
+def publish_candidate(
+    spec: RoundSpec,
+    *,
+    right: float = 0.9,
+    weights: Weights | None = None,
+    changes: Callable[[Comparison], Comparison] = lambda comparison: comparison,
+) -> None:
     """What a good trainer leaves: half the size, and right on this share of the hold-out (the base: on 80 %)."""
     before = from_json(
         Manifest, (Path(spec.models_dir) / version_name(spec.base_version) / "manifest.json").read_bytes()
@@ -185,7 +191,7 @@ def publish_candidate(spec: RoundSpec, *, right: float = 0.9, weights: Weights |
         marks = {label: mark for label, mark in before.marks.items() if label not in shown}
     made = manifest(
         spec.classes, kind=spec.kind.value, parent=spec.base_version, generation=spec.generation, round_id=spec.round_id,
-        comparison=comparison, samples_digest=spec.samples_digest, sample_count=len(spec.samples),
+        comparison=changes(comparison), samples_digest=spec.samples_digest, sample_count=len(spec.samples),
         pruning=Pruning(criterion="taylor", level_asked=0.5, level_achieved=0.5, round_to=8), marks=marks,
     )  # fmt: skip
     files = tiny_files(len(spec.classes), spec.candidate_version, weights)

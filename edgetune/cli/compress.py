@@ -11,8 +11,8 @@ import click
 
 from edgetune import units
 from edgetune.cli.base import emit, read_config, with_config, with_json
-from edgetune.cli.destination import read_destination, with_destination
-from edgetune.cli.installing import learning_libraries, locked
+from edgetune.cli.destination import read_destination, with_destination, workplace
+from edgetune.cli.installing import learning_libraries
 from edgetune.cli.models import with_architecture_options
 from edgetune.cli.words import count, percent
 from edgetune.errors import EXIT_OK, LossNotFiniteError, UnprunableError, UsageError
@@ -150,7 +150,7 @@ def _work(teacher: str, place: Destination, config: Config, given: Mapping[str, 
     material = Material(
         training=data.training, validation=data.validation, preprocess=source.preprocess, classes=source.classes
     )
-    with locked(place.work, hint="wait for it, or name another --work"):
+    with workplace(place.work):
         try:
             taught = teach(
                 source.network,

@@ -156,9 +156,10 @@ def accept(client: Client, *, name: str, as_json: bool) -> None:
 def refuse(client: Client, *, name: str, as_json: bool) -> None:
     """Keep a class out of rounds; its samples stay."""
     answer = client.post(f"/v1/data/classes/{quote(name, safe='')}/refuse")
-    emit(
-        answer, f"class {name} is refused; remove its samples with: edgetune data purge --label {name}", as_json=as_json
-    )
+    words = f"class {name} is refused; remove its samples with: edgetune data purge --label {name}"
+    if answer.get("in_round") is not None:
+        words += f"\nround {answer['in_round']} learns it and will not be promoted; end it now with: edgetune cancel"
+    emit(answer, words, as_json=as_json)
 
 
 @data.command()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgetune.cli.installing import locked
 from edgetune.errors import MissingLibraryError, UsageError
+from edgetune.store import durable
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -73,6 +76,23 @@ def read_destination(model: str, given: Mapping[str, Any], *, ending: str) -> De
         raise UsageError(f"{out} exists already", hint="name a directory that does not exist yet: --out DIR")
     work: Path = given["work"] or out.with_name(f"{out.name}.work")
     return Destination(out, work, _plot(given["plot"], out))
+
+
+@contextlib.contextmanager
+def workplace(work: Path) -> Iterator[None]:
+    """
+    Hold the directory of the work alone; one that was made for it goes again when nothing was done in it.
+
+    Raises:
+        ConflictError: another command works there.
+    """
+    is_made_here = not work.exists()
+    with locked(work, hint="wait for it, or name another --work") as lock:
+        try:
+            yield
+        finally:
+            if is_made_here and list(work.iterdir()) == [lock]:
+                durable.remove_dir(work)
 
 
 def _name_of(model: str) -> str:

@@ -46,20 +46,21 @@ def open_models(state_dir: Path) -> Models:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, *, hint: str = "stop it first: systemctl stop edgetune") -> Iterator[None]:
+def locked(directory: Path, *, hint: str = "stop it first: systemctl stop edgetune") -> Iterator[Path]:
     """
-    Hold a directory alone, the state directory as the daemon does.
+    Hold a directory alone, the state directory as the daemon does; the file that says so is made in it, and given.
 
     Raises:
         ConflictError: the daemon, or another command, holds it.
     """
     durable.make_dir(directory)
-    with (directory / "lock").open("ab") as lock:
+    path = directory / "lock"
+    with path.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConflictError(f"a running edgetune holds {directory}", hint=hint) from None
-        yield
+        yield path
 
 
 @contextlib.contextmanager

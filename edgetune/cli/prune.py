@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetune.cli.base import emit, read_config, with_config, with_json
-from edgetune.cli.installing import learning_libraries, locked
+from edgetune.cli.destination import workplace
+from edgetune.cli.installing import learning_libraries
 from edgetune.cli.models import with_architecture_options
 from edgetune.cli.prune_options import Order, read_order, recipe_of, with_prune_options
 from edgetune.cli.prune_teacher import asked, with_teacher_options
@@ -91,7 +92,7 @@ def _work(order: Order, config: Config, given: Mapping[str, Any], teller: Teller
     source = read_model(order.model, given, config.builders)
     data = read_folders(given["data"], source.classes, source.preprocess, control=teller)
     goal = _goal(order, given)
-    with locked(order.work, hint="wait for it, or name another --work"):
+    with workplace(order.work):
         teller.searches_after(_earlier_trials(order.work))
         if order.teacher is not None and order.teacher.server:
             teller.prints(f"images leave this device: they are sent to {order.teacher.server}")

@@ -7,9 +7,9 @@ import io
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["StopAskedError", "Teller", "is_trained", "stopping", "telling", "verdict"]
 
 _LINE_INTERVAL_S = 10.0
-_LAYERS_NAMED = 8
 _WORDS = {
     "load": "reading images",
     "look": "looking at the model as given",
@@ -63,8 +62,8 @@ class Teller(Control):
                 if self.trials:
                     self.prints(f"going on after {count(self.trials, 'trial')} of an earlier call")
             self.begins(self.words(phase))
-        elif event == LEFT_WHOLE and (layers := values["layers"]):
-            self.prints(whole_line(cast(Sequence[str], layers)))
+        elif event == LEFT_WHOLE:
+            self.prints(str(values["words"]))
         elif isinstance(step, int) and isinstance(steps, int):
             if self._phase == "look":  # an interrupted trial goes on in its middle, without a word
                 self.phase("trial")
@@ -87,13 +86,6 @@ class Teller(Control):
 
     def prints(self, line: str) -> None:
         """Something to keep on the screen."""
-
-
-def whole_line(layers: Sequence[str]) -> str:
-    """What a search will not touch."""
-    named = ", ".join(layers[:_LAYERS_NAMED])
-    more = f" and {len(layers) - _LAYERS_NAMED} more" if len(layers) > _LAYERS_NAMED else ""
-    return f"{count(len(layers), 'layer')} cannot be pruned and will keep all filters: {named}{more}"
 
 
 def verdict(point: Mapping[str, Any]) -> str:

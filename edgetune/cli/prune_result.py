@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from edgetune.cli.artefacts import Result, Source, describe_side
+from edgetune.learn.cost import Size
 from edgetune.learn.depth import removed_exits
 from edgetune.learn.folders import Folders
 from edgetune.learn.goal import Goal, Outcome
+from edgetune.learn.shaping import as_pruning
 from edgetune.types import Pruning, Recipe
 
 _TIMING_TOLERANCE = 1.10  # two timings of one network on a busy machine differ by as much
@@ -19,17 +21,13 @@ def pruning_of(outcome: Outcome, recipe: Recipe, latency_ratio: float) -> Prunin
     if not is_smaller(outcome):
         return None
     base, best = outcome.base, outcome.best
-    left = {
-        "parameters": best.parameters / base.parameters,
-        "macs": best.macs / base.macs,
-        "latency": latency_ratio,
-    }
-    return Pruning(
-        criterion=recipe.criterion,
+    return as_pruning(
+        recipe,
         level_asked=1 - best.share,
-        level_achieved=1 - left[recipe.level_of],
         round_to=outcome.network.describe().round_to(),
-        level_of=recipe.level_of,
+        whole=Size(base.parameters, base.macs),
+        left=Size(best.parameters, best.macs),
+        latency_ratio=latency_ratio,
     )
 
 

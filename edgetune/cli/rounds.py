@@ -159,6 +159,8 @@ def _round_words(row: Mapping[str, Any]) -> str:
     lines += [f"  {line}" for line in unlabelled_lines((details.get("summary") or {}).get("unlabelled") or {})]
     lines += [f"  {reason}" for reason in decision.get("reasons") or () if reason != row.get("message")]
     lines += [f"  note: {warning}" for warning in decision.get("warnings") or ()]
+    if details.get("left_whole"):
+        lines.append(f"  {details['left_whole']}")
     if (details.get("update") or {}).get("why"):
         lines.append(f"  training.update came to {details['update']['update']}: {details['update']['why']}")
     worst = (details.get("doubts") or {}).get("worst") or ()

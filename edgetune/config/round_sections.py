@@ -268,7 +268,10 @@ class Gate(Section):
     )
     confidence: float = key(_GATE.confidence, "Confidence of the paired test.", ge=0.5, lt=1)
     latency_ratio_max: float = key(
-        _GATE.latency_ratio_max, "Candidate's latency over the served model's, at most.", gt=0, le=10
+        _GATE.latency_ratio_max,
+        "Candidate's latency over the served model's, at most; timed in turn, refused when three turns of four are above.",
+        gt=0,
+        le=10,
     )
     size_ratio_max: float = key(_GATE.size_ratio_max, "Candidate's size over the served model's, at most.", gt=0, le=10)
     absent_drop_max: Points | None = key(

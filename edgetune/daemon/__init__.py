@@ -18,6 +18,7 @@ from edgetune.daemon.status import in_words
 from edgetune.errors import EXIT_OK, ConfigError, SensorError
 from edgetune.serve.api import build_app
 from edgetune.serve.server import SocketServer
+from edgetune.store.writable import check_writable
 
 log = logging.getLogger("edgetune")
 
@@ -41,6 +42,7 @@ def run(config: Config, config_path: Path) -> int:
 
 
 async def _main(config: Config, config_path: Path) -> int:
+    check_writable(config.paths.state_dir)
     daemon = Daemon(config, config_path, clock=SystemClock())
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from edgetune.errors import ConflictError, EdgetuneError, ModelError
 from edgetune.serve.engine import Engine
 from edgetune.store import durable
 from edgetune.store.models import Models
-from edgetune.types import GateDecision, GatePolicy, Manifest, RoundKind, RoundSpec
+from edgetune.types import Comparison, GateDecision, GatePolicy, Manifest, RoundKind, RoundSpec
 
 
 class Promotion:
@@ -40,15 +40,27 @@ class Promotion:
         """Judge, then load and self-test: Verified, or Refused with every reason."""
         try:
             manifest = await self._store(self._models.manifest, spec.candidate_version)
-            shown_anew = await self._store(self._records.shown_anew, spec)
-            self.decision = self._judge(spec, manifest, policy, shown_anew)
-            self.decision = await self._with_doubts(self.decision, spec, manifest)
+            self.decision = await self._refused_since(spec)
+            if self.decision is None:
+                shown_anew = await self._store(self._records.shown_anew, spec)
+                self.decision = self._judge(spec, manifest, policy, shown_anew)
+                if not self.decision.is_promoted and self._is_current(spec):
+                    self.decision = await self._with_doubts(self.decision, spec, manifest.comparison, policy)
             if self.decision.is_promoted:
                 self._candidate = await self._serving.prepare(spec.candidate_version)
         except (EdgetuneError, OSError) as error:
             self.decision = GateDecision(is_promoted=False, reasons=(str(error),))
         kind = EventKind.VERIFIED if self.decision.is_promoted else EventKind.REFUSED
         return Event(kind=kind, reason="; ".join(self.decision.reasons))
+
+    async def _refused_since(self, spec: RoundSpec) -> GateDecision | None:
+        """The refusal of a candidate with a class that the operator refused while it was made; None: there is none."""
+        refused = await self._store(self._records.refused_since, spec)
+        if not refused:
+            return None
+        names = ", ".join(repr(label) for label in refused)
+        reason = f"the operator refused {names} while this candidate was made, which has an output for it"
+        return GateDecision(is_promoted=False, reasons=(reason,), uses_up_samples=False)
 
     def _judge(
         self, spec: RoundSpec, manifest: Manifest, policy: GatePolicy, shown_anew: tuple[str, ...]
@@ -60,13 +72,14 @@ class Promotion:
             raise ModelError(f"version {manifest.version} is not what round {spec.round_id} should have published")
         return gate.judge(manifest.comparison, policy, shown_anew=shown_anew)
 
-    async def _with_doubts(self, decision: GateDecision, spec: RoundSpec, manifest: Manifest) -> GateDecision:
-        """A refusal of what is less accurate also says which labels may be the cause."""
-        comparison = manifest.comparison
-        if decision.is_promoted or comparison is None or comparison.candidate.correct >= comparison.base.correct:
-            return decision
+    async def _with_doubts(
+        self, refusal: GateDecision, spec: RoundSpec, comparison: Comparison | None, policy: GatePolicy
+    ) -> GateDecision:
+        """A refusal for lost accuracy also says which labels may be the cause."""
+        if comparison is None or not gate.has_lost_accuracy(comparison, policy):
+            return refusal
         doubts = doubted(await self._store(self._records.journal, spec.round_id))
-        return replace(decision, reasons=(*decision.reasons, doubts)) if doubts else decision
+        return replace(refusal, reasons=(*refusal.reasons, doubts)) if doubts else refusal
 
     def _is_current(self, spec: RoundSpec) -> bool:
         return spec.generation == self._serving.generation and spec.base_version == self._serving.served.version
@@ -76,10 +89,14 @@ class Promotion:
         The commit point. No change by hand gets in between this and `swap`.
 
         Raises:
-            ConflictError: a person changed the served version after the candidate was judged.
+            ConflictError: a person changed the served version, or refused a class, after the candidate was judged.
         """
         await self._serving.changing.acquire()
         try:
+            refusal = await self._refused_since(spec)
+            if refusal is not None:
+                self.decision = refusal
+                raise ConflictError(refusal.reasons[0])
             if not self._is_current(spec):
                 raise ConflictError("the served version was changed while this candidate was verified")
             durable.faultpoint("round.promote")

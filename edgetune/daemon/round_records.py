@@ -156,6 +156,12 @@ class RoundRecords:
         asked = base.classes if before else base.marks  # the factory model was shown all but what was imprinted since
         return tuple(c for c in asked if now[c] >= SHOWN_MIN and before.get(c, 0) < SHOWN_MIN)
 
+    def refused_since(self, spec: RoundSpec) -> tuple[str, ...]:
+        """The classes that a published candidate would bring and that the operator refuses by now."""
+        refused = {entry.label for entry in self._buffer.classes() if entry.status == "refused"}
+        base, candidate = (self._models.manifest(v).classes for v in (spec.base_version, spec.candidate_version))
+        return tuple(label for label in candidate if label in refused and label not in base)
+
     def open_round(self) -> RoundSpec | None:
         """The round that has a spec and no end; clears up one that never got a spec, and what was half removed."""
         for gone in self._dir.glob("*.gone"):
@@ -206,7 +212,6 @@ class RoundRecords:
         journal = self.journal(spec.round_id)
         summary = {**self._summary(spec.candidate_version), **_asked(spec, journal)}
         unlabelled = journal.get("unlabelled", {})
-        told = {name: journal[name] for name in ("update", "doubts") if name in journal}
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -223,10 +228,11 @@ class RoundRecords:
                 decision=decision,
                 summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
                 shown=self._shown_in(spec, unlabelled),
-                **told,
+                **_told(journal),
             )
             if spec.kind is not RoundKind.IMPRINT:
                 self._history.set_state("last_round_ended_s", ended_service_s)
+            is_consumed = is_consumed and (decision is None or decision.uses_up_samples)
             self._buffer.release(spec.round_id, consumed=is_consumed)
 
     def tidy(self, *, keep: int, protect: set[int]) -> list[int]:
@@ -284,6 +290,13 @@ class RoundRecords:
             return dict(json.loads((self.directory(round_id) / "journal.json").read_bytes()))
         return {}
 
+    def row(self, round_id: int) -> dict[str, Any]:
+        """A round's row; while it is under way, with what its trainer has told so far."""
+        row: dict[str, Any] = self._history.round(round_id)
+        if row["ended_at_s"] is None:
+            row["details"] |= _told(self.journal(round_id))
+        return row
+
     def _summary(self, version: int) -> dict[str, Any]:
         """Before and after, as `status` and `rounds` show them; from the manifest wherever it is by now."""
         for root in (self._state_dir / "models", self._state_dir / "quarantine" / "models"):
@@ -305,6 +318,11 @@ def _kept_classes(base: Manifest, kind: RoundKind, labels: Collection[str]) -> t
         return base.classes
     borrowed = {label for label, mark in base.marks.items() if mark == Mark.NEVER_SEEN_HERE.value} - set(labels)
     return tuple(label for label in base.classes if label not in borrowed)
+
+
+def _told(journal: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trainer writes down for people."""
+    return {name: journal[name] for name in ("left_whole", "update", "doubts") if journal.get(name)}
 
 
 def _asked(spec: RoundSpec, journal: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class DaemonService:
     async def label_prediction(self, prediction_id: str, label: str) -> dict[str, Any]:
         """Say what a prediction should have been."""
         await self._daemon.serving.flush()
-        is_right = await self._daemon.store(self._daemon.buffer.label_prediction, prediction_id, label)
+        is_right = await self._daemon.store(self._daemon.buffer.predictions.label, prediction_id, label)
         return {"prediction_id": prediction_id, "label": label, "agrees": is_right}
 
     async def add_sample(self, image: bytes, label: str | None, group: str | None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class DaemonService:
 
     async def round(self, round_id: int) -> dict[str, Any]:
         """One round."""
-        return await self._daemon.store(self._daemon.history.round, round_id)
+        return await self._daemon.store(self._daemon.rounds.records.row, round_id)
 
     async def models(self) -> list[dict[str, Any]]:
         """The published versions, oldest first, and the quarantined ones with their reasons."""
@@ -234,10 +234,18 @@ class DaemonService:
         return {"class": name, "status": "accepted"}
 
     async def data_refuse(self, name: str) -> dict[str, Any]:
-        """Keep a class out of rounds."""
+        """Keep a class out of rounds, of the one under way too: its candidate will not be promoted."""
         await self._daemon.store(self._daemon.buffer.refuse_class, name)
         await self._daemon.events.emit("class.refused", f"class {name!r} is refused")
-        return {"class": name, "status": "refused"}
+        return {"class": name, "status": "refused", "in_round": self._round_that_brings(name)}
+
+    def _round_that_brings(self, label: str) -> int | None:
+        """The round under way, if its candidate would have an output for a class that the served version has not."""
+        rounds, manifest = self._daemon.rounds, self._daemon.serving.manifest()
+        is_under_way = rounds.machine.state not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN)
+        if not is_under_way or rounds.spec is None or label not in rounds.spec.classes:
+            return None
+        return rounds.spec.round_id if manifest is None or label not in manifest.classes else None
 
     async def data_label(self, sample: str, label: str) -> dict[str, Any]:
         """Say what a sample (its number or digest) shows; answers with what becomes of the class's samples."""

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, TypeVar
 
@@ -17,9 +17,11 @@ import numpy as np
 
 from edgetune import images
 from edgetune.clock import Clock
+from edgetune.daemon.lineage import DEATHS_WITHIN_S, Lineage
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.rejecting import Rejecting, Second, settled
 from edgetune.daemon.trial import Trial
+from edgetune.daemon.unsaved import Unsaved
 from edgetune.decide.probation import Observed, ProbationKind, ProbationPolicy
 from edgetune.errors import ConflictError, EdgetuneError, ModelError, NoModelError, NotFoundError, StoreError
 from edgetune.images import ImageLimits
@@ -32,12 +34,7 @@ from edgetune.types import Answer, Manifest
 
 T = TypeVar("T")
 
-_DEATHS_MAX = 3
-_DEATHS_WITHIN_S = 600.0
 _LATENCIES_KEPT = 1024
-_LINEAGE_KEPT = 50
-_UNSAVED_MAX = 10_000  # predictions kept for a database that cannot be written just now
-_UNSAVED_BYTES_MAX = 32 * 2**20  # of their images, the newest
 
 
 @dataclass(slots=True)
@@ -85,9 +82,10 @@ class Serving:
         self.generation = 0
         self.changing = asyncio.Lock()  # held from the commit point to the change of the reference
         self.trial = Trial(history, store, service_time)
+        self._lineage = Lineage(models, history, service_time)
         self.since_s = clock.wall_s()  # when the present engine came
         self._is_settled = False  # up long enough that a death would not be the served version's
-        self._unsaved: list[PredictionRow] = []
+        self.unsaved = Unsaved(buffer, store)
         # Predictions and loading are kept apart, so that a candidate that loads never holds up a request.
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="predict")
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
@@ -104,7 +102,7 @@ class Serving:
         self.generation = int(await self._store(self._history.get_state, "generation") or 0)
         await self.trial.load()
         version = await self._store(self._models.current) or await self._store(self._models.factory)
-        suspect = await self._store(self._note_start, version)
+        suspect = await self._store(self._lineage.note_start, version)
         while version is not None:
             why = suspect
             if not why:
@@ -137,28 +135,18 @@ class Serving:
 
         return await self._on(self._loader, work)
 
-    def _note_start(self, version: int | None) -> str:
-        """Write down that this version is about to serve; a clean stop, or ten minutes up, strike it out again."""
-        now_s = self._time.now_s()
-        starts = [tuple(entry) for entry in self._history.get_state("unclean_starts") or []]
-        recent = [(v, at_s) for v, at_s in starts if v == version and abs(now_s - at_s) < _DEATHS_WITHIN_S]
-        self._history.set_state("unclean_starts", [*recent, (version, now_s)])
-        if len(recent) >= _DEATHS_MAX and version != self._models.factory():
-            return f"the daemon died {len(recent)} times in ten minutes while it was served"
-        return ""
-
     async def note_clean_stop(self) -> None:
         """The next start owes nothing to this run."""
-        await self._store(self._history.set_state, "unclean_starts", [])
+        await self._store(self._lineage.strike_out_starts)
 
     async def settle(self, up_s: float) -> None:
         """Once the daemon has been up for long, its death will not be laid to the version it serves."""
-        if not self._is_settled and up_s >= _DEATHS_WITHIN_S:
+        if not self._is_settled and up_s >= DEATHS_WITHIN_S:
             self._is_settled = True
             await self.note_clean_stop()
 
     async def _fall_back(self, version: int, why: str) -> int | None:
-        older = await self._store(self._predecessors, version)
+        older = await self._store(self._lineage.predecessors, version)
         factory = await self._store(self._models.factory)
         if version == factory:
             await self._events.emit(
@@ -174,18 +162,6 @@ class Serving:
         )
         await self.trial.end()
         return target
-
-    def _predecessors(self, version: int) -> list[int]:
-        """What was served before this version, newest first, ending with the factory model."""
-        lineage = [int(v) for v in self._history.get_state("lineage") or []]
-        published = set(self._models.versions())
-        if version in lineage:
-            lineage = lineage[: lineage.index(version)]
-        factory = self._models.factory()
-        older = [v for v in reversed(lineage) if v in published and v != version]
-        if factory is not None and factory not in older and factory != version:
-            older.append(factory)
-        return older
 
     def _install(self, engine: Engine) -> None:
         self.served.swap(engine)
@@ -221,7 +197,7 @@ class Serving:
         self._count(engine.version, (answered_ns - started_ns) / 1e6)
         answer = settled(engine.manifest, top, second, top_k, started_ns)
         if record:
-            self._unsaved.append(
+            self.unsaved.add(
                 PredictionRow(
                     prediction_id=answer.prediction_id,
                     model_version=engine.version,
@@ -276,30 +252,13 @@ class Serving:
 
     async def flush(self) -> None:
         """Write the predictions answered since the last call."""
-        if self._unsaved:
-            rows, self._unsaved = self._unsaved, []
-            try:
-                await self._store(self._buffer.record_predictions, rows)
-            except StoreError:
-                self._unsaved = _with_few_images([*rows, *self._unsaved][-_UNSAVED_MAX:])
-                raise
+        await self.unsaved.flush()
 
     # ------------------------------------------------------------------------------------- promoting, going back
 
     async def promote(self, version: int) -> None:
         """The commit point: `models/current` names this version once it returns. The engine is not touched."""
-        before = await self._store(self._models.current)
-        await self._store(self._promote, version, before)
-
-    def _promote(self, version: int, before: int | None) -> None:
-        lineage = [int(v) for v in self._history.get_state("lineage") or []]
-        if version in lineage:
-            lineage = lineage[: lineage.index(version)]  # going back: what came after it is no predecessor
-        elif before is not None and (not lineage or lineage[-1] != before):
-            lineage.append(before)
-        # Before the commit point: a name too many does no harm, a failed write after it would leave it half done.
-        self._history.set_state("lineage", [*lineage[-_LINEAGE_KEPT:], version])
-        self._models.promote(version)
+        await self._store(self._lineage.promote, version)
 
     async def swap(self, engine: Engine) -> Observed:
         """Serve this engine from the next request on; returns how the former one did."""
@@ -315,7 +274,7 @@ class Serving:
         version = self.served.version
         if version is None:
             return Observed()
-        summary = await self._store(self._buffer.prediction_summary, version)
+        summary = await self._store(self._buffer.predictions.summary, version)
         latencies_ms = self.counters.latencies_ms
         return Observed(
             feedback=summary.labelled,
@@ -391,7 +350,7 @@ class Serving:
             NotFoundError: there is nothing before the served version.
         """
         version = self.served.version
-        older = [] if version is None else await self._store(self._predecessors, version)
+        older = [] if version is None else await self._store(self._lineage.predecessors, version)
         if not older:
             raise NotFoundError("there is no version before the served one to roll back to")
         return older[0]
@@ -425,12 +384,3 @@ class Serving:
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(work))
-
-
-def _with_few_images(rows: list[PredictionRow]) -> list[PredictionRow]:
-    """The same predictions, oldest first, without the images for which there is no room in memory."""
-    left, kept = _UNSAVED_BYTES_MAX, []
-    for row in reversed(rows):
-        left -= len(row.image or b"")
-        kept.append(row if left >= 0 else replace(row, image=None, digest=None, width=0, height=0))
-    return kept[::-1]

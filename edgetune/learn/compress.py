@@ -23,7 +23,7 @@ from pathlib import Path
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
-from edgetune.learn.control import LEFT_WHOLE, Control, SilentControl
+from edgetune.learn.control import Control, SilentControl
 from edgetune.learn.finetune import never
 from edgetune.learn.goal import Goal, Material, Outcome, Point
 from edgetune.learn.groups import left_whole
@@ -91,7 +91,7 @@ def compress(
     recipe = settle(recipe, network.architecture)
     groups = check_prunable(network, material.preprocess.height, material.preprocess.width)
     control = control or SilentControl()
-    control.say(LEFT_WHOLE, layers=left_whole(network.module, network.head, groups))
+    control.left_whole(left_whole(network.module, network.head, groups))
     return _Search(
         network,
         material,

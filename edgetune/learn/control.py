@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 BEAT_INTERVAL_S = 1.0  # the daemon wants to hear something every 5 s; a line a step would be noise
-LEFT_WHOLE = "left_whole"  # an event, with the names of the `layers` that cannot be pruned
+LEFT_WHOLE = "left_whole"  # an event: which layers cannot be pruned, in `words`
+_LAYERS_NAMED = 8
 _DUTY_MIN = 0.02
 _NAP_S = 0.2  # how soon a sleeping trainer notices an order
 
@@ -62,6 +63,11 @@ class Control:
         self._phase = name
         self.say("phase", phase=name)
 
+    def left_whole(self, layers: Sequence[str]) -> None:
+        """Name the layers that cannot be pruned, before any work; nothing is said when there are none."""
+        if layers:
+            self.say(LEFT_WHOLE, words=left_whole_words(layers))
+
     def progress(self, **values: object) -> None:
         """Say how far the phase is; dropped when something was said a moment ago."""
         if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
@@ -113,3 +119,13 @@ class SilentControl(Control):
 
     def say(self, event: str, **values: object) -> None:
         """Nothing."""
+
+
+def left_whole_words(layers: Sequence[str]) -> str:
+    """What pruning will not touch, in a sentence; empty when it may touch everything."""
+    if not layers:
+        return ""
+    named = ", ".join(layers[:_LAYERS_NAMED])
+    more = f" and {len(layers) - _LAYERS_NAMED} more" if len(layers) > _LAYERS_NAMED else ""
+    counted = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
+    return f"{counted} cannot be pruned and will keep all filters: {named}{more}"

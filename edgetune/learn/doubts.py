@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgetune.learn.data import LabelledImages
 from edgetune.serve.engine import Engine
+from edgetune.store.models import version_name
+from edgetune.types import Manifest, Mark, RoundSpec
 
 WORST = 10
 _BATCH = 32
+
+
+def contradicted_by(
+    base: Manifest, spec: RoundSpec, training: LabelledImages, *, beat: Callable[[], None]
+) -> dict[str, Any]:
+    """What a round's base says of its training labels, of the classes that the base has learnt; see `contradicted`."""
+    engine = Engine.load(Path(spec.models_dir) / version_name(base.version), threads=spec.serving_threads)
+    known = [label for label in base.classes if base.marks.get(label) != Mark.PROVISIONAL.value]
+    labelled = {sample.sample_id for sample in spec.samples if sample.label is not None}
+    try:
+        return contradicted(engine, training, spec.classes, known, labelled=labelled, beat=beat)
+    finally:
+        engine.close()
 
 
 def contradicted(

@@ -14,7 +14,7 @@ from edgetune.learn.data import Images
 from edgetune.learn.export import artefact_files, draft_manifest, selftest_images, stage
 from edgetune.learn.network import Network
 from edgetune.learn.prune import Limit
-from edgetune.serve.engine import Engine, taken_in_turn
+from edgetune.serve.engine import Engine, as_latency, taken_in_turn
 from edgetune.types import Latency, Preprocess
 
 _TRIALS = 6  # each halves what is left of the range: 1/64 of the operations at the end
@@ -55,16 +55,7 @@ class Stopwatch:
     def latencies(self, networks: Sequence[Network]) -> tuple[list[Latency], Latency]:
         """Of each network, and of the base in the same turns; with the ratio to the base."""
         taken_ms = self._taken(networks)
-        *mine, base = [
-            Latency(
-                median_ms=float(np.median(row)),
-                p90_ms=float(np.percentile(row, 90)),
-                runs=self._runs,
-                threads=self._base.threads,
-                ratio=float(np.median(row / taken_ms[-1])),
-            )
-            for row in taken_ms
-        ]
+        *mine, base = [as_latency(row, taken_ms[-1], threads=self._base.threads) for row in taken_ms]
         return mine, base
 
     def _taken(self, networks: Sequence[Network]) -> npt.NDArray[np.float64]:

@@ -21,10 +21,11 @@ from typing import Any
 
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
-from edgetune.learn.control import Control
+from edgetune.learn.control import Control, left_whole_words
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
-from edgetune.learn.doubts import contradicted
+from edgetune.learn.doubts import contradicted_by
+from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import Layout, pin_torch
@@ -48,12 +49,13 @@ from edgetune.learn.round_samples import gather
 from edgetune.learn.round_search import search_round, told
 from edgetune.learn.round_teacher import RoundTeacher
 from edgetune.learn.schedules import settle
+from edgetune.learn.shaping import as_pruning, describe_cut
 from edgetune.learn.transfer import has_teacher
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, describe_cut
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
 from edgetune.store.models import version_name
-from edgetune.types import Cost, Manifest, Mark, Pruning, RoundKind, RoundSpec, Split
+from edgetune.types import Cost, Manifest, Pruning, RoundKind, RoundSpec, Split
 from edgetune.wire import to_json
 
 JOURNAL_FILE = "journal.json"
@@ -204,7 +206,11 @@ class _Round:
         network = self._load(self._source)
         if self._is_pruned:
             size = self._source.preprocess
-            check_prunable(network, size.height, size.width, self._control.beat)
+            groups = check_prunable(network, size.height, size.width, self._control.beat)
+            whole = left_whole(network.module, network.head, groups)
+            self._journal["left_whole"] = left_whole_words(whole)
+            if not self._is_searched:  # a search says it itself
+                self._control.left_whole(whole)
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
         self._tuner.place(network)
@@ -371,15 +377,9 @@ class _Round:
         """In the journal, for the case that the gate refuses: which labels the served version contradicts."""
         if "doubts" in self._journal:
             return
-        base, spec = self._base, self._spec
-        engine = Engine.load(Path(spec.models_dir) / version_name(base.version), threads=spec.serving_threads)
-        known = [label for label in base.classes if base.marks.get(label) != Mark.PROVISIONAL.value]
-        labelled = {sample.sample_id for sample in spec.samples if sample.label is not None}
-        training = self._splits[Split.TRAINING]
-        self._journal["doubts"] = contradicted(
-            engine, training, spec.classes, known, labelled=labelled, beat=self._control.beat
+        self._journal["doubts"] = contradicted_by(
+            self._base, self._spec, self._splits[Split.TRAINING], beat=self._control.beat
         )
-        engine.close()
         self._write_journal()
 
     def _pruning(self, cost: Cost) -> Pruning | None:
@@ -388,16 +388,12 @@ class _Round:
             return self._base.pruning
         if not self._is_pruned:
             return None
-        recipe, whole, found = self._recipe, self._factory.cost, self._journal["pruning"]
-        left = {
-            "parameters": cost.parameters / whole.parameters,
-            "macs": cost.macs / whole.macs,
-            "latency": found["latency_ratio"],
-        }
-        return Pruning(
-            criterion=recipe.criterion,
-            level_asked=recipe.level,
-            level_achieved=1 - left[recipe.level_of],
+        whole, found = self._factory.cost, self._journal["pruning"]
+        return as_pruning(
+            self._recipe,
+            level_asked=self._recipe.level,
             round_to=found["round_to"],
-            level_of=recipe.level_of,
+            whole=Size(whole.parameters, whole.macs),
+            left=Size(cost.parameters, cost.macs),
+            latency_ratio=found["latency_ratio"],
         )

@@ -9,74 +9,37 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from edgetune.errors import UnprunableError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, Criterion, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
-from edgetune.learn.depth import removed_exits, thin_out
+from edgetune.learn.depth import thin_out
 from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
 from edgetune.learn.groups import CoupledGroup, find_groups
-from edgetune.learn.latency import Stopwatch, cut_to_latency
+from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
 from edgetune.learn.memory import kept_by, pass_mib, step_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.partial import Part
-from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.learn.schedules import PAPER
+from edgetune.learn.shaping import Ranking, Shape, Shaper
 from edgetune.learn.transfer import Shown, Teacher, telling_logits
 from edgetune.learn.updating import Forecast, Updating
 from edgetune.types import Preprocess, Recipe
 
 TUNE, RETRAIN = "tune", "retrain"
-# Channel multiples that are tried when the recipe leaves the choice to a measurement.
-MULTIPLES = (1, 4, 8, 16, 32)
-# Of two candidates at the same level the faster one is taken, unless it keeps so much less of what the criterion values.
-_KEPT_TOLERANCE = 0.05
 # Scoring batches that each residual branch is tried out on.
 _BRANCH_BATCHES = 4
 # Filters are not scored in smaller ones: what is left of the memory then is the libraries'.
 _SMALLEST_BATCH = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The scores of a network's filters."""
-
-    groups: tuple[CoupledGroup, ...]
-    scores: tuple[torch.Tensor, ...]  # for each group [channels]
-    adds_up: bool
-
-    def kept_share(self, cut: Cut) -> float:
-        """How much of all scores a cut leaves, 0..1."""
-        finite = [score.clamp(max=1e30).clamp(min=0) for score in self.scores if not torch.isinf(score).any()]
-        whole = float(sum(score.sum() for score in finite))
-        gone = sum(
-            float(score.clamp(min=0)[list(channels)].sum())
-            for score, channels in zip(self.scores, cut.removed, strict=True)
-            if channels
-        )
-        return 1 - gone / whole if whole > 0 else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a cut made of a network."""
-
-    network: Network
-    cut: Cut
-    round_to: int
-    latency_ratio: float | None  # to the whole network's; None: not timed
 
 
 class Tuner:
@@ -293,86 +256,9 @@ class Tuner:
     def shape(
         self, network: Network, ranking: Ranking, *, share: float, whole: Size, stopwatch: Stopwatch | None
     ) -> Shape:
-        """
-        Cut a copy of a network down to a share of what the whole one costs.
-
-        Where the recipe leaves the channel multiple open, each of MULTIPLES makes a candidate at that share, all are
-        timed in turn with the whole network, and the fastest is taken that keeps nearly as much of the scores as the
-        best of them. Where the share is one of the latency, the one that keeps the most.
-
-        Args:
-            network: that `ranking` is about.
-            ranking: of its filters.
-            share: 0..1, of the unit that the recipe's level is in.
-            whole: what the unpruned network costs.
-            stopwatch: times candidates; None only where nothing has to be timed.
-
-        Raises:
-            UnprunableError: the share cannot be reached.
-        """
-        recipe = self._recipe
-        candidates: list[Shape] = []
-        for round_to in MULTIPLES if recipe.round_to is None else (recipe.round_to,):
-            shape = self._shape(network, ranking, share=share, whole=whole, round_to=round_to, stopwatch=stopwatch)
-            if shape is not None and all(shape.cut.removed != other.cut.removed for other in candidates):
-                candidates.append(shape)
-            self._control.beat()
-        if not candidates:
-            is_timed = recipe.level_of == "latency"
-            why = "no network was as fast as that" if is_timed else "every layer has to keep some of its channels"
-            raise UnprunableError(
-                f"{100 * (1 - share):.0f} % of the {recipe.level_of} cannot be removed: {why}",
-                hint="set a lower pruning.level, or a smaller pruning.round_to",
-            )
-        if len(candidates) == 1 or stopwatch is None:
-            return candidates[0]
-        ratios = stopwatch.ratios([shape.network for shape in candidates])
-        kept = [ranking.kept_share(shape.cut) for shape in candidates]
-        if recipe.level_of == "latency":  # all of them are fast enough
-            chosen = max(range(len(candidates)), key=lambda i: kept[i])
-        else:
-            good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
-            chosen = min(good, key=lambda i: ratios[i])
-        return replace(candidates[chosen], latency_ratio=ratios[chosen])
-
-    def _shape(
-        self,
-        network: Network,
-        ranking: Ranking,
-        *,
-        share: float,
-        whole: Size,
-        round_to: int,
-        stopwatch: Stopwatch | None,
-    ) -> Shape | None:
-        """One candidate; None when it does not reach the share."""
-        cuts: dict[int, Cut] = {}
-
-        def smaller(limit: Limit) -> Network:
-            cut = choose_channels(
-                network.module,
-                ranking.groups,
-                ranking.scores,
-                limit=limit,
-                image=(self._preprocess.height, self._preprocess.width),
-                round_to=round_to,
-                floors=even_floors(ranking.groups, 1 - share),
-                per_cost=ranking.adds_up,
-            )
-            other = copy.deepcopy(network)
-            cut_channels(other.module, ranking.groups, cut.removed)
-            cuts[id(other.module)] = cut
-            return self.place(other)
-
-        if self._recipe.level_of != "latency":
-            limit = Limit(self._recipe.level_of, round(whole.of(self._recipe.level_of) * share))
-            found = smaller(limit)
-            cut = cuts[id(found.module)]
-            return Shape(found, cut, round_to, None) if cut.size.of(limit.unit) <= limit.most else None
-        assert stopwatch is not None, "a latency has to be measured"
-        found = cut_to_latency(smaller, macs=whole.macs, ratio=stopwatch.ratio, at_most=share)
-        ratio = stopwatch.ratio(found)
-        return Shape(found, cuts[id(found.module)], round_to, ratio) if ratio <= share * 1.05 else None
+        """Cut a copy of a network, which `ranking` is about, down to a share of what the whole one costs; see `Shaper`."""
+        shaper = Shaper(self._recipe, self._preprocess, place=self.place, beat=self._control.beat)
+        return shaper.shape(network, ranking, share=share, whole=whole, stopwatch=stopwatch)
 
     def _scoring_batches(self) -> Iterator[Batch]:
         """Training samples, unchanged, a class in turn: a small class is shown as often as a large one."""
@@ -405,18 +291,3 @@ def size_of(network: Network, preprocess: Preprocess) -> Size:
     """What a network costs."""
     macs = count_macs(network.module, preprocess.height, preprocess.width)
     return Size(count_parameters(network.module), macs)
-
-
-def describe_cut(shape: Shape, ranking: Ranking) -> Mapping[str, Any]:
-    """A cut for a journal."""
-    return {
-        "parameters": shape.cut.size.parameters,
-        "macs": shape.cut.size.macs,
-        "round_to": shape.round_to,
-        "latency_ratio": shape.latency_ratio,
-        "removed_branches": removed_exits(shape.network.module),
-        "groups": [
-            {"layer": g.name, "channels": g.channels, "kept": g.channels - len(gone)}
-            for g, gone in zip(ranking.groups, shape.cut.removed, strict=True)
-        ],
-    }

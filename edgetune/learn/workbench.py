@@ -17,8 +17,9 @@ from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network
 from edgetune.learn.search_state import SearchState
+from edgetune.learn.shaping import Ranking
 from edgetune.learn.transfer import Teacher, has_teacher, telling_logits
-from edgetune.learn.tuner import TUNE, Ranking, Tuner, size_of
+from edgetune.learn.tuner import TUNE, Tuner, size_of
 from edgetune.types import Recipe
 
 

@@ -275,20 +275,33 @@ def time_interleaved(
     Time predictions of one image, as `taken_in_turn` does.
 
     Returns:
-        Median and 90th percentile of each engine, in the order given, and its ratio to the first. A callable that has no
-        `threads` counts as one.
+        Of each engine, in the order given, with its ratio to the first. A callable that has no `threads` counts as one.
     """
     taken_ms = taken_in_turn(engines, images, runs=runs)
     return [
-        Latency(
-            median_ms=float(np.median(row)),
-            p90_ms=float(np.percentile(row, 90)),
-            runs=runs,
-            threads=getattr(engine, "threads", 1),
-            ratio=float(np.median(row / taken_ms[0])),
-        )
+        as_latency(row, taken_ms[0], threads=getattr(engine, "threads", 1))
         for engine, row in zip(engines, taken_ms, strict=True)
     ]
+
+
+def as_latency(taken_ms: npt.NDArray[np.float64], beside_ms: npt.NDArray[np.float64], *, threads: int) -> Latency:
+    """
+    Put times into words.
+
+    Args:
+        taken_ms: of one prediction in each turn, [runs].
+        beside_ms: of what it is compared with, in the same turns, [runs].
+        threads: that it was run with.
+    """
+    low, ratio, high = np.percentile(taken_ms / beside_ms, [25, 50, 75])
+    return Latency(
+        median_ms=float(np.median(taken_ms)),
+        p90_ms=float(np.percentile(taken_ms, 90)),
+        runs=len(taken_ms),
+        threads=threads,
+        ratio=float(ratio),
+        ratio_quartiles=(float(low), float(high)),
+    )
 
 
 def taken_in_turn(

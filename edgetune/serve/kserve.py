@@ -8,9 +8,10 @@ data types but these two, string tensors, and the shared memory, trace and repos
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ MODEL_NAME = "edgetune"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 HEADER_LENGTH = "inference-header-content-length"
+_BRIEF_BYTES = 65_536  # of JSON: read in a millisecond or two
+_PIECE = 65_536  # numbers that become an array at once, in a few milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,13 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+async def read_request(body: bytes, header_length: str | None) -> InferRequest:
+    """Do what `parse_request` does, beside the event loop where there is much JSON to read."""
+    if _header_bytes(body, header_length) <= _BRIEF_BYTES:
+        return parse_request(body, header_length)
+    return await asyncio.to_thread(parse_request, body, header_length)
+
+
 def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     """
     Read an infer request; a binary tensor is used where it lies, without a copy.
@@ -66,7 +76,7 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     """
     json_bytes = _header_bytes(body, header_length)
     try:
-        request = json.loads(body[:json_bytes])
+        request = _read_json(body[:json_bytes])
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the inference header is not JSON: {error}") from error
     if not isinstance(request, dict):
@@ -121,6 +131,18 @@ def write_response(
     return header + data, {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
 
 
+def _read_json(text: bytes) -> Any:
+    """
+    Read JSON; a long one so that other threads get their turn.
+
+    The standard library's reader does not let the interpreter go before its end, on whatever thread. It does so where a
+    number is a Python function's to read; that takes three times as long.
+    """
+    if len(text) <= _BRIEF_BYTES:
+        return json.loads(text)
+    return json.loads(text, parse_int=lambda digits: int(digits), parse_float=lambda digits: float(digits))  # noqa: PLW0108
+
+
 def _header_bytes(body: bytes, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
@@ -149,15 +171,36 @@ def _shape(tensor: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _from_json(tensor: Mapping[str, Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    try:
-        values = np.asarray(tensor.get("data"))
-    except ValueError as error:
-        raise UsageError(f"data is not a tensor: {error}") from error
-    if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise UsageError("data has to be whole numbers between 0 and 255")
-    if values.shape != shape and values.shape != (math.prod(shape),):
-        raise UsageError(f"data has the shape {list(values.shape)}; {list(shape)} is announced")
-    return values.astype(np.uint8).reshape(shape)
+    data = tensor.get("data")
+    is_nested = isinstance(data, list) and bool(data) and isinstance(data[0], list)
+    pieces = []
+    for values in _pieces(data, shape if is_nested else (math.prod(shape),)):
+        if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > 255:
+            raise UsageError("data has to be whole numbers between 0 and 255")
+        pieces.append(values.astype(np.uint8))
+    return np.concatenate(pieces, axis=None).reshape(shape)
+
+
+def _pieces(data: object, shape: tuple[int, ...]) -> Iterator[npt.NDArray[Any]]:
+    """Nested lists of this shape as arrays, a few rows at a time: making one does not let other threads go on either."""
+    if not isinstance(data, list) or len(data) != shape[0]:
+        found = f"{len(data)} in the place of {shape[0]}" if isinstance(data, list) else type(data).__name__
+        raise UsageError(f"data has not the shape that is announced: {found}")
+    of_row = math.prod(shape[1:])
+    if of_row > _PIECE:
+        for row in data:
+            yield from _pieces(row, shape[1:])
+        return
+    rows = _PIECE // of_row
+    for start in range(0, len(data), rows):
+        part = data[start : start + rows]
+        try:
+            values = np.asarray(part)
+        except ValueError as error:
+            raise UsageError(f"data is not a tensor: {error}") from error
+        if values.shape != (len(part), *shape[1:]):
+            raise UsageError(f"data has rows of the shape {list(values.shape[1:])}, not {list(shape[1:])}")
+        yield values
 
 
 def _from_binary(tail: memoryview, binary_bytes: object, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from edgetune import __version__
 from edgetune.errors import NoModelError, NotFoundError, UsageError
 from edgetune.serve import kserve
 from edgetune.serve.intake import Intake, Query, json_fields, whole_number
-from edgetune.serve.service import Service
+from edgetune.serve.service import Inferred, Service
 from edgetune.types import Manifest
 
 TOP_K = 5
@@ -49,12 +49,18 @@ class WorkApi:
         """POST /v2/models/edgetune[/versions/V]/infer, tensors."""
         version = self._version(request)
         async with self._intake.admit(request) as body:
-            wanted = kserve.parse_request(body, request.headers.get(kserve.HEADER_LENGTH))
+            wanted = await self._intake.in_time(kserve.read_request(body, request.headers.get(kserve.HEADER_LENGTH)))
             answer = await self._intake.in_time(self._service.infer(version, wanted.images))
             content, headers = kserve.write_response(
                 wanted, answer.manifest.version, answer.logits, answer.manifest.marks, answer.rejected
             )
         return Response(content, headers=headers)
+
+    async def _infer(
+        self, version: int | None, body: bytes, header_length: str | None
+    ) -> tuple[kserve.InferRequest, Inferred]:
+        wanted = await kserve.read_request(body, header_length)
+        return wanted, await self._service.infer(version, wanted.images)
 
     async def label_prediction(self, request: Request) -> Response:
         """POST /v1/predictions/{id}/label."""

@@ -9,7 +9,6 @@ class statuses) are forgotten whenever a transaction fails and counted again whe
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,10 +18,11 @@ from sqlite_utils import Database
 
 from edgetune.clock import Clock
 from edgetune.errors import ConflictError, NotFoundError, QuotaError
-from edgetune.store import copying, durable, freezing, integrity, predictions, purging
+from edgetune.store import copying, durable, freezing, integrity, purging
 from edgetune.store.contents import Contents, check_label
-from edgetune.store.database import connect, explained, is_corruption, scalar
+from edgetune.store.database import connect, explained, scalar
 from edgetune.store.migrations import migrate
+from edgetune.store.prediction_log import PredictionLog
 from edgetune.store.predictions import FeedbackRow, PredictionRow, PredictionSummary
 from edgetune.store.retention import BufferPolicy, Count, Tally, assign_split
 from edgetune.types import (
@@ -41,13 +41,20 @@ read_images = copying.read_images
 
 
 class Buffer:
-    """The samples, their labels, the predictions; and the connection that `History` shares."""
+    """
+    The samples and their labels; and the connection that `History` shares.
+
+    Attributes:
+        path: of the database.
+        predictions: what the service answered and what people said about it, in the same database.
+    """
 
     def __init__(self, path: Path, policy: BufferPolicy, *, clock: Clock) -> None:
         """Take note; nothing is read or written before `open`. `clock` tells wall time, for people."""
         self.path = path
         self._clock = clock
         self._contents = Contents(policy, clock)
+        self.predictions = PredictionLog(self._contents, clock)
 
     # ------------------------------------------------------------------------------------------------ lifecycle
 
@@ -69,7 +76,7 @@ class Buffer:
         durable.make_dir(self.path.parent)
         said = list(integrity.finish_rebuild(self.path))
         with explained():
-            problem, database = _connect_checked(self.path)
+            problem, database = integrity.connect_checked(self.path)
             if database is None:
                 said += [f"the sample buffer's database is damaged ({problem})", *integrity.rebuild(self.path)]
                 database = connect(self.path)
@@ -97,10 +104,7 @@ class Buffer:
         """Take new wishes after a reload; shares count for groups not seen yet. Returns how many samples were evicted."""
         self._contents.policy = policy
         with self._contents.change("configure"):
-            predictions.trim(
-                self.database, rows_max=policy.predictions_max, image_bytes_max=policy.prediction_bytes_max
-            )
-            self._contents.forget_prediction_images()
+            self.predictions.trim()
             before = self._contents.evicted
             with contextlib.suppress(QuotaError):  # pinned and protected samples may be more than the new quota
                 self._contents.make_room(0)
@@ -349,55 +353,6 @@ class Buffer:
             freezing.release(self.database, round_id, consumed=consumed)
             self._contents.forget()
 
-    # ----------------------------------------------------------------------------------------------- predictions
-
-    def record_predictions(self, rows: Sequence[PredictionRow]) -> None:
-        """Keep what the service answered, the images as long as a tenth of the quota has room for them."""
-        with self._contents.change("record_predictions"):
-            policy = self._contents.policy
-            predictions.insert(self.database, rows)
-            predictions.trim(
-                self.database, rows_max=policy.predictions_max, image_bytes_max=policy.prediction_bytes_max
-            )
-            self._contents.forget_prediction_images()
-            with contextlib.suppress(QuotaError):
-                self._contents.make_room(0)
-
-    def label_prediction(self, prediction_id: str, label: str) -> bool:
-        """
-        Say what a predicted image shows. If its image was kept it becomes a labelled sample, when there is room.
-
-        Returns:
-            Whether the prediction was right.
-
-        Raises:
-            NotFoundError: no such prediction is kept.
-            UsageError: the label cannot be a class name.
-        """
-        with self._contents.change("label_prediction"):
-            is_correct, sample = predictions.set_label(
-                self.database, prediction_id, check_label(label), self._clock.wall_s()
-            )
-            self._contents.forget_prediction_images()
-            known = sample and self._contents.row("digest", sample.digest)
-            if sample is not None and (known or sample.image):
-                try:
-                    with self._contents.change("label_prediction.sample"):
-                        self._contents.add(sample)
-                except QuotaError:
-                    self._contents.forget()  # the feedback stays, the image has no place
-        return is_correct
-
-    def feedback(self, model_version: int, since_s: float = 0.0) -> list[FeedbackRow]:
-        """What people said about this version's predictions since a wall time, in the order they said it."""
-        with explained():
-            return predictions.feedback(self.database, model_version, since_s)
-
-    def prediction_summary(self, model_version: int, since_s: float = 0.0) -> PredictionSummary:
-        """How many predictions a version made since a wall time, how sure it was, and how often it was right."""
-        with explained():
-            return predictions.summary(self.database, model_version, since_s)
-
     # --------------------------------------------------------------------------------------------------- details
 
     def _decide_class(self, name: str, status: str) -> None:
@@ -412,24 +367,6 @@ class Buffer:
             text = f"sample {sample} is not in the buffer any more: it was evicted for the quota, or purged"
             return NotFoundError(text, hint="label one that is there: edgetune data next")
         return NotFoundError(f"there is no sample {sample}", hint="see: edgetune data ls")
-
-
-def _connect_checked(path: Path) -> tuple[str, Database | None]:
-    """The open database, or what is wrong with the file."""
-    db: Database | None = None
-    try:
-        db = connect(path)
-        found = integrity.quick_problems(db)
-    except sqlite3.Error as error:
-        if db is not None:
-            db.close()
-        if not is_corruption(error):
-            raise
-        return str(error), None
-    if found:
-        db.close()
-        return found[0], None
-    return "", db
 
 
 def _class_stats(name: str, status: str, tally: Tally) -> ClassStats:

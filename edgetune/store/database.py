@@ -90,7 +90,8 @@ def _in_words(error: sqlite3.Error) -> StoreError:
         "database is locked": "another program has the database open for writing; stop it",
         "disk I/O error": "look at the kernel log (dmesg) for errors of the storage device",
         "unable to open database file": "check that the state directory exists and belongs to edgetune",
-        "attempt to write a readonly database": "check that the state directory belongs to edgetune",
+        "attempt to write a readonly database": "edgetune.db and edgetune.db-wal in the state directory have to belong to "
+        "edgetune, on a file system that is not mounted read-only",
     }.get(text, "")
     return StoreError(f"the sample buffer cannot be used: {text}", hint=hint)
 

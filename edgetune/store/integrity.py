@@ -19,7 +19,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from edgetune.store import durable
-from edgetune.store.database import connect, connect_read_only
+from edgetune.store.database import connect, connect_read_only, is_corruption
 from edgetune.store.migrations import migrate
 
 _FAILED_READS_MAX = 20_000  # of one table; beyond that the rest of it is given up
@@ -51,6 +51,24 @@ _QUESTIONS = {
         " WHERE coalesce(length(image), 0) <> image_bytes"
     ),
 }
+
+
+def connect_checked(path: Path) -> tuple[str, Database | None]:
+    """Open the database after a quick look: what is wrong with the file, or nothing and the open database."""
+    db: Database | None = None
+    try:
+        db = connect(path)
+        found = quick_problems(db)
+    except sqlite3.Error as error:
+        if db is not None:
+            db.close()
+        if not is_corruption(error):
+            raise
+        return str(error), None
+    if found:
+        db.close()
+        return found[0], None
+    return "", db
 
 
 def quick_problems(db: Database) -> list[str]:

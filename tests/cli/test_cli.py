@@ -306,11 +306,13 @@ def test_a_round_is_told_with_the_labels_that_were_contradicted(run: Any, daemon
     worst = [{"sample": 7, "label": "cat", "says": "dog", "confidence": 0.98}]
     daemon.answers["GET", "/v1/rounds/3"] = {
         "id": 3, "kind": "adapt", "outcome": "refused", "state": "ended", "reason": "200 of 200 new samples", "message": "",
-        "details": {"doubts": {"classes": {}, "worst": worst}, "update": {"update": "latent", "why": "too little memory"}},
+        "details": {"doubts": {"classes": {}, "worst": worst}, "update": {"update": "latent", "why": "too little memory"},
+                    "left_whole": "1 layer cannot be pruned and will keep all filters: gate"},
     }  # fmt: skip
     out = run("rounds", "3").out
     assert "  7: labelled 'cat', it says 'dog' (98%)" in out
     assert "training.update came to latent: too little memory" in out
+    assert "  1 layer cannot be pruned and will keep all filters: gate\n" in out
     daemon.answers["GET", "/v1/rounds/3"]["details"] = {"update": {"update": "full", "why": ""}}
     out = run("rounds", "3").out.split("{")[0]
     assert "contradicted" not in out

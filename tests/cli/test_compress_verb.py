@@ -136,3 +136,13 @@ def test_what_makes_no_sense_is_refused(extra: tuple[str, ...], sentence: str, r
     assert code != 0
     assert sentence in err
     assert not (tmp_path / "student").exists()
+
+
+def test_what_is_refused_before_any_work_leaves_no_place_of_work(run: Any, tmp_path: Path) -> None:
+    """Neither the one that it would have made, nor one less than there was."""
+    impossible = ("--out", str(tmp_path / "student"), "--target-params", "10")
+    assert "raise --target-params" in run(*impossible)[2]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    assert "raise --target-params" in run(*impossible, "--work", str(tmp_path / "mine"))[2]
+    assert (tmp_path / "mine").is_dir()

@@ -440,9 +440,9 @@ def test_the_trials_of_an_earlier_call_are_counted_unless_the_search_begins_anew
 def test_what_a_search_will_not_touch_is_named_before_it(capsys: pytest.CaptureFixture[str]) -> None:
     """By its layers' names, the first of many; nothing is said where everything can be pruned."""
     with telling(is_quiet=False) as teller:
-        teller.say("left_whole", layers=())
-        teller.say("left_whole", layers=("stem", "gate"))
-        teller.say("left_whole", layers=tuple(f"gate{n}" for n in range(10)))
+        teller.left_whole(())
+        teller.left_whole(("stem", "gate"))
+        teller.left_whole(tuple(f"gate{n}" for n in range(10)))
     assert capsys.readouterr().err.splitlines() == [
         "2 layers cannot be pruned and will keep all filters: stem, gate",
         "10 layers cannot be pruned and will keep all filters: "

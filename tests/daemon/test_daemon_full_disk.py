@@ -208,19 +208,19 @@ def test_predictions_that_cannot_be_written_hold_little_memory(tmp_path: Path) -
             await refuse(site, "INSERT ON predictions")
             serving = site.daemon.serving
             for i in range(100):
-                serving._unsaved.append(
+                serving.unsaved.add(
                     PredictionRow(prediction_id=str(i), model_version=1, label="cat", confidence=1.0, wall_s=1.0,
                                   digest="0" * 64, image=bytes(2**20), width=8, height=8)
                 )  # fmt: skip
             await site.tick()
             assert "the database cannot be written" in str((await site.daemon.status())["warnings"])
-            assert len(serving._unsaved) == 100
-            kept = [row.prediction_id for row in serving._unsaved if row.image is not None]
+            assert len(serving.unsaved.rows) == 100
+            kept = [row.prediction_id for row in serving.unsaved.rows if row.image is not None]
             assert kept == [str(i) for i in range(100 - len(kept), 100)]
-            assert sum(len(row.image or b"") for row in serving._unsaved) <= 32 * 2**20
+            assert sum(len(row.image or b"") for row in serving.unsaved.rows) <= 32 * 2**20
             await allow(site)
             await site.tick()
-            assert serving._unsaved == []
+            assert serving.unsaved.rows == []
 
     run(play())
 

@@ -6,11 +6,12 @@ import asyncio
 import json
 import uuid
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, FakeTrainer, picture
+from fakes import FakeClock, FakeTrainer, picture, publish_candidate
 from site_on_disk import COLOURS, Site, drop
 
 from edgetune.cli.installing import sweep
@@ -21,7 +22,7 @@ from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.serve.engine import Engine
 from edgetune.store.buffer import PredictionRow
 from edgetune.store.retention import BufferPolicy
-from edgetune.types import Quantity, RoundKind, RoundState, TrainerOutcome
+from edgetune.types import Comparison, Quantity, RoundKind, RoundState, TrainerOutcome
 
 S = RoundState
 
@@ -116,6 +117,44 @@ def test_a_refusal_for_accuracy_says_which_labels_may_be_wrong(tmp_path: Path, r
     run(play())
 
 
+class OneWorse(Doubting):
+    """Its candidate is as large and as fast as the base, and one image worse."""
+
+    def finish(self) -> None:
+        """Publish that."""
+        assert self.spec is not None
+        publish_candidate(self.spec, right=0.8, changes=_one_worse)
+        super().finish()
+
+
+def _one_worse(comparison: Comparison) -> Comparison:
+    base = comparison.base
+    label, score = next(iter(base.per_class.items()))
+    worse = replace(score, correct=score.correct - 1)
+    return replace(
+        comparison,
+        candidate=replace(base, correct=base.correct - 1, per_class={**base.per_class, label: worse}),
+        only_base_correct=1,
+        candidate_latency=comparison.base_latency,
+        candidate_cost=comparison.base_cost,
+    )
+
+
+def test_a_refusal_for_having_gained_nothing_names_no_labels(tmp_path: Path) -> None:
+    """One image worse is what chance makes of a candidate that is as good: no reason to look at labels."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=OneWorse, gate={"accuracy_drop_max": "20pp"}) as site:
+            await site.take_all()
+            await site.until(S.COOLDOWN)
+            await site.tick()
+            (reason,) = (await site.daemon.status())["last_round"]["reasons"]
+            assert reason.startswith("nothing is gained")
+
+    run(play())
+
+
 def test_a_few_contradicted_labels_are_told_without_suspicion() -> None:
     """Every model errs on some; without any there is nothing to tell."""
     few = {"classes": {"dog": {"samples": 20, "contradicted": 1}}, "worst": DOUBTS["worst"]}
@@ -123,6 +162,72 @@ def test_a_few_contradicted_labels_are_told_without_suspicion() -> None:
     assert doubted({"doubts": few}) == said
     assert doubted({"doubts": {"classes": {}, "worst": []}}) == ""
     assert doubted({}) == ""
+
+
+def test_a_round_under_way_tells_what_its_trainer_wrote_down(tmp_path: Path) -> None:
+    """Which layers keep all their filters is known from the beginning, and afterwards from the round's row."""
+    words = "1 layer cannot be pruned and will keep all filters: gate"
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.take_all()
+            await site.until(S.TRAINING)
+            service = DaemonService(site.daemon)
+            assert "left_whole" not in (await service.round(1))["details"]
+            journal = tmp_path / "state" / "rounds" / "0001" / "journal.json"
+            journal.write_text(json.dumps({"left_whole": words, "doubts": {}}))
+            details = (await service.round(1))["details"]
+            assert (details["left_whole"], "doubts" in details) == (words, False)
+            site.trainers[0].finish()
+            await site.until_served(2)
+            journal.unlink()
+            assert (await service.round(1))["details"]["left_whole"] == words
+
+    run(play())
+
+
+@pytest.mark.parametrize("is_judged_before", [False, True])
+def test_a_class_refused_while_its_round_runs_becomes_no_output(tmp_path: Path, *, is_judged_before: bool) -> None:
+    """Its round is refused with a sentence, in training or after its verdict; the others' samples wait for the next one."""
+
+    async def play() -> None:
+        drop(tmp_path, 30)
+        drop(tmp_path, 30, "owl")
+        async with Site(tmp_path, make_trainer=held, classes={"accepted": ["owl"]},
+                        triggers={"imprint_samples": 500}) as site:  # fmt: skip
+            service = DaemonService(site.daemon)
+            await site.take_all()
+            await site.until(S.TRAINING)
+            assert site.trainers[0].spec.classes == ("cat", "dog", "owl")
+            prepare = site.daemon.serving.prepare
+
+            async def prepare_and_refuse(version: int) -> Engine:
+                await service.data_refuse("owl")
+                return await prepare(version)
+
+            if is_judged_before:
+                site.daemon.serving.prepare = prepare_and_refuse
+            else:
+                assert (await service.data_refuse("owl"))["in_round"] == 1
+            site.trainers[0].finish()
+            await site.until(S.COOLDOWN)
+            assert (await service.data_refuse("owl"))["in_round"] is None
+            await site.tick()
+            status = await site.daemon.status()
+            assert status["served"]["version"] == 1
+            assert status["last_round"]["outcome"] == "refused"
+            (reason,) = status["last_round"]["reasons"]
+            assert reason == "the operator refused 'owl' while this candidate was made, which has an output for it"
+            assert 2 in site.daemon.models.quarantined()
+            assert status["buffer"]["new_labelled"] > 0
+            await site.until(S.TRAINING, ticks=90)
+            assert site.trainers[1].spec.classes == ("cat", "dog")
+            assert {s.label for s in site.trainers[1].spec.samples} == {"cat", "dog"}
+            site.trainers[1].finish()
+            await site.until_served(3)
+
+    run(play())
 
 
 def test_a_class_whose_samples_were_removed_keeps_its_output(tmp_path: Path) -> None:
@@ -409,7 +514,7 @@ def test_confidence_seen_before_a_restart_counts_after_it(tmp_path: Path) -> Non
             )
             for _ in range(count)
         ]
-        await site.daemon.store(site.daemon.buffer.record_predictions, rows)
+        await site.daemon.store(site.daemon.buffer.predictions.record, rows)
 
     async def play() -> None:
         drop(tmp_path, 40)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgetune.decide.gate import chance_of_drop, judge, largest_plausible_drop
+from edgetune.decide.gate import chance_of_drop, chance_of_pairs, has_lost_accuracy, judge, largest_plausible_drop
 from edgetune.types import AbsentClasses, ClassScore, Comparison, Cost, GatePolicy, Latency, Metrics
 
 POLICY = GatePolicy()
@@ -109,6 +109,38 @@ def test_what_turns_say_counts_where_the_clocks_medians_disagree() -> None:
     assert "latency 10.00 ms to 13.00 ms, 0.70x in turn" in decision.reasons
     lucky = Latency(median_ms=7, p90_ms=8, runs=50, threads=2, ratio=1.2)
     assert "1.20x in turn" in judge(compare(BASE, BASE, candidate_latency=lucky), POLICY).reasons[0]
+
+
+def timed(ratio: float, low: float, high: float) -> Latency:
+    """A latency beside a base of 10 ms: the median over turns, and the quartiles."""
+    return Latency(
+        median_ms=10 * ratio, p90_ms=11 * ratio, runs=50, threads=2, ratio=ratio, ratio_quartiles=(low, high)
+    )
+
+
+def test_slower_is_what_three_turns_of_four_say() -> None:
+    """Two equal networks differ by chance; a real slowing down of 3 % is refused where the board is quiet enough to tell."""
+    noisy = judge(compare(BASE, BASE, candidate_latency=timed(1.08, 0.97, 1.25)), POLICY)
+    assert noisy.is_promoted
+    assert not any("latency" in reason for reason in noisy.reasons)
+    (reason,) = judge(compare(BASE, BASE, candidate_latency=timed(1.03, 1.01, 1.05)), POLICY).reasons
+    assert reason == (
+        "slower on this board: 10.00 ms to 10.30 ms, 1.03x in turn (half of the turns 1.01 to 1.05x), allowed is 1.00x"
+    )
+    lenient = replace(POLICY, latency_ratio_max=1.1)
+    assert judge(compare(BASE, BASE, candidate_latency=timed(1.03, 1.01, 1.05)), lenient).is_promoted
+    assert not judge(compare(BASE, BASE, candidate_latency=timed(1.2, 1.11, 1.3)), lenient).is_promoted
+
+
+def test_faster_is_what_three_turns_of_four_say() -> None:
+    """A median below the bound alone may be chance, and a swap for it is not worth while."""
+    same = {"candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000)}
+    by_chance = judge(compare(BASE, BASE, candidate_latency=timed(0.93, 0.8, 1.02), **same), POLICY)
+    assert by_chance.reasons[0].startswith("nothing is gained")
+    faster = judge(compare(BASE, BASE, candidate_latency=timed(0.93, 0.9, 0.97), **same), POLICY)
+    assert faster.reasons == ("latency 10.00 ms to 9.30 ms, 0.93x in turn (half of the turns 0.90 to 0.97x)",)
+    little = judge(compare(BASE, BASE, candidate_latency=timed(0.97, 0.96, 0.98), **same), POLICY)
+    assert little.reasons[0].startswith("nothing is gained")
 
 
 def test_a_candidate_that_gains_nothing_is_not_worth_a_swap() -> None:
@@ -229,3 +261,28 @@ def test_a_class_that_is_back_is_a_gain_and_excuses_nothing() -> None:
     assert decision.reasons == ("was shown 'owl', which the served version was not",)
     worse = compare(BASE, metrics(cat=(75, 100), dog=(75, 100)), **same)
     assert not judge(worse, POLICY, shown_anew=["owl"]).is_promoted
+
+
+def test_the_chance_of_pairs_is_that_of_tossing_coins() -> None:
+    """Against scipy's binomial test, whose figures these are; without a disagreement nothing is unlikely."""
+    assert chance_of_pairs(0, 0) == 1.0
+    assert chance_of_pairs(1, 0) == 0.5
+    assert chance_of_pairs(8, 2) == pytest.approx(0.0546875)
+    assert chance_of_pairs(30, 15) == pytest.approx(0.017848, abs=1e-5)
+
+
+def test_accuracy_is_lost_only_where_it_is_refused_for_and_chance_does_not_explain_it() -> None:
+    """One image worse, a fall that the bound allows, or one that as many wins beside it make likely, say nothing of labels."""
+    assert not has_lost_accuracy(compare(BASE, metrics(cat=(79, 100), dog=(80, 100))), POLICY)
+    fallen = metrics(cat=(75, 100), dog=(75, 100))
+    assert has_lost_accuracy(compare(BASE, fallen), POLICY)
+    assert not has_lost_accuracy(compare(BASE, fallen), replace(POLICY, accuracy_drop_max=0.06))
+    by_chance = compare(BASE, fallen, only_base_correct=40, only_candidate_correct=30)
+    assert "accuracy falls" in judge(by_chance, POLICY).reasons[0]
+    assert not has_lost_accuracy(by_chance, POLICY)
+    one_class = compare(BASE, metrics(cat=(98, 100), dog=(62, 100)), only_base_correct=18, only_candidate_correct=18)
+    assert has_lost_accuracy(one_class, POLICY)
+    few = compare(metrics(cat=(20, 20)), metrics(cat=(10, 20)))
+    assert has_lost_accuracy(few, POLICY), "a class that falls by half is no chance, however small the hold-out"
+    other = metrics(cat=(80, 100), dog=(60, 80))
+    assert not has_lost_accuracy(compare(BASE, other), POLICY), "not measured on the same samples"

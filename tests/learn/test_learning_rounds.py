@@ -213,6 +213,21 @@ def test_a_searched_round_goes_towards_its_level_and_tells_every_trial(site: Sit
     assert phases == ["load", "tune", "score", "prune", "trial", "retrain", "export", "measure", "time", "publish"]
 
 
+@pytest.mark.parametrize("search", ["none", "steps"])
+def test_a_round_names_the_layers_that_cannot_be_pruned_before_any_work(tmp_path: Path, search: str) -> None:
+    """Once in what it says, before it trains, and in its journal; where all can be pruned it says nothing."""
+    for builder, words in (("gated", "1 layer cannot be pruned and will keep all filters: gate"), ("tiny", "")):
+        site = make_site(tmp_path / builder, builder=f"tiny_nets:{builder}")
+        control = RecordingControl(stop_after=[2])
+        directory = site.round_dir("r", recipe=replace(RECIPE, search=search))
+        outcome, _, _ = run_here(directory, control)
+        assert outcome is TrainerOutcome.CHECKPOINTED
+        events = [said["event"] for said in control.said]
+        assert [said["words"] for said in control.said if said["event"] == "left_whole"] == [words] * bool(words)
+        assert not words or events.index("left_whole") < events.index("progress")
+        assert json.loads((directory / "journal.json").read_bytes())["left_whole"] == words
+
+
 def test_a_search_that_finds_nothing_smaller_still_fine_tunes(site: Site) -> None:
     """No loss at all and more is asked for: the candidate is the whole network, and says that it is not pruned."""
     recipe = replace(RECIPE, search="steps", accuracy_drop_max=-1.0, trial_epochs=1)

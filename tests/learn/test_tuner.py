@@ -30,7 +30,8 @@ from edgetune.learn.groups import CoupledGroup
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.network import Network, count_macs, count_parameters, load_network, state_tensors
 from edgetune.learn.prune import Cut
-from edgetune.learn.tuner import MULTIPLES, RETRAIN, TUNE, Ranking, Shape, Tuner, describe_cut, size_of
+from edgetune.learn.shaping import MULTIPLES, Ranking, Shape, describe_cut
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
 from edgetune.serve.engine import Engine
 from edgetune.types import Manifest, Recipe, TrainerOutcome
 

@@ -70,3 +70,20 @@ class Hungry(TinyNet):
 def hungry(num_classes: int) -> nn.Module:
     """The builder of a network that needs more memory than there is."""
     return Hungry(num_classes)
+
+
+class Gated(TinyNet):
+    """Beside the others a layer with one channel for every pixel, of which none can be cut."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.gate = nn.Conv2d(3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images -> logits, the bright parts louder."""
+        return super().forward(x * torch.sigmoid(self.gate(x)))
+
+
+def gated(num_classes: int) -> nn.Module:
+    """A network with a layer that cannot be pruned."""
+    return Gated(num_classes)

@@ -12,7 +12,7 @@ import pytest
 from serving_fakes import CLASSES, SIZE, model_bytes, write_version
 
 from edgetune.errors import ModelError, NoModelError, SelfTestError, UsageError
-from edgetune.serve.engine import Engine, Served, rank, time_interleaved
+from edgetune.serve.engine import Engine, Served, as_latency, rank, time_interleaved
 
 
 def images(count: int = 2) -> np.ndarray:
@@ -204,3 +204,12 @@ def test_timing_interleaves_its_engines(version_dir: Path) -> None:
     assert all(latency.runs == 4 and 0 <= latency.median_ms <= latency.p90_ms for latency in latencies)
     with pytest.raises(UsageError):
         time_interleaved([one], images(), runs=0)
+
+
+def test_a_latency_tells_turns_apart_from_slow_stretches() -> None:
+    """A board that is ten times slower for half of the time changes the medians, not what the turns say."""
+    base = np.array([1.0, 10, 1, 10, 1])
+    latency = as_latency(base * [1.1, 1.2, 1.3, 1.4, 1.5], base, threads=3)
+    assert (latency.runs, latency.threads, latency.median_ms) == (5, 3, 1.5)
+    assert latency.ratio == pytest.approx(1.3)
+    assert latency.ratio_quartiles == pytest.approx((1.2, 1.4))

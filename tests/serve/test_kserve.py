@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,55 @@ def test_json_tensors_come_back_as_the_engines_logits(running: Running, version_
     assert (answer["id"], answer["model_version"], output["name"]) == ("a", "1", "logits")
 
 
+@pytest.mark.parametrize("shape", [(2, 110, 110, 3), (1, 200, 200, 3), (22_000, 1, 1, 3)])
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_long_json_is_read_to_the_same_tensor(shape: tuple[int, ...], *, is_flat: bool) -> None:
+    """However many rows make a piece; one wrong value, or one row too short, anywhere in it is found."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def read(data: list[Any]) -> Any:
+        request = {"inputs": [tensor(shape=list(shape), data=data)]}
+        return kserve.parse_request(json.dumps(request).encode(), None).images
+
+    data = pixels.ravel().tolist() if is_flat else pixels.tolist()
+    np.testing.assert_array_equal(read(data), pixels)
+    last = data if is_flat else data[-1][-1][-1]
+    for wrong in (256, -1, 0.5, [1]):
+        last[-1] = wrong
+        with pytest.raises(UsageError, match=r"^data "):
+            read(data)
+    last.pop()
+    with pytest.raises(UsageError, match=r"^data "):
+        read(data)
+
+
+def test_small_requests_are_answered_while_a_long_one_is_read(running: Running) -> None:
+    """From the last byte of three million numbers until they are a tensor, one after another has its answer."""
+    shape = [15_000, SIZE, SIZE, 3]
+    body = json.dumps({"inputs": [tensor(shape=shape, data=[7] * int(np.prod(shape)))]}).encode()
+    head = f"POST /v2/models/edgetune/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+    client, is_read, answer = Client(running.path), threading.Event(), running.service.infer
+
+    async def infer(version: int | None, images: Any) -> Any:
+        is_read.set()
+        return await answer(version, images)
+
+    running.service.infer = infer
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(running.path))
+        connection.sendall(head.encode() + body[:-1])
+        while f"edgetune_http_body_bytes {len(body) - 1}\n" not in client.get("/metrics"):
+            pass
+        connection.sendall(body[-1:])
+        answered = 0
+        while not is_read.is_set():
+            client.get("/healthz")
+            answered += 1
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    assert answered > 5
+
+
 def test_binary_tensors_go_in_and_come_out(running: Running, version_dir: Path) -> None:
     """The binary extension over the real socket, bit for bit."""
     body, length = binary(parameters={"binary_data_output": True})
@@ -96,7 +146,8 @@ def test_a_binary_tensor_is_a_view_of_the_body() -> None:
                 {"shape": [True, SIZE, SIZE, 3]}, {"shape": None}, {"data": None}, {"data": [1, 2]}, {"data": "abc"},
                 {"data": [[1], [1, 2]]}, {"data": [256] * PIXELS.size}, {"data": [-1] * PIXELS.size},
                 {"data": [0.5] * PIXELS.size}, {"data": [True] * PIXELS.size}, {"parameters": 3},
-                {"data": [2**70] * PIXELS.size},
+                {"data": [2**70] * PIXELS.size}, {"shape": [2**60, SIZE, SIZE, 3]}, {"data": PIXELS[:1].tolist()},
+                {"data": PIXELS.tolist(), "shape": [2, SIZE, 3, SIZE]}, {"data": [PIXELS[0].tolist(), [1]]},
             )
         ],
         (json.dumps({"inputs": [tensor()], "outputs": [{"name": "x"}]}).encode(), None),
