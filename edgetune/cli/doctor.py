@@ -18,7 +18,7 @@ import click
 from edgetune import __version__, units
 from edgetune.cli.base import CONFIG, emit, with_config, with_json, with_socket
 from edgetune.cli.libraries import FAULT, OK, WARNING, Finding, check_libraries
-from edgetune.cli.readings import QUANTITIES, show_quantity
+from edgetune.cli.readings import QUANTITIES, explain_source, show_quantity
 from edgetune.cli.words import count
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonNotRunningError, EdgetuneError, TeacherError
@@ -106,25 +106,21 @@ def check_board() -> Iterator[Finding]:
     board = identify()
     memory = "" if board.memory_mib is None else f", {units.show(board.memory_mib * 2**20, 'bytes')} of memory"
     jetpack = f", L4T {board.l4t} (JetPack {board.jetpack})" if board.l4t else ""
+    jetpack += f", power mode {board.power_mode}" if board.power_mode else ""
     says = f"{board.model}: {board.cpu}, {count(board.cores, 'core')}{memory}\n{board.system}, {board.kernel}{jetpack}"
     yield Finding("board", OK, says)
 
 
 def check_sensors(config: Config) -> Iterator[Finding]:
     """What this board measures, and whether each budget can be kept."""
+    from edgetune.clock import SystemClock
     from edgetune.config import limits
     from edgetune.daemon import settings
     from edgetune.decide.budget import budgeted
-    from edgetune.device.sensors import BoardSensors
     from edgetune.types import Quantity
 
-    budgets, needed = config.budgets, budgeted(limits(config))
-    sensors = BoardSensors(
-        disk_path=_existing(config.paths.state_dir),
-        estimate=budgets.estimate,
-        idle_w=budgets.estimated_idle,
-        busy_w=budgets.estimated_busy,
-    )
+    needed = budgeted(limits(config))
+    sensors = settings.board_sensors(config, SystemClock(), disk_path=_existing(config.paths.state_dir))
     try:
         supported = sensors.supported()
     finally:
@@ -134,8 +130,10 @@ def check_sensors(config: Config) -> Iterator[Finding]:
         if quantity is Quantity.TRAINER_RSS_MIB:  # of a trainer, and none is running here
             continue
         if measured.value is not None:
-            how = "estimated" if measured.is_estimated else f"from {measured.source}"
-            yield Finding("sensor", OK, f"{name}: {show_quantity(quantity.value, measured.value)} ({how})")
+            says = (
+                f"{name}: {show_quantity(quantity.value, measured.value)} ({explain_source(quantity.value, measured)})"
+            )
+            yield Finding("sensor", WARNING if quantity is Quantity.IS_THROTTLED and measured.value else OK, says)
         elif quantity in needed:
             key = settings.budget_key(quantity, config)
             fix = f"set {key} to null" + (", or budgets.estimate" if quantity is Quantity.POWER_W else "")
