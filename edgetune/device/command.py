@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from edgetune.clock import Clock, SystemClock
 from edgetune.device.sysfs import UnreadableError
@@ -43,6 +44,7 @@ class CommandSensor:
             timeout_s: real time after which the command is killed.
         """
         self._command = tuple(command)
+        self._name = Path(command[0]).name
         self._clock: Clock = clock or SystemClock()
         self._patience_s, self._refresh_s, self._stale_s, self._timeout_s = patience_s, refresh_s, stale_s, timeout_s
         self._lock = threading.Lock()
@@ -51,7 +53,7 @@ class CommandSensor:
         self._text: str | None = None
         self._text_s = float("-inf")
         self._asked_s = float("-inf")
-        self._why = f"{self._command[0]} has not answered yet"
+        self._why = f"{self._name} has not answered yet"
 
     @property
     def is_pending(self) -> bool:
@@ -71,7 +73,9 @@ class CommandSensor:
             if self._text is None:
                 raise UnreadableError(self._why)
             if not 0 <= age_s <= self._stale_s:
-                raise UnreadableError(f"{' '.join(self._command)} has not answered for {abs(age_s):.0f} s")
+                raise UnreadableError(
+                    f"{' '.join((self._name, *self._command[1:]))} has not answered for {abs(age_s):.0f} s"
+                )
             return self._text, age_s
 
     def close(self) -> None:
@@ -90,7 +94,7 @@ class CommandSensor:
             if 0 <= now_s - self._asked_s < self._refresh_s:
                 return
             self._asked_s = now_s
-            self._thread = threading.Thread(target=self._run, name=self._command[0], daemon=True)
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._thread.join(self._patience_s)
 
@@ -104,16 +108,14 @@ class CommandSensor:
                     text, _ = self._process.communicate(timeout=self._timeout_s)
                 except subprocess.TimeoutExpired:
                     self._process.kill()
-                    self._fail(f"{self._command[0]} did not answer within {self._timeout_s:g} s and was killed")
+                    self._fail(f"{self._name} did not answer within {self._timeout_s:g} s and was killed")
                     return
             if self._process.returncode != 0:
-                said = " ".join(text.split())[:120]
-                self._fail(f"{self._command[0]} failed with {self._process.returncode}: {said}")
+                said = " ".join(text.split())[:300]
+                self._fail(f"{self._name} failed with {self._process.returncode}: {said}")
                 return
         except OSError as error:
-            self._fail(
-                f"{self._command[0]}: {error.strerror or error}", is_missing=isinstance(error, FileNotFoundError)
-            )
+            self._fail(f"{self._name}: {error.strerror or error}", is_missing=isinstance(error, FileNotFoundError))
             return
         finally:
             self._process = None
@@ -123,6 +125,6 @@ class CommandSensor:
     def _fail(self, why: str, *, is_missing: bool = False) -> None:
         """An old answer stays, and grows old; one that is not installed gives none at all."""
         with self._lock:
-            self._why = f"{self._command[0]} is not installed" if is_missing else why
+            self._why = f"{self._name} is not installed" if is_missing else why
             if is_missing:
                 self._text = None

@@ -110,7 +110,7 @@ class Vcgencmd:
         except UnreadableError as error:
             text, why = "", str(error)
         else:
-            why = text if "error=" in text or "Can't open" in text else ""
+            why = text if any(sign in text for sign in ("error=", "Can't open", "VCHI")) else ""
         if "not installed" in why:
             raise UnreadableError(_MISSING)
         if "/dev/vcio" in why or "VCHI initialization" in why or "Permission denied" in why:
