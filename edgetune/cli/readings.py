@@ -23,6 +23,8 @@ QUANTITIES = {
     "cpu_pressure": ("CPU pressure", "share", 1, "at most"),
     "io_pressure": ("IO pressure", "share", 1, "at most"),
 }
+# what is left out of `status` without a budget on it, and at which value it is said all the same
+_QUIET = {"on_mains": 0.0, "is_throttled": 1.0, "mem_pressure": None, "cpu_pressure": None, "io_pressure": None}
 _NUMBER = r"-?[\d.]+(?:e[+-]?\d+)?"
 _REASON = re.compile(  # as decide/budget.py writes it
     rf"(?P<name>\w+) (?:value=(?P<value>{_NUMBER})|unknown (?P<why>\(.*\))) limit=(?P<limit>{_NUMBER})"
@@ -74,6 +76,13 @@ def explain(reason: str) -> str:
     return f"{label} {value}, budget {bound} {show_quantity(name, float(match['limit']))}{back}"
 
 
+def is_worth_a_line(name: str, reading: Mapping[str, Any]) -> bool:
+    """Pressure, mains and the like only where a budget asks for them, or where all is not well."""
+    if reading.get("limit") is not None or name not in _QUIET:
+        return True
+    return reading.get("value") == _QUIET[name]
+
+
 def compare(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
     """One reading against its budget: the words, and whether it is over budget or unknown under one."""
     label, _kind, _scale, bound = QUANTITIES.get(name, (name, "", 1, "limit"))
@@ -83,5 +92,7 @@ def compare(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
     if value is None:
         return f"{label} unknown: {reading.get('why_unknown') or 'no sensor'}{budget}", limit is not None
     is_over = limit is not None and (value < limit if bound == "at least" else value > limit)
+    if name == "is_throttled" and value:
+        return f"throttled: the board holds its clocks down - {reading.get('source')}", True
     estimated = " estimated" if reading.get("is_estimated") else ""
     return f"{label} {show_quantity(name, value)}{estimated}{budget}{' - over budget' if is_over else ''}", is_over

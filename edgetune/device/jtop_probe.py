@@ -70,7 +70,7 @@ def _gpu_mib(processes: Any) -> dict[str, float]:
 
 
 def _mark(stats: Any) -> Any:
-    """What differs between two readings of the service: its up time. The client repeats the last one of a dead service."""
+    """What differs between two readings of the service: its up time. The client may repeat the last one."""
     return _tried(lambda: stats.uptime)
 
 

@@ -71,22 +71,33 @@ class _Rail:
         return 1.0
 
 
-def rail_power(root: Path) -> SensorValue | None:
-    """
-    The board's power, in watts: the rail that is its input, or else all rails added up.
+class RailPower:
+    """Remembers which rails counted: without one that vanished the rest would be too low, or something else."""
 
-    Raises:
-        UnreadableError: a rail that counts cannot be read: a sum without it would be too low.
-    """
-    rails = _hwmon_rails(root) or _iio_rails(root)
-    counted = [rail for rail in rails if _TOTAL_RAIL.match(rail.label)][:1] or rails
-    if not counted:
-        return None
-    values = [rail.value() for rail in counted]
-    names = "+".join(rail.label for rail in counted)
-    source = f"{shown(root, counted[0].place)} ({names})"
-    total_w = possible_power_w(sum(value.value for value in values), source)
-    return SensorValue(total_w, source, sum(value.resolution or 0.0 for value in values))
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._counted: set[str] = set()
+
+    def read(self) -> SensorValue | None:
+        """
+        The board's power, in watts: the rail that is its input, or else all rails added up. None on a board without any.
+
+        Raises:
+            UnreadableError: a rail that counts cannot be read, or one that has counted has vanished.
+        """
+        rails = _hwmon_rails(self._root) or _iio_rails(self._root)
+        counted = [rail for rail in rails if _TOTAL_RAIL.match(rail.label)][:1] or rails
+        gone = self._counted - {rail.label for rail in counted}
+        if gone:
+            raise UnreadableError(f"the monitor of {', '.join(sorted(gone))} has vanished")
+        if not counted:
+            return None
+        values = [rail.value() for rail in counted]
+        names = "+".join(rail.label for rail in counted)
+        source = f"{shown(self._root, counted[0].place)} ({names})"
+        total_w = possible_power_w(sum(value.value for value in values), source)
+        self._counted = {rail.label for rail in counted}
+        return SensorValue(total_w, source, sum(value.resolution or 0.0 for value in values))
 
 
 def _hwmon_rails(root: Path) -> list[_Rail]:

@@ -49,6 +49,7 @@ class Vcgencmd:
         self._throttled = CommandSensor((program, "get_throttled"), clock=clock)
         self._temp = CommandSensor((program, "measure_temp"), clock=clock)
         self._is_without_pmic = False
+        self._rails = 0
 
     @property
     def is_pending(self) -> bool:
@@ -72,6 +73,9 @@ class Vcgencmd:
                 return None
             raise
         watts, rails = pmic_power(text)
+        if rails < self._rails:
+            raise UnreadableError(f"vcgencmd pmic_read_adc gives {rails} of {self._rails} rails")
+        self._rails = rails
         return SensorValue(watts, f"vcgencmd pmic_read_adc ({rails} rails, without USB)", None, age_s)
 
     def temperature(self) -> SensorValue:

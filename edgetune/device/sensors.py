@@ -24,7 +24,7 @@ from edgetune.device.frozen import FrozenCheck
 from edgetune.device.gpu_memory import gpu_memory
 from edgetune.device.jtop import JtopProbe
 from edgetune.device.pressure import pressure
-from edgetune.device.rails import rail_power
+from edgetune.device.rails import RailPower
 from edgetune.device.rapl import RaplPower
 from edgetune.device.raspberry import Vcgencmd
 from edgetune.device.supplies import battery_power, battery_share, on_mains
@@ -108,6 +108,7 @@ class BoardSensors:
         kind = identify(root).kind
         self._shares_memory = kind == "jetson"
         self._throttling = Throttling(root, vcgencmd, is_raspberry=kind == "raspberry_pi")
+        self._rails = RailPower(root)
         self._rapl = RaplPower(root)
         self._last_cpu: tuple[float, CpuTimes] | None = None
         self._last_share: float | None = None
@@ -190,7 +191,7 @@ class BoardSensors:
         """Monitors of the board first; what a battery gives, or the processor alone, only where there is none."""
 
         def boards() -> SensorValue | None:
-            found = rail_power(self._root)
+            found = self._rails.read()
             if found is None and self._vcgencmd is not None:
                 found = self._vcgencmd.power()
             return found or battery_power(self._root) or self._rapl.read(now_s)

@@ -9,8 +9,9 @@ import trees
 from hands import Hands, Load
 
 from edgetune.device.board import identify
-from edgetune.device.rails import rail_power
+from edgetune.device.rails import RailPower
 from edgetune.device.sensors import BoardSensors
+from edgetune.device.sysfs import UnreadableError
 from edgetune.types import Measurement, Quantity
 
 TEMP, POWER = Quantity.SOC_TEMP_C, Quantity.POWER_W
@@ -67,10 +68,24 @@ def test_thor_without_its_carrier_boards_monitor_adds_the_modules_rails(tmp_path
     assert found.value == pytest.approx(12.04 * (0.64 + 0.96) + 5.088 * 1.74)
 
 
+def test_a_monitor_that_vanishes_is_not_replaced_by_another(tmp_path: Path) -> None:
+    """What is left measures something else, and less; it counts again when it is back."""
+    rails = RailPower(trees.plant(tmp_path, trees.THOR))
+    assert rails.read() is not None
+    (tmp_path / "sys/class/hwmon/hwmon2").rename(tmp_path / "sys/class/hwmon2")
+    with pytest.raises(UnreadableError, match="VIN has vanished"):
+        rails.read()
+    (tmp_path / "sys/class/hwmon2").rename(tmp_path / "sys/class/hwmon/hwmon7")  # numbers change
+    found = rails.read()
+    assert found is not None
+    assert found.value == pytest.approx(31.25)
+
+
 def test_the_step_is_that_of_the_shunt(tmp_path: Path) -> None:
     """40 uV over 5 milliohms are 8 mA, over 2 milliohms 20 mA; the kernel's file rounds nothing away."""
     orin, agx = (
-        rail_power(trees.plant(tmp_path / name, tree)) for name, tree in (("a", trees.ORIN_NANO), ("b", trees.AGX_ORIN))
+        RailPower(trees.plant(tmp_path / name, tree)).read()
+        for name, tree in (("a", trees.ORIN_NANO), ("b", trees.AGX_ORIN))
     )
     assert orin is not None
     assert agx is not None

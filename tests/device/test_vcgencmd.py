@@ -94,6 +94,9 @@ def test_a_pi_5_through_its_command(pi: Pi) -> None:
     assert found.age_s < 10
     throttled = pi.read(THROTTLED, is_known)
     assert throttled.value == 1
+    pi.answers(pmic_read_adc="VDD_CORE_A current(7)=2.0A\nVDD_CORE_V volt(15)=0.75V", get_throttled="throttled=0x50005")
+    found = pi.read(POWER, lambda measured: measured.value is None)
+    assert "1 of 12 rails" in found.why_unknown
     assert "voltage is low" in throttled.source
     pi.answers(pmic_read_adc=trees.PMIC, get_throttled="throttled=0x50000")
     assert pi.read(THROTTLED, lambda measured: measured.value == 0).value == 0

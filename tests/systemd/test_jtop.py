@@ -111,7 +111,7 @@ def test_the_service_starts_on_a_budget_that_jtop_alone_can_measure(service: Mac
 
 @pytest.mark.parametrize("whom", ["all of it", "the one that measures"])
 def test_a_service_that_hangs_is_unknown_until_it_goes_on(service: Machine, whom: str) -> None:
-    """Stopped as a whole it is silent; with its measuring process stopped its client repeats the last reading for ever."""
+    """Stopped as a whole it is silent; with its measuring process stopped its client may repeat the last reading."""
     wait_for_power(service, 5.040 * 0.952)
     if whom == "all of it":
         stop, go_on = (["systemctl", "kill", f"--signal={name}", "jtop.service"] for name in ("STOP", "CONT"))
