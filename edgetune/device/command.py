@@ -27,7 +27,7 @@ class CommandSensor:
         command: Sequence[str],
         *,
         clock: Clock | None = None,
-        patience_s: float = 0.1,
+        patience_s: float = 0.5,
         refresh_s: float = 1.0,
         stale_s: float = 15.0,
         timeout_s: float = 5.0,
@@ -53,7 +53,7 @@ class CommandSensor:
         self._text: str | None = None
         self._text_s = float("-inf")
         self._asked_s = float("-inf")
-        self._why = f"{self._name} has not answered yet"
+        self._why = f"{self._name} has not answered yet"  # of the last run that failed
 
     @property
     def is_pending(self) -> bool:
@@ -75,6 +75,7 @@ class CommandSensor:
             if not 0 <= age_s <= self._stale_s:
                 raise UnreadableError(
                     f"{' '.join((self._name, *self._command[1:]))} has not answered for {abs(age_s):.0f} s"
+                    f" ({self._why})"
                 )
             return self._text, age_s
 
@@ -121,6 +122,7 @@ class CommandSensor:
             self._process = None
         with self._lock:
             self._text, self._text_s = text, self._clock.now_s()
+            self._why = "it hangs"
 
     def _fail(self, why: str, *, is_missing: bool = False) -> None:
         """An old answer stays, and grows old; one that is not installed gives none at all."""

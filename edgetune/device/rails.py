@@ -26,7 +26,7 @@ from edgetune.device.sysfs import (
 )
 
 _INA = frozenset({"ina3221", "ina238", "ina237", "ina219", "ina220", "ina226", "ina230", "ina231", "ina2xx"})
-_TOTAL_RAIL = re.compile(r"^(VDD_IN|POM_5V_IN|VIN|VIN_TOTAL|TOT\w*)$", re.IGNORECASE)
+_TOTAL_RAILS = ("VIN", "VIN_TOTAL", "VDD_MUX", "POM_5V_IN", "VDD_IN")  # the carrier board's input before the module's
 _UNUSED_RAIL = re.compile(r"^NC\d?$|sum of", re.IGNORECASE)
 _SHUNT_STEP_UV = 40.0
 _OFFSET_W = 0.5  # a few milliamperes of offset on a rail that draws nothing
@@ -86,7 +86,8 @@ class RailPower:
             UnreadableError: a rail that counts cannot be read, or one that has counted has vanished.
         """
         rails = _hwmon_rails(self._root) or _iio_rails(self._root)
-        counted = [rail for rail in rails if _TOTAL_RAIL.match(rail.label)][:1] or rails
+        totals = [rail for name in _TOTAL_RAILS for rail in rails if rail.label.upper() == name]
+        counted = totals[:1] or rails
         gone = self._counted - {rail.label for rail in counted}
         if gone:
             raise UnreadableError(f"the monitor of {', '.join(sorted(gone))} has vanished")

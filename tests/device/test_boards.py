@@ -61,6 +61,13 @@ def test_power_is_that_of_the_whole_board(tmp_path: Path, tree: dict[str, str], 
     assert found.source.endswith(f"({rails})")
 
 
+def test_the_carrier_boards_input_comes_before_the_modules(tmp_path: Path) -> None:
+    """A TX2 on NVIDIA's carrier board, whose monitors at 0x42 and 0x43 have drivers too: VDD_MUX holds VDD_IN."""
+    carrier = trees.ina3221x("0-0042/iio:device2", VDD_MUX=7283, VDD_5V0_IO_SYS=1159, VDD_3V3_SYS=0)
+    found = reading(trees.plant(tmp_path, trees.TX2 | carrier), POWER)
+    assert found.value == pytest.approx(7.283)
+
+
 def test_thor_without_its_carrier_boards_monitor_adds_the_modules_rails(tmp_path: Path) -> None:
     """Another carrier board has no INA238; the sums in4 to in7 and curr4 are no rails."""
     files = {name: text for name, text in trees.THOR.items() if "/hwmon2/" not in name}
