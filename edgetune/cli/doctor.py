@@ -133,7 +133,9 @@ def check_sensors(config: Config) -> Iterator[Finding]:
             says = (
                 f"{name}: {show_quantity(quantity.value, measured.value)} ({explain_source(quantity.value, measured)})"
             )
-            yield Finding("sensor", WARNING if quantity is Quantity.IS_THROTTLED and measured.value else OK, says)
+            is_held_down = quantity is Quantity.IS_THROTTLED and bool(measured.value)
+            fix = "a stronger supply, better cooling, or a lower budgets.power_max" if is_held_down else ""
+            yield Finding("sensor", WARNING if is_held_down else OK, says, fix)
         elif quantity in needed:
             key = settings.budget_key(quantity, config)
             fix = f"set {key} to null" + (", or budgets.estimate" if quantity is Quantity.POWER_W else "")

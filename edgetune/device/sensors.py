@@ -111,7 +111,7 @@ class BoardSensors:
         self._rails = RailPower(root)
         self._rapl = RaplPower(root)
         self._last_cpu: tuple[float, CpuTimes] | None = None
-        self._last_share: float | None = None
+        self._last_share: tuple[float, float] | None = None  # and its step
         self._frozen = {quantity: FrozenCheck(frozen_after_s) for quantity in (Quantity.SOC_TEMP_C, Quantity.POWER_W)}
         self._take_cpu_mark()
 
@@ -257,12 +257,13 @@ class BoardSensors:
         if not 0 <= gone_s < _LOAD_GAP_S:
             times = self._take_cpu_mark()
             if times is not None and times.total_s > last.total_s:
-                share = (times.busy_s - last.busy_s) / (times.total_s - last.total_s)
-                self._last_share, is_fresh = min(1.0, max(0.0, share)), True
+                worked_s, existed_s = times.busy_s - last.busy_s, times.total_s - last.total_s
+                share, step = min(1.0, max(0.0, worked_s / existed_s)), min(1.0, _TICK_S / existed_s)
+                self._last_share, is_fresh = (share, step), True
         if self._last_share is None or not (is_fresh or 0 <= gone_s < _LOAD_GAP_S):
             raise UnreadableError("the CPU's counters have not moved yet")
-        step = min(1.0, _TICK_S / gone_s) if gone_s > 0 else None
-        return SensorValue(self._last_share, "psutil", step, 0.0 if is_fresh else gone_s)
+        share, step = self._last_share
+        return SensorValue(share, "psutil", step, 0.0 if is_fresh else gone_s)
 
     def _take_cpu_mark(self) -> CpuTimes | None:
         try:

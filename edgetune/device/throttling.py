@@ -32,7 +32,6 @@ class Throttling:
         """`is_raspberry`: the firmware's flags are the one full answer, so that without them it is unknown."""
         self._root, self._vcgencmd, self._is_raspberry = root, vcgencmd, is_raspberry
         self._counts: dict[Path, float] = {}
-        self.why = ""  # in words, of the last look that said yes
 
     def read(self) -> SensorValue:
         """
@@ -41,12 +40,10 @@ class Throttling:
         Raises:
             UnreadableError: the board does not say, or could not be asked.
         """
-        self.why = ""
         problems: list[str] = []
         signs = [*self._flags(problems), *self._alarms(), *self._cooling(), *self._events()]
         for why, value in signs:
             if value.value:
-                self.why = why
                 return SensorValue(1.0, f"{value.source} ({why})", 1.0, value.age_s)
         if problems:
             raise UnreadableError("; ".join(problems))
