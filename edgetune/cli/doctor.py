@@ -27,6 +27,7 @@ from edgetune.wire import from_json
 
 if TYPE_CHECKING:
     from edgetune.config import Config
+    from edgetune.types import Measurement
 
 _MARKS = {OK: "ok", WARNING: "!", FAULT: "FAULT"}
 _COLOURS = {OK: "green", WARNING: "yellow", FAULT: "red"}
@@ -123,11 +124,14 @@ def check_sensors(config: Config) -> Iterator[Finding]:
     sensors = settings.board_sensors(config, SystemClock(), disk_path=_existing(config.paths.state_dir))
     try:
         supported = sensors.supported()
+        gpu = sensors.gpu_memory()
     finally:
         sensors.close()
     for quantity, measured in supported.items():
         name = QUANTITIES[quantity.value][0]
         if quantity is Quantity.TRAINER_RSS_MIB:  # of a trainer, and none is running here
+            if gpu is not None:
+                yield judge_gpu_memory(gpu, is_budgeted=quantity in needed)
             continue
         if measured.value is not None:
             says = (
@@ -142,6 +146,21 @@ def check_sensors(config: Config) -> Iterator[Finding]:
             yield Finding("sensor", FAULT, f"{key} is set, but {name} cannot be measured: {measured.why_unknown}", fix)
         else:
             yield Finding("sensor", OK, f"{name} cannot be measured ({measured.why_unknown}); no budget needs it")
+
+
+def judge_gpu_memory(gpu: Measurement, *, is_budgeted: bool) -> Finding:
+    """Whether what a trainer holds of the GPU's memory, which is the board's, is counted."""
+    if gpu.value is not None:
+        return Finding("sensor", OK, f"a trainer's GPU memory: counted (from {gpu.source})")
+    says = f"a trainer's GPU memory is the board's and cannot be counted: {gpu.why_unknown}"
+    if not is_budgeted:
+        return Finding("sensor", OK, f"{says}; no budget needs it")
+    return Finding(
+        "sensor",
+        WARNING,
+        f"{says}\nbudgets.trainer_memory_max does not see it",
+        "install jetson-stats, or rely on budgets.memory_available_min",
+    )
 
 
 def check_state_dir(config: Config) -> Finding:

@@ -390,6 +390,7 @@ def _board(status: Mapping[str, Any]) -> Paragraph:
         board.get("model") or "",
         count(board["cores"], "core") if board.get("cores") else "",
         board.get("system") or "",
+        f"power mode {board['power_mode']} at the start" if board.get("power_mode") else "",
     ]
     lines = [", ".join(fact for fact in facts if fact)] if any(facts) else []
     is_over = False

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import psutil
 
@@ -33,6 +33,8 @@ from edgetune.device.thermal import temperature
 from edgetune.device.throttling import Throttling
 from edgetune.device.trainer_process import process_family, process_rss_mib
 from edgetune.types import Measurement, Quantity, Reading
+
+_T = TypeVar("_T")
 
 _MIB = 2**20
 _MEMINFO_STEP_MIB = 1 / 1024
@@ -146,16 +148,21 @@ class BoardSensors:
         Blocks for a tenth of a second, and where jtop or vcgencmd is asked until it has answered, 15 s at most; for the
         start and `doctor`.
         """
-        reading = self.read(None)
-        waited_s = 0.0
-        while self._is_pending() and waited_s < _FIRST_ANSWER_S:
-            time.sleep(_LOAD_GAP_S)
-            waited_s += _LOAD_GAP_S
-            reading = self.read(None)
+        reading = self._patiently(lambda: self.read(None))
         if any(measurement.value is None for measurement in reading.values.values()):
             time.sleep(2 * _LOAD_GAP_S)
             reading = self.read(None)
         return reading.values
+
+    def gpu_memory(self) -> Measurement | None:
+        """
+        Where the memory that a trainer holds for the GPU can be seen, for `doctor`; the value is of no process.
+
+        Blocks until jtop has answered, 15 s at most. None on a board whose GPU, if it has one, has a memory of its own.
+        """
+        if not self._shares_memory:
+            return None
+        return self._patiently(lambda: _measured(lambda: gpu_memory(self._root, self._jtop, ())))
 
     def close(self) -> None:
         """End the jtop probe, and a command that still runs."""
@@ -167,8 +174,16 @@ class BoardSensors:
 
     # ------------------------------------------------------------------------------------------- inside
 
-    def _is_pending(self) -> bool:
-        return any(helper is not None and helper.is_pending for helper in (self._jtop, self._vcgencmd))
+    def _patiently(self, read: Callable[[], _T]) -> _T:
+        """Read again until jtop and the commands have had the time for a first answer."""
+        found, waited_s = read(), 0.0
+        while waited_s < _FIRST_ANSWER_S and any(
+            helper is not None and helper.is_pending for helper in (self._jtop, self._vcgencmd)
+        ):
+            time.sleep(_LOAD_GAP_S)
+            waited_s += _LOAD_GAP_S
+            found = read()
+        return found
 
     def _temperature(self) -> SensorValue:
         return self._first_of(

@@ -225,6 +225,15 @@ def test_doctor_says_source_step_and_age(name: str, measured: Measurement, words
     assert explain_source(name, measured) == words
 
 
+def test_doctor_says_whether_a_trainers_gpu_memory_is_counted() -> None:
+    """A budget that does not see it is a warning with the way out."""
+    assert "from jtop" in doctor.judge_gpu_memory(Measurement(value=0.0, source="jtop"), is_budgeted=True).says
+    unseen = doctor.judge_gpu_memory(Measurement(value=None, source="none", why_unknown="for root"), is_budgeted=True)
+    assert unseen.state == doctor.WARNING
+    assert "trainer_memory_max does not see it" in unseen.says
+    assert "jetson-stats" in unseen.fix
+
+
 def test_every_quantity_has_words_and_every_budget_a_key() -> None:
     """A new quantity cannot be forgotten in either."""
     assert {quantity.value for quantity in Quantity} == set(QUANTITIES)

@@ -219,5 +219,25 @@ def test_the_start_waits_for_jtops_first_reading(tmp_path: Path) -> None:
     sensors = BoardSensors(tmp_path, disk_path=tmp_path, jtop=made)
     try:
         assert sensors.supported()[Quantity.POWER_W].value == 7.5
+        assert sensors.gpu_memory() is None  # not on a Jetson
     finally:
         sensors.close()
+
+
+def test_doctor_asks_jtop_for_the_gpus_memory(tmp_path: Path) -> None:
+    """On a Jetson whose other sensors /sys gives, the probe is started for this alone."""
+    program = "import time; time.sleep(0.3); print('{\"gpu_mib\": {}}', flush=True); time.sleep(600)"
+    root = trees.plant(tmp_path, trees.ORIN_NANO)
+    made = JtopProbe(command=(sys.executable, "-c", program))
+    sensors = BoardSensors(root, disk_path=root, jtop=made)
+    try:
+        assert sensors.supported()[Quantity.POWER_W].value == pytest.approx(5.04 * 0.952)
+        assert made.starts == 0
+        found = sensors.gpu_memory()
+        assert found is not None
+        assert (found.value, found.source) == (0, "jtop")
+    finally:
+        sensors.close()
+    without = BoardSensors(root, disk_path=root).gpu_memory()
+    assert without is not None
+    assert "root" in without.why_unknown
