@@ -48,9 +48,11 @@ class RaplPower:
             forbidden = isinstance(error.__cause__, PermissionError)
             raise UnreadableError(f"{error}; {_FORBIDDEN}" if forbidden else str(error)) from error
         last, self._marks = self._marks, marks
-        total_w = sum(self._watts(zone, last.get(zone), marks[zone]) for zone in zones)
-        source = "+".join(shown(self._root, zone) for zone in zones)
-        return SensorValue(possible_power_w(total_w, source), source)
+        watts = {zone: self._watts(zone, last.get(zone), marks[zone]) for zone in zones}
+        whole = [zone for zone in zones if _is_platform(zone)]
+        counted = [zone for zone in whole if watts[zone] > 0] or [zone for zone in zones if zone not in whole]
+        source = "+".join(shown(self._root, zone) for zone in counted)
+        return SensorValue(possible_power_w(sum(watts[zone] for zone in counted), source), source)
 
     def _watts(self, zone: Path, last: _Mark | None, mark: _Mark) -> float:
         if last is None or mark.at_s <= last.at_s:
@@ -64,8 +66,11 @@ class RaplPower:
         return spent_uj / 1e6 / gone_s
 
     def _zones(self) -> list[Path]:
+        """The platform's zone, the packages, and dram: core and uncore are in their package."""
         zones = sorted(self._root.glob("sys/class/powercap/*-rapl:*"))
-        tops = [zone for zone in zones if zone.name.count(":") == 1]
-        whole = [zone for zone in tops if says(zone / "name") == "psys"]
-        # core and uncore are in their package, dram is not
-        return whole[:1] or tops + [zone for zone in zones if zone not in tops and says(zone / "name") == "dram"]
+        return [zone for zone in zones if zone.name.count(":") == 1 or says(zone / "name") == "dram"]
+
+
+def _is_platform(zone: Path) -> bool:
+    """All others are parts of it; on some boards its counter stands still, and they count."""
+    return says(zone / "name") == "psys"

@@ -70,6 +70,18 @@ def test_psys_is_the_whole_platform(tmp_path: Path, clock: Hands) -> None:
     assert sensors.read(None).values[POWER].value == pytest.approx(7)
 
 
+def test_a_platforms_counter_that_stands_still_is_none(tmp_path: Path, clock: Hands) -> None:
+    """Some firmware shows it and never fills it; the packages are what there is."""
+    name = "sys/class/powercap/intel-rapl:2"
+    sensors = board(plant(tmp_path, {**SERVER_WITH_RAPL, f"{name}/name": "psys", f"{name}/energy_uj": "0"}), clock)
+    sensors.read(None)
+    clock.at_s += 10
+    plant(tmp_path, {"sys/class/powercap/intel-rapl:1/energy_uj": "71000000"})
+    found = sensors.read(None).values[POWER]
+    assert found.value == pytest.approx(7)
+    assert "intel-rapl:2" not in found.source
+
+
 @pytest.mark.parametrize("text", ["-256000", "0", "nan", "inf", "-1e9", "999000", "hot", "", "\u2603"])
 def test_an_impossible_temperature_is_unknown_with_a_reason(tmp_path: Path, clock: Hands, text: str) -> None:
     """A value that cannot be right is no value, and the file is named."""
