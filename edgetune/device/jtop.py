@@ -21,6 +21,7 @@ from edgetune.clock import Clock, SystemClock
 from edgetune.device.sysfs import SensorValue, UnreadableError
 
 _RESTART_MAX_S = 300.0
+_FIRST_READING_S = 20.0  # with the default waits three probes are started in it
 
 
 class JtopProbe:
@@ -52,17 +53,20 @@ class JtopProbe:
         self._reader: threading.Thread | None = None
         self._last: dict[str, Any] = {}
         self._last_s = float("-inf")
-        self._started_s = float("-inf")
+        self._first_s = self._started_s = float("-inf")
         self._why = "jtop has given no reading yet"
         self.starts = 0
 
     @property
     def is_pending(self) -> bool:
-        """Whether the first probe still has time to give its first reading."""
-        waited_s = self._clock.now_s() - self._started_s
-        process = self._process
-        is_running = process is not None and process.poll() is None
-        return is_running and self.starts == 1 and not self._last and waited_s <= self._silent_max_s
+        """
+        Whether the first reading may still come.
+
+        Its service says that it has started before it listens: at boot the first probe fails, and a later one does not.
+        """
+        with self._lock:
+            is_without = not self._last and "ModuleNotFoundError" not in self._why
+        return is_without and self.starts > 0 and self._clock.now_s() - self._first_s <= _FIRST_READING_S
 
     def value(self, field: str) -> SensorValue:
         """
@@ -129,6 +133,8 @@ class JtopProbe:
     def _start(self, now_s: float) -> None:
         self.starts += 1
         self._started_s = now_s
+        if self.starts == 1:
+            self._first_s = now_s
         try:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -42,7 +42,7 @@ _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / _MIB
 _TICK_S = 0.01  # in which the kernel counts CPU time
 _FROZEN_AFTER_S = 600.0
 _LOAD_GAP_S = 0.05  # closer readings of the CPU's counters say nothing
-_FIRST_ANSWER_S = 15.0  # how long a command, or jtop with its service, may take at the start
+_FIRST_ANSWER_S = 20.0  # how long a command, or jtop with its service, may take at the start
 _ESTIMATE_SOURCE = "estimated from CPU use"
 _NO_POWER = "the board has no power sensor that edgetune knows; budgets.estimate makes it up from CPU use"
 _NO_TEMPERATURE = "the board has no temperature sensor that edgetune knows"
@@ -145,7 +145,7 @@ class BoardSensors:
         """
         What this board can measure, from up to two readings a moment apart (counters need two).
 
-        Blocks for a tenth of a second, and where jtop or vcgencmd is asked until it has answered, 15 s at most; for the
+        Blocks for a tenth of a second, and where jtop or vcgencmd is asked until it has answered, 20 s at most; for the
         start and `doctor`.
         """
         reading = self._patiently(lambda: self.read(None))
@@ -158,7 +158,7 @@ class BoardSensors:
         """
         Where the memory that a trainer holds for the GPU can be seen, for `doctor`; the value is of no process.
 
-        Blocks until jtop has answered, 15 s at most. None on a board whose GPU, if it has one, has a memory of its own.
+        Blocks until jtop has answered, 20 s at most. None on a board whose GPU, if it has one, has a memory of its own.
         """
         if not self._shares_memory:
             return None

@@ -224,6 +224,36 @@ def test_the_start_waits_for_jtops_first_reading(tmp_path: Path) -> None:
         sensors.close()
 
 
+def test_at_boot_the_start_waits_for_a_service_that_does_not_listen_yet(tmp_path: Path) -> None:
+    """The first probe is refused; the next one is not, and a budget on power stands."""
+    program = (
+        "import pathlib, sys, time\n"
+        f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\n"
+        "if not mark.exists():\n"
+        '    mark.touch(); print(\'{"error": "the jtop.service is not active"}\'); sys.exit(1)\n'
+        "print('{\"power_w\": 7.5}', flush=True); time.sleep(600)\n"
+    )
+    made = JtopProbe(command=(sys.executable, "-c", program), restart_s=0.5)
+    sensors = BoardSensors(tmp_path, disk_path=tmp_path, jtop=made)
+    try:
+        assert sensors.supported()[Quantity.POWER_W].value == 7.5
+        assert made.starts == 2
+    finally:
+        sensors.close()
+
+
+def test_without_jetson_stats_the_start_does_not_wait(tmp_path: Path) -> None:
+    """Nothing will come of it."""
+    clock = Hands()
+    made = probe(clock, 'print(\'{"error": "ModuleNotFoundError: No module named jtop"}\')')
+    sensors = BoardSensors(tmp_path, clock=clock, disk_path=tmp_path, cpu_times=Load(clock), jtop=made)
+    try:
+        assert sensors.supported()[Quantity.POWER_W].value is None
+        assert not made.is_pending
+    finally:
+        sensors.close()
+
+
 def test_doctor_asks_jtop_for_the_gpus_memory(tmp_path: Path) -> None:
     """On a Jetson whose other sensors /sys gives, the probe is started for this alone."""
     program = "import time; time.sleep(0.3); print('{\"gpu_mib\": {}}', flush=True); time.sleep(600)"
