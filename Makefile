@@ -21,7 +21,7 @@ PIP_ARGS ?=
 # Threads of torch that wait for each other sleep: beside other work spinning takes several times as long (docs/benchmarks.md).
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo test test-slow test-systemd test-debian13 lint type format bench docs wheel clean
+.PHONY: help setup demo test test-slow test-systemd test-jtop test-debian13 lint type format bench docs wheel clean
 .PHONY: install install-program install-files uninstall
 
 help:  ## this list
@@ -47,6 +47,9 @@ test-slow: setup  ## whole rounds, crash tests at every durable step, swaps unde
 
 test-systemd: setup  ## the unit under a real systemd, in a container (root)
 	$(PYTEST) -m systemd tests/systemd
+
+test-jtop: setup  ## jetson-stats with its own service on a Jetson's tree, in a container (root)
+	$(PYTEST) -m jtop tests/systemd
 
 test-debian13: setup  ## what a Raspberry Pi owner gets from apt: Debian 13's Python and torch (root)
 	$(PYTEST) -m debian13 tests/systemd

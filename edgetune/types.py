@@ -127,6 +127,12 @@ class Quantity(str, enum.Enum):
     POWER_W = "power_w"
     CPU_SHARE = "cpu_share"  # of all cores, 0..1
     DISK_FREE_MIB = "disk_free_mib"
+    ON_MAINS = "on_mains"  # 1.0 or 0.0
+    BATTERY_SHARE = "battery_share"  # of a full battery, 0..1
+    IS_THROTTLED = "is_throttled"  # 1.0 while the firmware holds clocks down, for heat or low voltage
+    MEM_PRESSURE = "mem_pressure"  # pressure stall information, "some" of the last 10 s, 0..1
+    CPU_PRESSURE = "cpu_pressure"
+    IO_PRESSURE = "io_pressure"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +143,8 @@ class Measurement:
     source: str  # "/sys/class/thermal/thermal_zone0", "psutil", "jtop", "none"
     why_unknown: str = ""
     is_estimated: bool = False
+    resolution: float | None = None  # the smallest step of the value, in the quantity's unit; None: not known
+    age_s: float = 0.0  # since the sensor was last really updated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

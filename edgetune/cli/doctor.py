@@ -18,7 +18,7 @@ import click
 from edgetune import __version__, units
 from edgetune.cli.base import CONFIG, emit, with_config, with_json, with_socket
 from edgetune.cli.libraries import FAULT, OK, WARNING, Finding, check_libraries
-from edgetune.cli.readings import QUANTITIES, show_quantity
+from edgetune.cli.readings import QUANTITIES, explain_source, show_quantity
 from edgetune.cli.words import count
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonNotRunningError, EdgetuneError, TeacherError
@@ -27,6 +27,7 @@ from edgetune.wire import from_json
 
 if TYPE_CHECKING:
     from edgetune.config import Config
+    from edgetune.types import Measurement
 
 _MARKS = {OK: "ok", WARNING: "!", FAULT: "FAULT"}
 _COLOURS = {OK: "green", WARNING: "yellow", FAULT: "red"}
@@ -106,42 +107,60 @@ def check_board() -> Iterator[Finding]:
     board = identify()
     memory = "" if board.memory_mib is None else f", {units.show(board.memory_mib * 2**20, 'bytes')} of memory"
     jetpack = f", L4T {board.l4t} (JetPack {board.jetpack})" if board.l4t else ""
+    jetpack += f", power mode {board.power_mode}" if board.power_mode else ""
     says = f"{board.model}: {board.cpu}, {count(board.cores, 'core')}{memory}\n{board.system}, {board.kernel}{jetpack}"
     yield Finding("board", OK, says)
 
 
 def check_sensors(config: Config) -> Iterator[Finding]:
     """What this board measures, and whether each budget can be kept."""
+    from edgetune.clock import SystemClock
     from edgetune.config import limits
     from edgetune.daemon import settings
     from edgetune.decide.budget import budgeted
-    from edgetune.device.sensors import BoardSensors
     from edgetune.types import Quantity
 
-    budgets, needed = config.budgets, budgeted(limits(config))
-    sensors = BoardSensors(
-        disk_path=_existing(config.paths.state_dir),
-        estimate=budgets.estimate,
-        idle_w=budgets.estimated_idle,
-        busy_w=budgets.estimated_busy,
-    )
+    needed = budgeted(limits(config))
+    sensors = settings.board_sensors(config, SystemClock(), disk_path=_existing(config.paths.state_dir))
     try:
         supported = sensors.supported()
+        gpu = sensors.gpu_memory()
     finally:
         sensors.close()
     for quantity, measured in supported.items():
         name = QUANTITIES[quantity.value][0]
         if quantity is Quantity.TRAINER_RSS_MIB:  # of a trainer, and none is running here
+            if gpu is not None:
+                yield judge_gpu_memory(gpu, is_budgeted=quantity in needed)
             continue
         if measured.value is not None:
-            how = "estimated" if measured.is_estimated else f"from {measured.source}"
-            yield Finding("sensor", OK, f"{name}: {show_quantity(quantity.value, measured.value)} ({how})")
+            says = (
+                f"{name}: {show_quantity(quantity.value, measured.value)} ({explain_source(quantity.value, measured)})"
+            )
+            is_held_down = quantity is Quantity.IS_THROTTLED and bool(measured.value)
+            fix = "a stronger supply, better cooling, or a lower budgets.power_max" if is_held_down else ""
+            yield Finding("sensor", WARNING if is_held_down else OK, says, fix)
         elif quantity in needed:
             key = settings.budget_key(quantity, config)
             fix = f"set {key} to null" + (", or budgets.estimate" if quantity is Quantity.POWER_W else "")
             yield Finding("sensor", FAULT, f"{key} is set, but {name} cannot be measured: {measured.why_unknown}", fix)
         else:
             yield Finding("sensor", OK, f"{name} cannot be measured ({measured.why_unknown}); no budget needs it")
+
+
+def judge_gpu_memory(gpu: Measurement, *, is_budgeted: bool) -> Finding:
+    """Whether what a trainer holds of the GPU's memory, which is the board's, is counted."""
+    if gpu.value is not None:
+        return Finding("sensor", OK, f"a trainer's GPU memory: counted (from {gpu.source})")
+    says = f"a trainer's GPU memory is the board's and cannot be counted: {gpu.why_unknown}"
+    if not is_budgeted:
+        return Finding("sensor", OK, f"{says}; no budget needs it")
+    return Finding(
+        "sensor",
+        WARNING,
+        f"{says}\nbudgets.trainer_memory_max does not see it",
+        "install jetson-stats, or rely on budgets.memory_available_min",
+    )
 
 
 def check_state_dir(config: Config) -> Finding:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgetune import units
+from edgetune.types import Measurement
 
 QUANTITIES = {
     "mem_available_mib": ("memory available", "bytes", 2**20, "at least"),
@@ -15,7 +16,15 @@ QUANTITIES = {
     "power_w": ("power", "power", 1, "at most"),
     "cpu_share": ("CPU", "share", 1, "at most"),
     "disk_free_mib": ("disk free", "bytes", 2**20, "at least"),
+    "on_mains": ("on mains", "yes or no", 1, "at least"),
+    "battery_share": ("battery", "share", 1, "at least"),
+    "is_throttled": ("throttled", "yes or no", 1, "at most"),
+    "mem_pressure": ("memory pressure", "share", 1, "at most"),
+    "cpu_pressure": ("CPU pressure", "share", 1, "at most"),
+    "io_pressure": ("IO pressure", "share", 1, "at most"),
 }
+# what is left out of `status` without a budget on it, and at which value it is said all the same
+_QUIET = {"on_mains": 0.0, "is_throttled": 1.0, "mem_pressure": None, "cpu_pressure": None, "io_pressure": None}
 _NUMBER = r"-?[\d.]+(?:e[+-]?\d+)?"
 _REASON = re.compile(  # as decide/budget.py writes it
     rf"(?P<name>\w+) (?:value=(?P<value>{_NUMBER})|unknown (?P<why>\(.*\))) limit=(?P<limit>{_NUMBER})"
@@ -26,7 +35,33 @@ _REASON = re.compile(  # as decide/budget.py writes it
 def show_quantity(name: str, value: float) -> str:
     """A reading as people write it: ('soc_temp_c', 79.1) -> '79.1C'."""
     _label, kind, scale, _bound = QUANTITIES.get(name, (name, "", 1, ""))
+    if kind == "yes or no":
+        return "yes" if value else "no"
     return units.show(value * scale, kind) if kind else f"{value:g}"
+
+
+def explain_source(name: str, measured: Measurement) -> str:
+    """Where a value comes from, its step and its age: 'from /sys/class/hwmon/hwmon1 (VDD_IN), in steps of 40mW'."""
+    if measured.is_estimated:
+        return "estimated"
+    kind = QUANTITIES[name][1]
+    step = (
+        ""
+        if measured.resolution is None or kind == "yes or no"
+        else f", in steps of {show_step(name, measured.resolution)}"
+    )
+    age = "" if measured.age_s == 0 else f", {measured.age_s:.1f} s old"
+    return f"from {measured.source}{step}{age}"
+
+
+def show_step(name: str, step: float) -> str:
+    """The smallest step of a quantity, which `show_quantity` would round away."""
+    _label, kind, scale, _bound = QUANTITIES.get(name, (name, "", 1, ""))
+    if kind == "share":
+        return f"{step:.2g}" if step < 1e-4 else f"{100 * step:.2g}%"
+    if kind == "bytes":
+        return units.show(max(1.0, step * scale), kind)
+    return f"{step:.2g}{'W' if kind == 'power' else 'C' if kind == 'temperature' else ''}"
 
 
 def explain(reason: str) -> str:
@@ -41,6 +76,13 @@ def explain(reason: str) -> str:
     return f"{label} {value}, budget {bound} {show_quantity(name, float(match['limit']))}{back}"
 
 
+def is_worth_a_line(name: str, reading: Mapping[str, Any]) -> bool:
+    """Pressure, mains and the like only where a budget asks for them, or where all is not well."""
+    if reading.get("limit") is not None or name not in _QUIET:
+        return True
+    return reading.get("value") == _QUIET[name]
+
+
 def compare(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
     """One reading against its budget: the words, and whether it is over budget or unknown under one."""
     label, _kind, _scale, bound = QUANTITIES.get(name, (name, "", 1, "limit"))
@@ -50,5 +92,7 @@ def compare(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
     if value is None:
         return f"{label} unknown: {reading.get('why_unknown') or 'no sensor'}{budget}", limit is not None
     is_over = limit is not None and (value < limit if bound == "at least" else value > limit)
+    if name == "is_throttled" and value:
+        return f"throttled: the board holds its clocks down - {reading.get('source')}", True
     estimated = " estimated" if reading.get("is_estimated") else ""
     return f"{label} {show_quantity(name, value)}{estimated}{budget}{' - over budget' if is_over else ''}", is_over

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune import units
-from edgetune.cli.readings import compare, explain
+from edgetune.cli.readings import compare, explain, is_worth_a_line
 
 _CLASSES_SHOWN = 6
 _ESTIMATES_SHOWN = 5
@@ -390,10 +390,13 @@ def _board(status: Mapping[str, Any]) -> Paragraph:
         board.get("model") or "",
         count(board["cores"], "core") if board.get("cores") else "",
         board.get("system") or "",
+        f"power mode {board['power_mode']} at the start" if board.get("power_mode") else "",
     ]
     lines = [", ".join(fact for fact in facts if fact)] if any(facts) else []
     is_over = False
     for name, reading in (status.get("readings") or {}).items():
+        if not is_worth_a_line(name, reading):
+            continue
         line, bad = compare(name, reading)
         lines.append(line)
         is_over = is_over or bad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from edgetune import config as configuration
 from edgetune.clock import Clock
@@ -17,6 +18,7 @@ from edgetune.decide.trigger import TriggerPolicy
 from edgetune.device.board import identify
 from edgetune.device.inbox import Inbox
 from edgetune.device.jtop import JtopProbe
+from edgetune.device.raspberry import Vcgencmd
 from edgetune.device.sensors import BoardSensors
 from edgetune.images import ImageLimits
 from edgetune.serve.service import ApiLimits
@@ -31,6 +33,11 @@ _BUDGET_KEYS = {
     Quantity.SOC_TEMP_C: "budgets.temperature_max",
     Quantity.POWER_W: "budgets.power_max",
     Quantity.CPU_SHARE: "budgets.cpu_max",
+    Quantity.ON_MAINS: "budgets.mains_only",
+    Quantity.BATTERY_SHARE: "budgets.battery_min",
+    Quantity.MEM_PRESSURE: "budgets.memory_pressure_max",
+    Quantity.CPU_PRESSURE: "budgets.cpu_pressure_max",
+    Quantity.IO_PRESSURE: "budgets.io_pressure_max",
 }
 
 
@@ -81,13 +88,14 @@ def api_limits(config: Config) -> ApiLimits:
     )
 
 
-def board_sensors(config: Config, clock: Clock) -> BoardSensors:
-    """The sensors of this board."""
-    budgets = config.budgets
+def board_sensors(config: Config, clock: Clock, *, disk_path: Path | None = None) -> BoardSensors:
+    """The sensors of this board; `disk_path`: another than the state directory, while that is not there yet."""
+    budgets, kind = config.budgets, identify().kind
     return BoardSensors(
-        jtop=JtopProbe(clock=clock) if identify().kind == "jetson" else None,
+        jtop=JtopProbe(clock=clock) if kind == "jetson" else None,
+        vcgencmd=Vcgencmd(clock=clock) if kind == "raspberry_pi" else None,
         clock=clock,
-        disk_path=config.paths.state_dir,
+        disk_path=disk_path or config.paths.state_dir,
         estimate=budgets.estimate,
         idle_w=budgets.estimated_idle,
         busy_w=budgets.estimated_busy,

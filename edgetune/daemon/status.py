@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _QUARANTINE_FULL = 1000  # files; nothing removes them but the operator
 ESTIMATES_SHOWN = 10
 _ETA_FROM = 0.02  # below this share of a round its pace says little
-_UNITS = {"mib": "MiB", "c": "C", "w": "W", "share": "share"}
+_UNITS = {"mib": "MiB", "c": "C", "w": "W", "share": "share", "pressure": "share"}
 
 
 def served(manifest: Manifest | None, since: str) -> dict[str, Any] | None:
@@ -94,8 +94,10 @@ def readings(reading: Reading | None, limits: Limits) -> dict[str, Any]:
         shown[quantity.value] = {
             "value": measurement.value,
             "limit": limit_of.get(quantity),
-            "unit": _UNITS[quantity.value.rpartition("_")[2]],
+            "unit": _UNITS.get(quantity.value.rpartition("_")[2], ""),
             "source": measurement.source,
+            "resolution": measurement.resolution,
+            "age_s": measurement.age_s,
             "why_unknown": measurement.why_unknown,
             "is_estimated": measurement.is_estimated,
         }

@@ -11,7 +11,10 @@ from pathlib import Path
 
 _MODEL_FILES = ("proc/device-tree/model", "sys/firmware/devicetree/base/model", "sys/class/dmi/id/product_name")
 _L4T = re.compile(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
-_JETPACK_OF_L4T = {"35": "5", "36": "6", "38": "7"}
+_JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
+_POWER_MODEL = re.compile(r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", re.MULTILINE)
+_CHOSEN_MODE = re.compile(r"pmode:\s*(\d+)")
+_DEFAULT_MODE = re.compile(r"^<\s*PM_CONFIG\s+DEFAULT=(\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,7 @@ class Board:
     kernel: str
     l4t: str | None = None  # "36.4.3", on a Jetson
     jetpack: str | None = None  # its major version, from L4T's
+    power_mode: str | None = None  # "15W", "MAXN_SUPER": nvpmodel's, on a Jetson
 
 
 def identify(root: Path = Path("/")) -> Board:
@@ -52,6 +56,7 @@ def identify(root: Path = Path("/")) -> Board:
         kernel=platform.release(),
         l4t=l4t,
         jetpack=None if l4t is None else _JETPACK_OF_L4T.get(l4t.partition(".")[0]),
+        power_mode=_power_mode(root) if kind == "jetson" else None,
     )
 
 
@@ -63,6 +68,14 @@ def _cores() -> int:
 def _l4t(root: Path) -> str | None:
     match = _L4T.search(_text(root / "etc/nv_tegra_release"))
     return f"{match.group(1)}.{match.group(2)}" if match else None
+
+
+def _power_mode(root: Path) -> str | None:
+    """The name of nvpmodel's mode: the one last chosen, or else the default; both files are for all to read."""
+    models = _text(root / "etc/nvpmodel.conf")
+    chosen = _CHOSEN_MODE.search(_text(root / "var/lib/nvpmodel/status")) or _DEFAULT_MODE.search(models)
+    names = {int(number): name for number, name in _POWER_MODEL.findall(models)}
+    return None if chosen is None else names.get(int(chosen[1]), f"mode {int(chosen[1])}")
 
 
 def _cpu(root: Path) -> str:

@@ -2,7 +2,8 @@
 The daemon's side of the jtop probe: a child process that prints one JSON reading a line.
 
 jtop's client cannot reconnect after its service restarts, may hang, and changes the process it is imported into, so it
-lives in a process that is killed and started anew when it falls silent.
+lives in a process that is killed and started anew when it falls silent. The probe says nothing when the service gives it
+the same reading again, so that a service that hangs is a silence too.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from edgetune.clock import Clock, SystemClock
+from edgetune.device.sysfs import SensorValue, UnreadableError
 
 _RESTART_MAX_S = 300.0
+_FIRST_READING_S = 20.0  # with the default waits three probes are started in it
 
 
 class JtopProbe:
@@ -50,21 +53,54 @@ class JtopProbe:
         self._reader: threading.Thread | None = None
         self._last: dict[str, Any] = {}
         self._last_s = float("-inf")
-        self._started_s = float("-inf")
+        self._first_s = self._started_s = float("-inf")
         self._why = "jtop has given no reading yet"
         self.starts = 0
 
-    def value(self, field: str) -> tuple[float | None, str]:
-        """The newest reading of a field ("soc_temp_c", "power_w"), or None and why; looks after the probe."""
+    @property
+    def is_pending(self) -> bool:
+        """
+        Whether the first reading may still come.
+
+        Its service says that it has started before it listens: at boot the first probe fails, and a later one does not.
+        """
+        with self._lock:
+            is_without = not self._last and "ModuleNotFoundError" not in self._why
+        return is_without and self.starts > 0 and self._clock.now_s() - self._first_s <= _FIRST_READING_S
+
+    def value(self, field: str) -> SensorValue:
+        """
+        The newest reading of a field ("soc_temp_c", "power_w"); looks after the probe.
+
+        Raises:
+            UnreadableError: there is none that is fresh; says why.
+        """
+        number, age_s = self._newest(field)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise UnreadableError(f"jtop does not give {field}")
+        return SensorValue(float(number), "jtop", 0.001, age_s)
+
+    def table(self, field: str) -> tuple[Mapping[str, float], float]:
+        """
+        The newest reading of a field that is a table of numbers ("gpu_mib": by process number), and its age in seconds.
+
+        Raises:
+            UnreadableError: there is none that is fresh; says why.
+        """
+        rows, age_s = self._newest(field)
+        if not isinstance(rows, dict):
+            raise UnreadableError(f"jtop does not give {field}")
+        numbers = {key: float(value) for key, value in rows.items() if isinstance(value, (int, float))}
+        return {key: value for key, value in numbers.items() if math.isfinite(value) and value >= 0}, age_s
+
+    def _newest(self, field: str) -> tuple[object, float]:
         now_s = self._clock.now_s()
         self._look_after(now_s)
         with self._lock:
-            if now_s - self._last_s > self._silent_max_s:
-                return None, self._why
-            number = self._last.get(field)
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            return None, f"jtop does not give {field}"
-        return float(number), ""
+            age_s = now_s - self._last_s
+            if age_s > self._silent_max_s:
+                raise UnreadableError(self._why)
+            return self._last.get(field), max(0.0, age_s)
 
     def stop(self) -> None:
         """End the probe."""
@@ -97,6 +133,8 @@ class JtopProbe:
     def _start(self, now_s: float) -> None:
         self.starts += 1
         self._started_s = now_s
+        if self.starts == 1:
+            self._first_s = now_s
         try:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

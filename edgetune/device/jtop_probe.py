@@ -9,26 +9,39 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _INTERVAL_S = 1.0
 _OFFLINE_C = -256.0
-_CHIP = ("cpu", "gpu", "soc", "tj", "cv")
+_CHIP = ("cpu", "bcpu", "mcpu", "gpu", "soc", "tj", "cv")
+_PID, _GPU_KIB = 0, 8  # columns of jtop's table of processes
 
 
-def reading(stats: Any) -> dict[str, float | None]:
+def reading(stats: Any) -> dict[str, Any]:
     """
-    What a jtop client says now.
+    What a jtop client says now. A version that says something in another way leaves that one out.
 
     Args:
         stats: a `jtop.jtop` that is connected: `temperature` maps names to {"temp", "online"}, `power` holds
-            {"tot": {"power": milliwatts}}.
+            {"tot": {"power": milliwatts}}, `processes` rows with a process number and the KiB it holds of the GPU's memory.
 
     Returns:
-        `soc_temp_c`, the hottest online part of the chip, and `power_w`; None for what jtop does not give.
+        `soc_temp_c`, the hottest online part of the chip, `power_w` and `gpu_mib` by process number; None for what jtop
+        does not give.
     """
-    return {"soc_temp_c": _hottest_c(stats.temperature), "power_w": _total_w(stats.power)}
+    return {
+        "soc_temp_c": _tried(lambda: _hottest_c(stats.temperature)),
+        "power_w": _tried(lambda: _total_w(stats.power)),
+        "gpu_mib": _tried(lambda: _gpu_mib(stats.processes)),
+    }
+
+
+def _tried(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _hottest_c(temperatures: Mapping[str, Any]) -> float | None:
@@ -41,10 +54,24 @@ def _hottest_c(temperatures: Mapping[str, Any]) -> float | None:
     return max(values, default=None)
 
 
-def _total_w(power: Mapping[str, Any]) -> float | None:
-    total = power.get("tot")
-    value = total.get("power") if isinstance(total, Mapping) else None
+def _total_w(power: Any) -> float | None:
+    """Milliwatts of {"tot": {"power"}} since jtop 4, of (total, rails) with {"cur"} before."""
+    total = power.get("tot") if isinstance(power, Mapping) else power[0]
+    value = total.get("power", total.get("cur")) if isinstance(total, Mapping) else None
     return value / 1000 if isinstance(value, (int, float)) else None
+
+
+def _gpu_mib(processes: Any) -> dict[str, float]:
+    held: dict[str, float] = {}
+    for row in processes:
+        pid = str(int(row[_PID]))
+        held[pid] = held.get(pid, 0.0) + float(row[_GPU_KIB]) / 1024
+    return held
+
+
+def _mark(stats: Any) -> Any:
+    """What differs between two readings of the service: its up time. The client may repeat the last one."""
+    return _tried(lambda: stats.uptime)
 
 
 def _say(line: Mapping[str, object]) -> None:
@@ -57,9 +84,13 @@ def main() -> int:
     try:
         from jtop import jtop  # noqa: PLC0415  only here, see above
 
+        last = None
         with jtop(interval=_INTERVAL_S) as stats:
             while stats.ok():
-                _say(reading(stats))
+                mark = _mark(stats)
+                if mark is None or mark != last:
+                    _say(reading(stats))
+                last = mark
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001  whatever jtop raises is said to the daemon, and ends this program

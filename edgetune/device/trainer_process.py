@@ -268,15 +268,21 @@ class TrainerProcess:
 def process_rss_mib(pid: int) -> float | None:
     """Resident memory of a process and all below it in MiB; None when it is gone or may not be looked at."""
     try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        total = process.memory_info().rss
+        total = psutil.Process(pid).memory_info().rss
     except psutil.Error:
         return None
-    for child in family[1:]:
+    for child in process_family(pid)[1:]:
         with suppress(psutil.Error):
-            total += child.memory_info().rss
+            total += psutil.Process(child).memory_info().rss
     return total / _MIB
+
+
+def process_family(pid: int) -> list[int]:
+    """A process and all below it, by number."""
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.Error:
+        return [pid]
 
 
 def _number(value: object) -> float | None:

@@ -14,9 +14,10 @@ import pytest
 from cli_status import STATUS
 
 from edgetune.cli import doctor, libraries
-from edgetune.cli.readings import explain
+from edgetune.cli.readings import QUANTITIES, explain, explain_source
 from edgetune.cli.words import as_text, describe
 from edgetune.config import Config, parse
+from edgetune.daemon.settings import budget_key
 from edgetune.decide.budget import judge
 from edgetune.types import Limits, Measurement, Quantity, Reading, Verdict, VerdictKind
 
@@ -195,6 +196,49 @@ def test_status_compares_the_board_with_its_budgets() -> None:
     assert "memory available 2GiB (budget: at least 300MiB)\n" in text
     estimated = said(readings={"power_w": {"value": 4.0, "limit": 10.0, "is_estimated": True}})
     assert "power 4W estimated (budget: at most 10W)" in estimated
+
+
+def test_status_is_silent_on_what_nobody_asked_for_unless_it_is_bad() -> None:
+    """Pressure and mains without a budget on them are left out; clocks that are held down are not."""
+    quiet = {"mem_pressure": {"value": 0.02}, "on_mains": {"value": 1.0}, "is_throttled": {"value": 0.0}}
+    assert not {"pressure", "mains", "throttled"} & set(said(readings=quiet).split())
+    source = "vcgencmd get_throttled (the supply's voltage is low)"
+    text = said(readings={"is_throttled": {"value": 1.0, "source": source}, "on_mains": {"value": 0.0}})
+    assert f"throttled: the board holds its clocks down - {source}" in text
+    assert "on mains no" in text
+    assert "memory pressure 2% (budget: at most 30%)" in said(readings={"mem_pressure": {"value": 0.02, "limit": 0.3}})
+
+
+@pytest.mark.parametrize(
+    ("name", "measured", "words"),
+    [
+        ("power_w", Measurement(value=5.0, source="x", resolution=0.04032, age_s=1.25), "from x, in steps of 0.04W, 1.2 s old"),
+        ("power_w", Measurement(value=5.0, source="x", is_estimated=True), "estimated"),
+        ("mem_available_mib", Measurement(value=5.0, source="psutil", resolution=1 / 1024), "from psutil, in steps of 1KiB"),
+        ("mem_pressure", Measurement(value=0.0, source="x", resolution=0.0001), "from x, in steps of 0.01%"),
+        ("soc_temp_c", Measurement(value=48.3, source="x", resolution=0.1), "from x, in steps of 0.1C"),
+        ("is_throttled", Measurement(value=0.0, source="x", resolution=1.0), "from x"),
+    ],
+)  # fmt: skip
+def test_doctor_says_source_step_and_age(name: str, measured: Measurement, words: str) -> None:
+    """Of each sensor, in its unit."""
+    assert explain_source(name, measured) == words
+
+
+def test_doctor_says_whether_a_trainers_gpu_memory_is_counted() -> None:
+    """A budget that does not see it is a warning with the way out."""
+    assert "from jtop" in doctor.judge_gpu_memory(Measurement(value=0.0, source="jtop"), is_budgeted=True).says
+    unseen = doctor.judge_gpu_memory(Measurement(value=None, source="none", why_unknown="for root"), is_budgeted=True)
+    assert unseen.state == doctor.WARNING
+    assert "trainer_memory_max does not see it" in unseen.says
+    assert "jetson-stats" in unseen.fix
+
+
+def test_every_quantity_has_words_and_every_budget_a_key() -> None:
+    """A new quantity cannot be forgotten in either."""
+    assert {quantity.value for quantity in Quantity} == set(QUANTITIES)
+    for quantity in set(Quantity) - {Quantity.IS_THROTTLED}:
+        assert budget_key(quantity, Config()).startswith("budgets.")
 
 
 def test_doctor_names_a_torchvision_that_does_not_match_torch() -> None:

@@ -1,4 +1,4 @@
-"""Readings from recorded trees of several boards, and from broken ones."""
+"""How readings are made of what a board gives, and of what is broken; test_boards.py has each board's own."""
 
 from __future__ import annotations
 
@@ -7,41 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from trees import AGX_ORIN, LAPTOP_ON_BATTERY, ORIN_NANO, PI_5, SERVER_WITH_RAPL, THOR, plant
+from hands import Hands, Load
+from trees import AGX_ORIN, ORIN_NANO, PI_5, SERVER_WITH_RAPL, THOR, plant
 
 from edgetune.device.board import identify
-from edgetune.device.sensors import BoardSensors, CpuTimes
+from edgetune.device.sensors import BoardSensors, CpuTimes, local_minute
 from edgetune.types import Measurement, Quantity
 
 TEMP, POWER = Quantity.SOC_TEMP_C, Quantity.POWER_W
-
-
-class Hands:
-    """A clock whose hands the test moves."""
-
-    def __init__(self) -> None:
-        self.at_s = 1000.0
-
-    def now_s(self) -> float:
-        return self.at_s
-
-    def wall_s(self) -> float:
-        return 1.7e9 + self.at_s
-
-    async def sleep(self, duration_s: float) -> None:
-        self.at_s += duration_s
-
-
-class Load:
-    """CPU counters under a load that the test sets."""
-
-    def __init__(self, clock: Hands) -> None:
-        self._clock, self._last_s, self._busy_s, self.share = clock, clock.at_s, 0.0, 0.0
-
-    def __call__(self) -> CpuTimes:
-        self._busy_s += self.share * 4 * (self._clock.at_s - self._last_s)
-        self._last_s = self._clock.at_s
-        return CpuTimes(self._busy_s, 4 * self._clock.at_s)
 
 
 @pytest.fixture
@@ -60,30 +33,8 @@ def reading(root: Path, clock: Hands, quantity: Quantity) -> Measurement:
     return board(root, clock).read(None).values[quantity]
 
 
-@pytest.mark.parametrize(
-    ("tree", "temp_c", "temp_source"),
-    [(ORIN_NANO, 49.312, "/sys/class/thermal/thermal_zone4"), (PI_5, 52.1, "/sys/class/thermal/thermal_zone0"),
-     (AGX_ORIN, 41.5, "/sys/class/thermal/thermal_zone0"), (LAPTOP_ON_BATTERY, 63.0, "/sys/class/hwmon/hwmon0")],
-)  # fmt: skip
-def test_the_hottest_part_of_the_chip_counts(
-    tmp_path: Path, clock: Hands, tree: dict[str, str], temp_c: float, temp_source: str
-) -> None:
-    """Not the PMIC, which says 100 for ever, nor an accelerator that is off and says -256."""
-    found = reading(plant(tmp_path, tree), clock, TEMP)
-    assert found.value == pytest.approx(temp_c)
-    assert found.source == temp_source
-
-
-@pytest.mark.parametrize(
-    ("tree", "power_w"), [(ORIN_NANO, 5.04 * 0.952), (AGX_ORIN, 4 + 2 + 4), (THOR, 31.25), (LAPTOP_ON_BATTERY, 18.0)]
-)
-def test_power_is_that_of_the_whole_board(tmp_path: Path, clock: Hands, tree: dict[str, str], power_w: float) -> None:
-    """The input rail, or else all used rails added up, or the battery; in the kernel's different units."""
-    assert reading(plant(tmp_path, tree), clock, POWER).value == pytest.approx(power_w)
-
-
 def test_rapl_needs_two_readings_and_survives_its_wrap_around(tmp_path: Path, clock: Hands) -> None:
-    """Two packages are added, parts of a package are not, and a counter that starts anew gives no absurd number."""
+    """Two packages and their memory are added, cores are in their package, and a counter that starts anew gives no absurd number."""
     sensors = board(plant(tmp_path, SERVER_WITH_RAPL), clock)
     first = sensors.read(None).values[POWER]
     assert first.value is None
@@ -92,8 +43,21 @@ def test_rapl_needs_two_readings_and_survives_its_wrap_around(tmp_path: Path, cl
     plant(tmp_path, {
         "sys/class/powercap/intel-rapl:0/energy_uj": str(19_671_150),  # 328850 to the end, and these: 20 J
         "sys/class/powercap/intel-rapl:1/energy_uj": str(11_000_000),
+        "sys/class/powercap/intel-rapl:0:0/energy_uj": str(900_000_000), "sys/class/powercap/intel-rapl:0:1/energy_uj": str(5_000_000),
     })  # fmt: skip
-    assert sensors.read(None).values[POWER].value == pytest.approx((20 + 10) / 2)
+    assert sensors.read(None).values[POWER].value == pytest.approx((20 + 10 + 4) / 2)
+
+
+def test_a_counter_that_may_have_gone_round_twice_says_nothing(tmp_path: Path, clock: Hands) -> None:
+    """After a night of sleep the difference of two marks is any number; the next one counts again."""
+    sensors = board(plant(tmp_path, SERVER_WITH_RAPL), clock)
+    sensors.read(None)
+    clock.at_s += 8 * 3600
+    plant(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "5000000"})
+    assert "gone round" in sensors.read(None).values[POWER].why_unknown
+    clock.at_s += 2
+    plant(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "45000000"})
+    assert sensors.read(None).values[POWER].value == pytest.approx(20)
 
 
 def test_psys_is_the_whole_platform(tmp_path: Path, clock: Hands) -> None:
@@ -104,6 +68,18 @@ def test_psys_is_the_whole_platform(tmp_path: Path, clock: Hands) -> None:
     clock.at_s += 10
     plant(tmp_path, {f"{name}/energy_uj": "70000000"})
     assert sensors.read(None).values[POWER].value == pytest.approx(7)
+
+
+def test_a_platforms_counter_that_stands_still_is_none(tmp_path: Path, clock: Hands) -> None:
+    """Some firmware shows it and never fills it; the packages are what there is."""
+    name = "sys/class/powercap/intel-rapl:2"
+    sensors = board(plant(tmp_path, {**SERVER_WITH_RAPL, f"{name}/name": "psys", f"{name}/energy_uj": "0"}), clock)
+    sensors.read(None)
+    clock.at_s += 10
+    plant(tmp_path, {"sys/class/powercap/intel-rapl:1/energy_uj": "71000000"})
+    found = sensors.read(None).values[POWER]
+    assert found.value == pytest.approx(7)
+    assert "intel-rapl:2" not in found.source
 
 
 @pytest.mark.parametrize("text", ["-256000", "0", "nan", "inf", "-1e9", "999000", "hot", "", "\u2603"])
@@ -132,7 +108,7 @@ def test_one_live_core_sensor_is_enough_but_an_accelerator_is_not(tmp_path: Path
 @pytest.mark.parametrize("text", ["-3", "nan", "9e99", "none"])
 def test_a_rail_that_cannot_be_read_makes_the_sum_unknown(tmp_path: Path, clock: Hands, text: str) -> None:
     """A sum without one of its rails would be too low, and too low is dangerous."""
-    plant(tmp_path, {**AGX_ORIN, "sys/class/hwmon/hwmon4/curr1_input": text if text != "-3" else "-300"})
+    plant(tmp_path, {**AGX_ORIN, "sys/class/hwmon/hwmon4/curr2_input": text if text != "-3" else "-300"})
     found = reading(tmp_path, clock, POWER)
     assert found.value is None
     assert found.why_unknown
@@ -255,6 +231,49 @@ def test_the_minute_of_the_day_is_local(tmp_path: Path, clock: Hands, monkeypatc
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "minute"),
+    [
+        (1774745940, 119),  # 2026-03-29 00:59 UTC: the last minute of winter
+        (1774746000, 180),  # an hour is left out
+        (1792889940, 179),  # 2026-10-25 00:59 UTC: 02:59 in summer
+        (1792890000, 120),  # and the hour comes again
+        (1774746000 + 3650 * 86400, 120),  # ten years on, 2036-03-26, in winter
+    ],
+)
+def test_local_minutes_across_daylight_saving(monkeypatch: pytest.MonkeyPatch, wall_s: float, minute: int) -> None:
+    """Budgets by the hour follow the clock on the wall, also after the zone was changed under a running service."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    try:
+        assert local_minute(wall_s) == minute
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_date_that_no_calendar_has_is_no_error() -> None:
+    """A clock chip with an empty battery may say anything."""
+    assert 0 <= local_minute(1e20) < 1440
+    assert 0 <= local_minute(-3e9) < 1440
+
+
+def test_a_clock_that_jumps_ten_years_confuses_nothing(tmp_path: Path, clock: Hands) -> None:
+    """The wall's clock jumps; what ages and what is frozen is counted on the other one."""
+    sensors = board(plant(tmp_path, SERVER_WITH_RAPL | PI_5), clock)
+    sensors.read(None)
+    for epoch_s in (0.0, 1.7e9 + 3650 * 86400):
+        clock.epoch_s = epoch_s
+        clock.at_s += 2
+        energy = 262_143_000_000 + 40_000 * (clock.at_s - 1000)
+        plant(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": f"{energy:.0f}"})
+        reading = sensors.read(None)
+        assert reading.wall_s == epoch_s + clock.at_s
+        assert reading.value(TEMP) == pytest.approx(52.1)
+        assert reading.value(POWER) == pytest.approx(0.04, rel=0.1)
+        assert reading.value(Quantity.CPU_SHARE) == 0
+        assert all(0 <= measured.age_s < 10 for measured in reading.values.values())
 
 
 @pytest.fixture

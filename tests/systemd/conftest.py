@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import board_life
@@ -31,8 +32,8 @@ RestartSec=1
 """
 
 
-@pytest.fixture(scope="session")
-def installed_root() -> Iterator[Path]:
+@contextmanager
+def installed(*, extras: str = "train") -> Iterator[Path]:
     """Debian 13 after `make install SITE_PACKAGES=1`: torch and ONNX Runtime from apt, the rest from the index."""
     debian_root.skip_unless_possible()
     base = debian_root.base_root()
@@ -43,11 +44,18 @@ def installed_root() -> Iterator[Path]:
         (root / "root/.cache/pip").mkdir(parents=True, exist_ok=True)
         debian_root.enter(
             root,
-            ["make", "-C", "/run/source", "install", "SITE_PACKAGES=1"],
+            ["make", "-C", "/run/source", "install", "SITE_PACKAGES=1", f"EXTRAS={extras}"],
             environment=environment,
             binds={**binds, SOURCE: "/run/source"},
             writable_binds={cache: "/root/.cache/pip"},
         )
+        yield root
+
+
+@pytest.fixture(scope="session")
+def installed_root() -> Iterator[Path]:
+    """That system, as most boards have it."""
+    with installed() as root:
         yield root
 
 
