@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -23,18 +23,18 @@ from edgetune.config import Config
 from edgetune.daemon import settings
 from edgetune.daemon import status as words
 from edgetune.daemon.considering import Considering
-from edgetune.daemon.ingest import Ingest
+from edgetune.daemon.ingest import Inbox, Ingest
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.rejecting import Rejecting
 from edgetune.daemon.returning import Returning
 from edgetune.daemon.round_records import RoundRecords, iso
+from edgetune.daemon.round_settings import Trainer
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
 from edgetune.decide import budget
 from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.device.board import identify
-from edgetune.device.inbox import Inbox
 from edgetune.device.sensors import Sensors
 from edgetune.device.systemd import Notifier
 from edgetune.device.trainer_process import TrainerProcess
@@ -58,13 +58,26 @@ from edgetune.types import (
 
 log = logging.getLogger("edgetune")
 
+# While a round is under way the answer is for `status` alone.
+_DECIDED = (RoundState.TRAINING, RoundState.PAUSED, RoundState.STOPPING, RoundState.SUSPENDED, RoundState.VERIFYING)
+_CONSIDERED_EVERY_S = 30.0
 _RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
 
 
 class Daemon:
     """Everything that `edgetune run` holds. `open`, then `tick` for ever, then `close`."""
 
-    def __init__(self, config: Config, config_path: Path, *, clock: Clock, sensors: Sensors | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        config_path: Path,
+        *,
+        clock: Clock,
+        sensors: Sensors | None = None,
+        make_trainer: Callable[[], Trainer] | None = None,
+        make_inbox: Callable[[], Inbox] | None = None,
+    ) -> None:
+        """Build the parts; nothing is touched before `open`. What is left out is this board's."""
         self.config, self.config_path, self.clock = config, config_path, clock
         state_dir = config.paths.state_dir
         self.image_limits = ImageLimits(max_bytes=config.inbox.max_file, max_pixels=int(config.inbox.max_pixels))
@@ -136,7 +149,7 @@ class Daemon:
             clock=clock,
             service_time=self.service_time,
             serving=self.serving,
-            make_trainer=lambda: TrainerProcess(clock=clock),
+            make_trainer=make_trainer or (lambda: TrainerProcess(clock=clock)),
         )
         self._considering = Considering(
             buffer=self.buffer,
@@ -151,10 +164,12 @@ class Daemon:
         self.sensors: Sensors = sensors or settings.board_sensors(config, clock)
         self.notifier = Notifier()
         self.inbox: Inbox | None = None
+        self._make_inbox = make_inbox or (lambda: settings.inbox(config, self.preprocess(), self.image_limits, clock))
         self.ingest: Ingest | None = None
         self.verdict = _RUN
         self.reading: Reading | None = None
         self.want = Want(is_wanted=False, kind=RoundKind.ADAPT, reason="starting")
+        self._considered_s = float("-inf")
         self.is_paused = False
         self._manual: ManualRequest | None = None
         self.loaded_at = iso(clock.wall_s())
@@ -217,7 +232,7 @@ class Daemon:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._let_go()
+            self.let_go()
             raise ConflictError(
                 f"another edgetune holds {directory}", hint="stop it first: systemctl stop edgetune"
             ) from None
@@ -248,8 +263,7 @@ class Daemon:
         preprocess = self.preprocess()
         if self.inbox is not None or (preprocess is None and self.stores_model_size):
             return
-        config = self.config
-        self.inbox = settings.inbox(config, preprocess, self.image_limits, self.clock)
+        self.inbox = self._make_inbox()
         self.inbox.start()
         self.ingest = Ingest(
             inbox=self.inbox, buffer=self.buffer, store=self.store, events=self.events, clock=self.clock
@@ -279,9 +293,10 @@ class Daemon:
                 await step()
             except StoreError as error:
                 log.warning("while stopping: %s", error)
-        self._let_go()
+        self.let_go()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """What the end of the process gives back in any case."""
         self.store.close()
         self.sensors.close()
         if self._lock is not None:
@@ -303,8 +318,9 @@ class Daemon:
             is_training=trainer is not None and trainer.pid is not None,
             withheld="paused by the operator: edgetune resume" if self.is_paused else "",
         )
-        self.want = await self.consider(self._manual)
         before = self.rounds.machine.state
+        if before not in _DECIDED or self.clock.now_s() - self._considered_s >= _CONSIDERED_EVERY_S:
+            self.want, self._considered_s = await self.consider(self._manual), self.clock.now_s()
         await self.rounds.tick(self.verdict, self.want, reading.values.get(Quantity.POWER_W))
         now = self.rounds.machine.state
         if now is not before and now not in (RoundState.IDLE, RoundState.HELD):

@@ -62,11 +62,28 @@ class BoardModel:
         """Whether the firmware holds the clocks down."""
         return self.clock_share < 1.0
 
-    def step(self, dt_s: float, cpu_share: float) -> None:
-        """Let so many seconds pass with this share of all cores busy, 0..1."""
-        parts = max(1, math.ceil(dt_s / _STEP_MAX_S))
+    def step(self, dt_s: float, cpu_share: float) -> float:
+        """Let so many seconds pass with this share of all cores busy, 0..1; the joules that were drawn."""
+        share, used_j = min(1.0, max(0.0, cpu_share)), 0.0
+        parts = max(1, math.ceil(dt_s / _STEP_MAX_S)) if self._may_trip(share) else 1
         for _ in range(parts):
-            self._part(dt_s / parts, min(1.0, max(0.0, cpu_share)))
+            self._part(dt_s / parts, share)
+            used_j += self.power_w * dt_s / parts
+        return used_j
+
+    def _may_trip(self, cpu_share: float) -> bool:
+        """Whether the clocks may fall or rise in a step, however long: else one part of any length is exact enough."""
+        facts = self.facts
+        full_w = facts.idle_w + (facts.busy_w - facts.idle_w) * cpu_share
+        end_c = self.ambient_c + (facts.air_resistance_c_per_w + facts.chip_resistance_c_per_w) * full_w
+        return max(end_c, self.chip_c) > facts.trip_c
+
+    def rest(self, dt_s: float) -> None:
+        """Let so many seconds pass without power: all cools down to the air, and nothing is held down any more."""
+        self.board_c += (self.ambient_c - self.board_c) * _toward(dt_s, self.facts.air_time_constant_s)
+        self.chip_c = self._seen_c = self.board_c
+        self.power_w = self._seen_w = 0.0
+        self.clock_share = 1.0
 
     def _part(self, dt_s: float, cpu_share: float) -> None:
         facts = self.facts
