@@ -63,7 +63,9 @@ class Record:
         self.moments: list[Moment] = []
         self.days: dict[int, Day] = defaultdict(Day)
         self.happenings: list[Happening] = []
-        self.rounds: dict[int, dict[str, Any]] = {}
+        self.rounds: dict[int, dict[str, Any]] = {}  # as the daemon wrote them down
+        self.spans: dict[int, tuple[float, float]] = {}  # of each: when it was first and last seen under way
+        self.events: list[dict[str, Any]] = []
         self.boots = 0
         self._limits = {rule.quantity: rule for rule in rules(limits(config))}
         self._last = (0.0, 0.0, 0.0, 0)  # elapsed seconds, joules, bytes, images of the last tick
@@ -106,6 +108,9 @@ class Record:
         is_at_work = world.trainer is not None and world.trainer.load > 0
         if is_at_work:
             day.trained_s += passed_s
+        spec = daemon.rounds.spec
+        if is_active and state is not RoundState.HELD and spec is not None:
+            self.spans[spec.round_id] = (self.spans.get(spec.round_id, (world.elapsed_s, 0.0))[0], world.elapsed_s)
         self._note_limits(day, daemon, passed_s, is_at_work=is_at_work)
         day.missing = "; ".join(daemon.want.missing) if not daemon.want.is_wanted else ""
 

@@ -46,7 +46,9 @@ def simulate(config: Config, scenario: Scenario) -> Record:
     parent = _MEMORY_DISK if _MEMORY_DISK.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="edgetune-simulate-", dir=parent) as root, _quiet():
         config = _for_simulation(config, Path(root), scenario)
-        world = World(scenario, group_block_s=config.buffer.group_block)
+        world = World(
+            scenario, group_block_s=config.buffer.group_block, readings_interval_s=config.buffer.readings_interval
+        )
         before = durable.use_file_system(FullDisk(world))
         try:
             return _live(config, world)
@@ -116,7 +118,7 @@ def _daemon(config: Config, world: World, clock: SimulatedClock) -> Daemon:
             world, clock, estimate=budgets.estimate, idle_w=budgets.estimated_idle, busy_w=budgets.estimated_busy
         ),
         make_trainer=make_trainer,
-        make_inbox=lambda: SimulatedInbox(world.camera, clock),
+        make_inbox=lambda: SimulatedInbox(world.camera, clock, taken=world.store),
     )
 
 
@@ -143,6 +145,7 @@ async def _tick_on(daemon: Daemon, world: World, clock: SimulatedClock, record: 
             was_full = world.is_disk_full
             let_grow(daemon.buffer.database.conn, is_allowed=not was_full)
         await daemon.tick()
+        world.keep(0 if daemon.stats is None else daemon.stats.samples)
         record.note(daemon, world)
         wait_s = min(pace.interval_s(daemon), world.next_s() - world.elapsed_s)
         await clock.sleep(max(1e-3, wait_s))

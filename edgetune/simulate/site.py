@@ -77,9 +77,9 @@ class Camera:
 class SimulatedInbox:
     """The inbox as the daemon sees it, over a camera that outlives restarts."""
 
-    def __init__(self, camera: Camera, clock: Clock) -> None:
-        """Nothing has been looked at."""
-        self._camera, self._clock = camera, clock
+    def __init__(self, camera: Camera, clock: Clock, *, taken: Callable[[int], None]) -> None:
+        """Nothing has been looked at; `taken` is told how many images a commit has brought into the buffer."""
+        self._camera, self._clock, self._told = camera, clock, taken
         self._looked_s = clock.now_s()
         self.wake = asyncio.Event()
         self.problems: tuple[str, ...] = ()
@@ -112,6 +112,7 @@ class SimulatedInbox:
     def committed(self, paths: Iterable[Path]) -> None:
         """These are in the buffer."""
         done = set(paths)
+        self._told(len(done))
         left = [item for item in self._camera.waiting if item[0] not in done]
         self._camera.waiting.clear()
         self._camera.waiting.extend(left)
