@@ -55,6 +55,7 @@ def _heat(axes: Any, answer: Mapping[str, Any]) -> None:
     if highest_c > trip_c - 10:
         axes.axhline(trip_c, color="0.3", linestyle=":", linewidth=1, label="firmware lowers the clocks")
     axes.set_ylabel("temperature [°C]")
+    axes.set_ylim(top=axes.get_ylim()[1] + 8)
     axes.legend(fontsize=7, loc="upper left", ncols=4)
 
 
@@ -79,20 +80,31 @@ def _limit(axes: Any, limit: float | None, name: str) -> None:
 
 
 def _work(axes: Any, answer: Mapping[str, Any], keys: list[str]) -> None:
-    rows = ["trains", *keys]
+    bars: dict[tuple[int, float, str, str], list[tuple[float, float]]] = {}
     for span in answer["spans"]:
-        x = (span["from_s"] / 3600, (span["to_s"] - span["from_s"]) / 3600)
-        if span["what"] in ("trains", "slowed"):
-            axes.broken_barh([x], (-0.4, 0.8), color=_GREEN if span["what"] == "trains" else _LIGHT)
-        elif span["what"] == "withheld":
-            row = rows.index(span["why"])
-            axes.broken_barh([x], (row - 0.4, 0.8), color=_HELD[(row - 1) % len(_HELD)])
-        elif span["what"] == "cooling down":
-            axes.broken_barh([x], (-0.1, 0.2), color=_GREY)
-    axes.set_yticks(
-        range(len(rows)), ["a round trains", *(f"held: {key.removeprefix('budgets.')}" for key in keys)], fontsize=8
-    )
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+        where = _where(span, keys)
+        if where is not None:
+            bars.setdefault(where, []).append((span["from_s"] / 3600, (span["to_s"] - span["from_s"]) / 3600))
+    for (row, height, colour, label), stretches in sorted(bars.items()):
+        axes.broken_barh(stretches, (row - height / 2, height), color=colour, label=label or None)
+    names = [f"held: {key.removeprefix('budgets.')}" for key in keys]
+    axes.set_yticks(range(len(names) + 1), ["a round", *names], fontsize=8)
+    axes.set_ylim(len(names) + 0.5, -0.9)
+    if any(label for _, _, _, label in bars):
+        axes.legend(fontsize=7, loc="upper left", ncols=3)
+
+
+def _where(span: Mapping[str, Any], keys: list[str]) -> tuple[int, float, str, str] | None:
+    """The row of a stretch, its bar's height and colour, and its name in the legend."""
+    what = span["what"]
+    if what == "withheld":
+        row = keys.index(span["why"]) + 1
+        return row, 0.8, _HELD[(row - 1) % len(_HELD)], ""
+    return {
+        "trains": (0, 0.8, _GREEN, "trains"),
+        "slowed": (0, 0.8, _LIGHT, "trains, slowed by a budget"),
+        "cooling down": (0, 0.15, _GREY, "cool-down after a round that failed"),
+    }.get(what)
 
 
 def _served(axes: Any, answer: Mapping[str, Any]) -> None:

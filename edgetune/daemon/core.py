@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,8 @@ from edgetune.daemon import settings
 from edgetune.daemon import status as words
 from edgetune.daemon.considering import Considering
 from edgetune.daemon.ingest import Inbox, Ingest
+from edgetune.daemon.ledger import STATE_KEY as LEDGER_KEY
+from edgetune.daemon.ledger import Ledger
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.rejecting import Rejecting
 from edgetune.daemon.returning import Returning
@@ -32,7 +34,8 @@ from edgetune.daemon.round_settings import Trainer
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
-from edgetune.decide import budget
+from edgetune.decide import governor
+from edgetune.decide.governor import Governor
 from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.device.board import identify
 from edgetune.device.sensors import Sensors
@@ -47,13 +50,13 @@ from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
+    Measurement,
     Preprocess,
     Quantity,
     Reading,
     RoundKind,
     RoundState,
     Verdict,
-    VerdictKind,
 )
 
 log = logging.getLogger("edgetune")
@@ -61,7 +64,6 @@ log = logging.getLogger("edgetune")
 # While a round is under way the answer is for `status` alone.
 _DECIDED = (RoundState.TRAINING, RoundState.PAUSED, RoundState.STOPPING, RoundState.SUSPENDED, RoundState.VERIFYING)
 _CONSIDERED_EVERY_S = 30.0
-_RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
 
 
 class Daemon:
@@ -76,6 +78,7 @@ class Daemon:
         sensors: Sensors | None = None,
         make_trainer: Callable[[], Trainer] | None = None,
         make_inbox: Callable[[], Inbox] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Build the parts; nothing is touched before `open`. What is left out is this board's."""
         self.config, self.config_path, self.clock = config, config_path, clock
@@ -166,7 +169,9 @@ class Daemon:
         self.inbox: Inbox | None = None
         self._make_inbox = make_inbox or (lambda: settings.inbox(config, self.preprocess(), self.image_limits, clock))
         self.ingest: Ingest | None = None
-        self.verdict = _RUN
+        self.governor = Governor()
+        self.ledger = ledger or Ledger(state_dir)
+        self._last_trainer: tuple[int, Trainer] | None = None
         self.reading: Reading | None = None
         self.want = Want(is_wanted=False, kind=RoundKind.ADAPT, reason="starting")
         self._considered_s = float("-inf")
@@ -206,6 +211,7 @@ class Daemon:
         said = await self.store(self.buffer.open)
         said += await self.store(self.models.recover)
         await self.store(self.service_time.load)
+        await self._open_ledger()
         for sentence in said:
             await self.events.emit("recovered", sentence, level=logging.WARNING)
         self.is_paused = bool(await self.store(self.history.get_state, "operator_paused"))
@@ -217,6 +223,10 @@ class Daemon:
         await self.rounds.recover()
         self._start_ingest()
         self._check_task = asyncio.create_task(self._check_buffer())
+
+    async def _open_ledger(self) -> None:
+        saved = await self.store(self.history.get_state, LEDGER_KEY)
+        self.ledger.load(saved, wall_s=self.clock.wall_s(), service_s=self.service_time.now_s())
 
     async def _check_buffer(self) -> None:
         """The full check of the database, beside the work; the start made do with the quick one."""
@@ -239,7 +249,8 @@ class Daemon:
 
     async def _check_sensors(self, config: Config) -> None:
         """A budget that this board cannot measure would withhold every round for ever; say so at once."""
-        problems = settings.unmeasurable(config, await asyncio.to_thread(self.sensors.supported))
+        supported = await asyncio.to_thread(self.sensors.supported)
+        problems = settings.unmeasurable(config, {**supported, **self._own_measurements(config)})
         if problems:
             raise SensorError("\n".join(problems), hint="take the key out; for power, budgets.estimate makes one up")
 
@@ -285,7 +296,7 @@ class Daemon:
             self.watching.close,
             self.rounds.close,
             self.serving.close,
-            lambda: self.store(self.service_time.save),
+            self._save_times,
             *((self.serving.note_clean_stop,) if is_clean else ()),
             lambda: self.store(self.buffer.close),
         ):
@@ -308,14 +319,13 @@ class Daemon:
         """Look once, decide once, act once."""
         if self._ingest_task is not None and self._ingest_task.done():
             self._ingest_task.result()  # an unexpected fault there ends the process as one here does
-        trainer = self.rounds.trainer
-        reading = await asyncio.to_thread(self.sensors.read, None if trainer is None else trainer.pid)
-        self.reading = reading
-        self.verdict = budget.judge(
+        reading = self.reading = await self._look()
+        self.governor = governor.step(
+            self.governor,
             reading,
             configuration.limits(self.config),
-            self.verdict,
-            is_training=trainer is not None and trainer.pid is not None,
+            worked=self.rounds.duty,
+            is_training=self.rounds.trainer is not None and self.rounds.trainer.pid is not None,
             withheld="paused by the operator: edgetune resume" if self.is_paused else "",
         )
         before = self.rounds.machine.state
@@ -335,6 +345,40 @@ class Daemon:
             self.notifier.status(words.in_words(await self.status()))
             self.notifier.watchdog()
 
+    async def _look(self) -> Reading:
+        """The board and the day's account as they are now."""
+        trainer = self.rounds.trainer
+        pid = None if trainer is None else trainer.pid
+        if self._last_trainer is not None and self._last_trainer[0] != pid:
+            self.ledger.trainer_ended(self._last_trainer[0], self._last_trainer[1].written_bytes)
+        self._last_trainer = None if trainer is None or pid is None else (pid, trainer)
+        reading = await asyncio.to_thread(self.sensors.read, pid)
+        await asyncio.to_thread(
+            self.ledger.take,
+            reading.values.get(Quantity.POWER_W),
+            is_training=self.rounds.duty > 0,
+            trainer_pid=pid,
+            now_s=reading.at_s,
+            wall_s=reading.wall_s,
+            service_s=self.service_time.now_s(),
+        )
+        return replace(reading, values={**reading.values, **self._own_measurements(self.config)})
+
+    def _own_measurements(self, config: Config) -> dict[Quantity, Measurement]:
+        """What the service measures by itself: the day's account, and how late its own predictions are."""
+        p99 = Measurement(value=self.serving.p99_ms(config.budgets.window), source="the service's own predictions")
+        return {**self.ledger.measurements(), Quantity.SERVING_P99_MS: p99}
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the budget says now."""
+        return self.governor.verdict
+
+    async def _save_times(self) -> None:
+        """Service time and the day's account, in one commit."""
+        states = {**self.service_time.as_state(), LEDGER_KEY: self.ledger.as_state()}
+        await self.store(self.history.set_states, states)
+
     async def _keep_books(self, reading: Reading) -> None:
         """Write what may wait: a full disk or a locked database delays it and stops nothing."""
         try:
@@ -343,7 +387,7 @@ class Daemon:
             await self.store(self.history.record_reading, reading)
             await self.serving.settle(self.clock.now_s() - self.started_s)
             if self.service_time.is_due():
-                await self.store(self.service_time.save)
+                await self._save_times()
                 await self.rounds.save()
         except StoreError as error:
             if str(error) != self.trouble:

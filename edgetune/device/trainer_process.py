@@ -73,6 +73,7 @@ class TrainerProcess:
         self.is_paused = False
         self.is_kill_sent = False
         self.last_progress: Progress | None = None
+        self.written_bytes: int | None = None  # by its own count, which it tells at its end
         self.last_heartbeat_s: float = 0.0  # Clock.now_s; any line of the protocol counts
 
     async def start(
@@ -253,6 +254,8 @@ class TrainerProcess:
             )
         elif kind == "outcome":
             self._said = event
+            written = _number(event.get("written_bytes"))
+            self.written_bytes = None if written is None else int(written)
         elif kind != "heartbeat":
             return False
         self.last_heartbeat_s = now_s

@@ -15,6 +15,7 @@ from edgetune.simulate.scenario import DAY_S, Happening, Scenario
 from edgetune.simulate.world import World
 from edgetune.types import Quantity, RoundState, VerdictKind
 
+_QUANTITIES = {quantity.value for quantity in Quantity}
 _KEY = re.compile(r"\b(?:budgets|triggers|serving|gate)\.[a-z_]+")
 
 
@@ -69,6 +70,7 @@ class Record:
         self.boots = 0
         self._limits = {rule.quantity: rule for rule in rules(limits(config))}
         self._last = (0.0, 0.0, 0.0, 0)  # elapsed seconds, joules, bytes, images of the last tick
+        self._rests_for = ""  # the key that a verdict was last about
         self._over_ticks: Counter[str] = Counter()
 
     def befell(self, happening: Happening) -> None:
@@ -80,7 +82,7 @@ class Record:
         reading, verdict = daemon.reading, daemon.verdict
         assert reading is not None
         state = daemon.rounds.machine.state
-        why = self._why(verdict.reasons[0]) if verdict.reasons else ""
+        why = self._why(verdict.reasons)
         temp_c, power_w = reading.value(Quantity.SOC_TEMP_C), reading.value(Quantity.POWER_W)
         self.moments.append(
             Moment(
@@ -128,15 +130,22 @@ class Record:
             else:
                 self._over_ticks[key] = 0
 
-    def _why(self, reason: str) -> str:
-        """The key of the budget that a verdict's reason is about."""
-        name = reason.partition(" ")[0]
-        with_key = _KEY.search(reason)
-        if with_key:
-            return with_key.group()
-        if name in {quantity.value for quantity in Quantity}:
+    def _why(self, reasons: tuple[str, ...]) -> str:
+        """The key of the budget that a verdict is about: the hours where they are among several, else the first."""
+        keys = [self._key(reason) for reason in reasons]
+        why = "budgets.hours" if "budgets.hours" in keys else keys[0] if keys else ""
+        if why == "rests":  # after it was over budget: of what, was said before
+            return self._rests_for
+        self._rests_for = why or self._rests_for
+        return why
+
+    def _key(self, reason: str) -> str:
+        name, found = reason.partition(" ")[0], _KEY.search(reason)
+        if found:
+            return found.group()
+        if name in _QUANTITIES:
             return settings.budget_key(Quantity(name), self.config)
-        return "budgets.hours" if "hours" in reason else name
+        return "budgets.hours" if reason.startswith("outside the allowed hours") else name
 
     async def collect(self, daemon: Daemon) -> None:
         """Read what the daemon wrote down of its rounds, before it goes."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgetune.config import Config, limits
 from edgetune.daemon.core import Daemon
+from edgetune.daemon.ledger import Ledger
 from edgetune.decide.budget import rules
 from edgetune.simulate.clock import SimulatedClock, SimulatedLoop
 from edgetune.simulate.network import factory_facts
@@ -118,6 +119,9 @@ def _daemon(config: Config, world: World, clock: SimulatedClock) -> Daemon:
             world, clock, estimate=budgets.estimate, idle_w=budgets.estimated_idle, busy_w=budgets.estimated_busy
         ),
         make_trainer=make_trainer,
+        ledger=Ledger(
+            config.paths.state_dir, written=world.written_by, disk_written=lambda _: round(world.written_bytes)
+        ),
         make_inbox=lambda: SimulatedInbox(world.camera, clock, taken=world.store),
     )
 

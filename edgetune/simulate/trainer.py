@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,14 +29,13 @@ class SimulatedTrainer:
 
     Attributes:
         rss_mib: what it holds now.
-        written_mib: to disk, of this run.
+        written_so_far: bytes to disk in this run.
+        written_bytes: the same, once it has ended.
     """
 
-    def __init__(
-        self, clock: Clock, network: Network, gmac_per_s: float, *, seed: int, ended: Callable[[], None] = lambda: None
-    ) -> None:
-        """`ended` is told when it has ended, however."""
-        self._clock, self._network, self._gmac_per_s, self._seed, self._told = clock, network, gmac_per_s, seed, ended
+    def __init__(self, clock: Clock, network: Network, gmac_per_s: float, *, seed: int) -> None:
+        """Nothing runs before `start`."""
+        self._clock, self._network, self._gmac_per_s, self._seed = clock, network, gmac_per_s, seed
         self._end: asyncio.Future[TrainerEnd] | None = None
         self._round_dir = Path()
         self._plan: Plan | None = None
@@ -48,7 +46,9 @@ class SimulatedTrainer:
         self.spec: RoundSpec | None = None
         self.last_progress: Progress | None = None
         self._heard_s = 0.0
-        self.rss_mib = self.written_mib = 0.0
+        self.rss_mib = 0.0
+        self.written_so_far = 0
+        self.written_bytes: int | None = None
 
     @property
     def pid(self) -> int | None:
@@ -116,7 +116,7 @@ class SimulatedTrainer:
         self._kept_s = self._trained_s
         with suppress(OSError):
             durable.write_atomic(self._round_dir / _CHECKPOINT, json.dumps({"train_s": self._kept_s}).encode())
-            self.written_mib += 2 * 4 * self._network.parameters_m * 1e6 / 2**20
+            self.written_so_far += round(2 * 4 * self._network.parameters_m * 1e6)
 
     def _publish(self) -> None:
         spec = self.spec
@@ -131,14 +131,13 @@ class SimulatedTrainer:
         except OSError as error:
             self._leave(EXIT_TRAINER_OUTCOME, TrainerOutcome.DISK_FULL, f"cannot publish: {error.strerror}")
             return
-        self.written_mib += 4 * self._network.parameters_m * 1e6 / 2**20
+        self.written_so_far += round(4 * self._network.parameters_m * 1e6)
         self._leave(EXIT_OK, TrainerOutcome.PUBLISHED, "")
 
     def _leave(self, exit_code: int, outcome: TrainerOutcome, message: str) -> None:
         if self._end is not None and not self._end.done():
-            self.rss_mib = 0.0
+            self.rss_mib, self.written_bytes = 0.0, self.written_so_far
             self._end.set_result(TrainerEnd(exit_code=exit_code, outcome=outcome, message=message))
-            self._told()
 
     # ------------------------------------------------------------------------------------- as the daemon sees it
 

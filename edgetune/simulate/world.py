@@ -17,6 +17,7 @@ from edgetune.types import Measurement, Quantity, Reading
 
 _MIB = 2**20
 _NO_POWER = "the board has no power sensor that edgetune knows; budgets.estimate makes it up from CPU use"
+_NO_SUPPLY = "the simulated board has no battery and nothing that tells its mains"
 _DISK_FULL = 28  # ENOSPC
 # Bytes written to an SSD with ext4 by the real buffer: a kept reading, a saved value, and a stored image, whose bytes go into
 # the log and the database and take whole pages there.
@@ -44,8 +45,10 @@ class World:
         self.camera = Camera(scenario, group_block_s=group_block_s, wall_s=self.wall_s)
         self.trainer: SimulatedTrainer | None = None
         self.cpu_share = 0.0
+        self.cpu_pressure = 0.0  # the share of the time in which somebody waits for a core
         self.energy_j = 0.0
         self.written_bytes = 0.0
+        self._service_bytes = 0.0  # of this run of the service
         self.stored_mib = 0.0  # what edgetune keeps on the disk
         self.full_until_s = 0.0
         self._books_bytes_per_s = _READING_BYTES / max(1.0, readings_interval_s) + _VALUE_BYTES * _VALUES_PER_S
@@ -59,7 +62,7 @@ class World:
 
     def boot(self) -> SimulatedClock:
         """The clock of a board that has just been switched on."""
-        self.trainer = None
+        self.trainer, self._service_bytes = None, 0.0
         return SimulatedClock(now_s=20.0, wall_s=self.wall_s(), passing=self._pass)
 
     def switch_off(self, seconds: float) -> None:
@@ -74,13 +77,14 @@ class World:
         self.board.ambient_c = self._ambient_c()
         trainer = self.trainer
         others = self.scenario.load * self.scenario.activity(self.elapsed_s)
-        self.cpu_share = min(1.0, others + (0.0 if trainer is None else trainer.load))
+        wanted = others + (0.0 if trainer is None else trainer.load)
+        self.cpu_share, self.cpu_pressure = min(1.0, wanted), min(1.0, max(0.0, wanted - 1.0))
         self.energy_j += self.board.step(seconds, self.cpu_share)
-        self.written_bytes += self._books_bytes_per_s * seconds
+        self._write(self._books_bytes_per_s * seconds)
         if trainer is not None:
-            before_mib = trainer.written_mib
+            before = trainer.written_so_far
             trainer.work(seconds, self.board.clock_share)
-            self.written_bytes += (trainer.written_mib - before_mib) * _MIB
+            self.written_bytes += trainer.written_so_far - before
         self.camera.watch(self.elapsed_s, seconds)
 
     def _ambient_c(self) -> float:
@@ -119,7 +123,17 @@ class World:
 
     def store(self, images: int) -> None:
         """So many images were written into the buffer."""
-        self.written_bytes += images * (_IMAGE_TIMES * self.scenario.image_bytes + _IMAGE_BYTES)
+        self._write(images * (_IMAGE_TIMES * self.scenario.image_bytes + _IMAGE_BYTES))
+
+    def _write(self, count: float) -> None:
+        self.written_bytes += count
+        self._service_bytes += count
+
+    def written_by(self, pid: int | None) -> int | None:
+        """Bytes that the service (None) or the trainer has written since it was started, as the kernel counts them."""
+        if pid is None:
+            return round(self._service_bytes)
+        return None if self.trainer is None or self.trainer.pid != pid else self.trainer.written_so_far
 
     def keep(self, images: int) -> None:
         """So many images are in the buffer."""
@@ -200,6 +214,12 @@ class SimulatedSensors:
             Quantity.POWER_W: self._power(),
             Quantity.CPU_SHARE: Measurement(value=world.cpu_share, source="psutil"),
             Quantity.DISK_FREE_MIB: Measurement(value=world.disk_free_mib(), source="the disk"),
+            Quantity.IS_THROTTLED: Measurement(value=float(world.board.is_throttled), source="the firmware"),
+            Quantity.CPU_PRESSURE: Measurement(value=world.cpu_pressure, source="/proc/pressure/cpu"),
+            Quantity.MEM_PRESSURE: Measurement(value=0.0, source="/proc/pressure/memory"),
+            Quantity.IO_PRESSURE: Measurement(value=0.0, source="/proc/pressure/io"),
+            Quantity.ON_MAINS: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
+            Quantity.BATTERY_SHARE: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
         }
 
     def _power(self) -> Measurement:
