@@ -272,7 +272,7 @@ def _line(now: Governor) -> tuple[float, float]:
 def _pace(now: Governor, averaged: Reading, limits: Limits) -> tuple[Governor, Verdict]:
     """The least duty of all that limit it, and which they are."""
     now = _with_cap(now, averaged, limits)
-    since_s = averaged.at_s - now.samples[-2].at_s if len(now.samples) > 1 else 0.0
+    since_s = averaged.at_s - now.samples[-2].at_s if len(now.samples) > 1 else limits.window_s
     wanted: list[tuple[float, str]] = []
     for rule in budget.rules(limits):
         assert rule.limit is not None

@@ -11,6 +11,7 @@ from edgetune.config import Config, limits
 from edgetune.daemon import settings
 from edgetune.daemon.core import Daemon
 from edgetune.decide.budget import rules
+from edgetune.decide.governor import with_averages
 from edgetune.simulate.scenario import DAY_S, Happening, Scenario
 from edgetune.simulate.world import World
 from edgetune.types import Quantity, RoundState, VerdictKind
@@ -117,9 +118,11 @@ class Record:
         day.missing = "; ".join(daemon.want.missing) if not daemon.want.is_wanted else ""
 
     def _note_limits(self, day: Day, daemon: Daemon, passed_s: float, *, is_at_work: bool) -> None:
+        """What is averaged over budgets.window is judged by its average, as the daemon judges it."""
         assert daemon.reading is not None
+        averaged = with_averages(daemon.reading, daemon.governor)
         for quantity, rule in self._limits.items():
-            value, limit = daemon.reading.value(quantity), rule.limit
+            value, limit = averaged.value(quantity), rule.limit
             assert limit is not None
             key = settings.budget_key(quantity, self.config)
             is_over = value is not None and (value < limit if rule.is_floor else value > limit)
