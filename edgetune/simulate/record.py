@@ -10,13 +10,11 @@ from typing import Any
 from edgetune.config import Config, limits
 from edgetune.daemon import settings
 from edgetune.daemon.core import Daemon
-from edgetune.decide.budget import rules
-from edgetune.decide.governor import with_averages
+from edgetune.decide.budget import budgeted, rules
 from edgetune.simulate.scenario import DAY_S, Happening, Scenario
 from edgetune.simulate.world import World
 from edgetune.types import Quantity, RoundState, VerdictKind
 
-_QUANTITIES = {quantity.value for quantity in Quantity}
 _KEY = re.compile(r"\b(?:budgets|triggers|serving|gate)\.[a-z_]+")
 
 
@@ -70,6 +68,7 @@ class Record:
         self.events: list[dict[str, Any]] = []
         self.boots = 0
         self._limits = {rule.quantity: rule for rule in rules(limits(config))}
+        self._budgeted = {quantity.value for quantity in budgeted(limits(config))}
         self._last = (0.0, 0.0, 0.0, 0)  # elapsed seconds, joules, bytes, images of the last tick
         self._rests_for = ""  # the key that a verdict was last about
         self._over_ticks: Counter[str] = Counter()
@@ -120,9 +119,9 @@ class Record:
     def _note_limits(self, day: Day, daemon: Daemon, passed_s: float, *, is_at_work: bool) -> None:
         """What is averaged over budgets.window is judged by its average, as the daemon judges it."""
         assert daemon.reading is not None
-        averaged = with_averages(daemon.reading, daemon.governor)
+        averages = daemon.governor.averages
         for quantity, rule in self._limits.items():
-            value, limit = averaged.value(quantity), rule.limit
+            value, limit = averages.get(quantity, daemon.reading.value(quantity)), rule.limit
             assert limit is not None
             key = settings.budget_key(quantity, self.config)
             is_over = value is not None and (value < limit if rule.is_floor else value > limit)
@@ -146,8 +145,10 @@ class Record:
         name, found = reason.partition(" ")[0], _KEY.search(reason)
         if found:
             return found.group()
-        if name in _QUANTITIES:
+        if name in self._budgeted:
             return settings.budget_key(Quantity(name), self.config)
+        if name == Quantity.IS_THROTTLED.value:
+            return "the firmware"
         return "budgets.hours" if reason.startswith("outside the allowed hours") else name
 
     async def collect(self, daemon: Daemon) -> None:

@@ -26,11 +26,12 @@ from edgetune.store import durable
 from edgetune.types import RoundState, VerdictKind
 
 _MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - a directory of its own is made there
-# Time between two ticks. While a trainer computes and a limit is near it is the configured one, as on a board; else nothing
-# can happen for which these are too long: a round begins, goes on or ends this much later at most.
-_IDLE_S, _PAUSED_S, _STEADY_S = 60.0, 10.0, 10.0
+# Time between two ticks. While a trainer computes it is the configured one, as on a board, and these where nothing changes: a
+# round begins, goes on or ends this much later at most.
+_IDLE_S, _PAUSED_S, _STEADY_S, _HELD_STEADY_S = 120.0, 10.0, 10.0, 6.0
 _SETTLED_S = 60.0  # after which a chip is as warm as its board makes it
 _FAR = 0.1  # from a limit, as a share of it: no board gets there within `_STEADY_S`
+_STILL = 0.03  # of duty: a governor that moves it no further has found it
 _AT_WORK = (RoundState.TRAINING, RoundState.STOPPING, RoundState.VERIFYING)
 
 
@@ -171,23 +172,26 @@ def _befall(happening: Happening, world: World, clock: SimulatedClock) -> None:
 
 
 class _Pace:
-    """How long until the next tick."""
+    """How long until the next tick: as on a board wherever that can make a difference."""
 
     def __init__(self) -> None:
         """No trainer computes."""
-        self._since_s = 0.0  # that one computes freely
+        self._since_s = 0.0  # that one computes at one duty
+        self._duty = 0.0
 
     def interval_s(self, daemon: Daemon) -> float:
-        """As short as on a board wherever a short one can make a difference."""
-        fine_s, now_s, kind = daemon.tick_interval_s(), daemon.clock.now_s(), daemon.verdict.kind
-        if daemon.rounds.machine.state in _AT_WORK:
-            if kind is not VerdictKind.RUN or daemon.rounds.machine.state is not RoundState.TRAINING:
-                self._since_s = now_s
-            is_steady = now_s - self._since_s > _SETTLED_S and _is_far_from_limits(daemon)
-            return max(fine_s, _STEADY_S) if is_steady else fine_s
-        self._since_s = now_s
-        is_blocked = kind in (VerdictKind.PAUSE, VerdictKind.STOP)
-        return max(fine_s, _PAUSED_S if is_blocked and daemon.rounds.is_training else _IDLE_S)
+        """In seconds."""
+        fine_s, now_s, state = daemon.tick_interval_s(), daemon.clock.now_s(), daemon.rounds.machine.state
+        if state not in _AT_WORK:
+            self._since_s = now_s
+            is_blocked = daemon.verdict.kind in (VerdictKind.PAUSE, VerdictKind.STOP)
+            return max(fine_s, _PAUSED_S if is_blocked and daemon.rounds.is_training else _IDLE_S)
+        if state is not RoundState.TRAINING or abs(daemon.verdict.duty - self._duty) > _STILL:
+            self._since_s, self._duty = now_s, daemon.verdict.duty
+        if now_s - self._since_s <= _SETTLED_S:
+            return fine_s
+        is_free = daemon.verdict.kind is VerdictKind.RUN and _is_far_from_limits(daemon)
+        return max(fine_s, _STEADY_S if is_free else _HELD_STEADY_S)
 
 
 def _is_far_from_limits(daemon: Daemon) -> bool:

@@ -18,6 +18,12 @@ from edgetune.types import Measurement, Quantity, Reading
 _MIB = 2**20
 _NO_POWER = "the board has no power sensor that edgetune knows; budgets.estimate makes it up from CPU use"
 _NO_SUPPLY = "the simulated board has no battery and nothing that tells its mains"
+_SAME = {
+    Quantity.MEM_PRESSURE: Measurement(value=0.0, source="/proc/pressure/memory"),
+    Quantity.IO_PRESSURE: Measurement(value=0.0, source="/proc/pressure/io"),
+    Quantity.ON_MAINS: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
+    Quantity.BATTERY_SHARE: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
+}
 _DISK_FULL = 28  # ENOSPC
 # Bytes written to an SSD with ext4 by the real buffer: a kept reading, a saved value, and a stored image, whose bytes go into
 # the log and the database and take whole pages there.
@@ -216,10 +222,7 @@ class SimulatedSensors:
             Quantity.DISK_FREE_MIB: Measurement(value=world.disk_free_mib(), source="the disk"),
             Quantity.IS_THROTTLED: Measurement(value=float(world.board.is_throttled), source="the firmware"),
             Quantity.CPU_PRESSURE: Measurement(value=world.cpu_pressure, source="/proc/pressure/cpu"),
-            Quantity.MEM_PRESSURE: Measurement(value=0.0, source="/proc/pressure/memory"),
-            Quantity.IO_PRESSURE: Measurement(value=0.0, source="/proc/pressure/io"),
-            Quantity.ON_MAINS: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
-            Quantity.BATTERY_SHARE: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
+            **_SAME,
         }
 
     def _power(self) -> Measurement:
