@@ -69,7 +69,7 @@ def _watts(axes: Any, answer: Mapping[str, Any]) -> None:
         label=label,
     )
     _limit(axes, answer["limits"].get("budgets.power_max"), "budgets.power_max")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.set_ylabel("power [W]")
     axes.legend(fontsize=7, loc="lower left", ncols=3)
 
@@ -89,7 +89,7 @@ def _work(axes: Any, answer: Mapping[str, Any], keys: list[str]) -> None:
         axes.broken_barh(stretches, (row - height / 2, height), color=colour, label=label or None)
     names = [f"held: {key.removeprefix('budgets.')}" for key in keys]
     axes.set_yticks(range(len(names) + 1), ["a round", *names], fontsize=8)
-    axes.set_ylim(len(names) + 0.5, -0.9)
+    axes.set_ylim(len(names) + 0.5, -1.2)
     if any(label for _, _, _, label in bars):
         axes.legend(fontsize=7, loc="upper left", ncols=3)
 

@@ -38,6 +38,7 @@ from edgetune.decide import governor
 from edgetune.decide.governor import Governor
 from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.device.board import identify
+from edgetune.device.memory_wall import MemoryWall
 from edgetune.device.sensors import Sensors
 from edgetune.device.systemd import Notifier
 from edgetune.device.trainer_process import TrainerProcess
@@ -152,7 +153,7 @@ class Daemon:
             clock=clock,
             service_time=self.service_time,
             serving=self.serving,
-            make_trainer=make_trainer or (lambda: TrainerProcess(clock=clock)),
+            make_trainer=make_trainer or (lambda: TrainerProcess(clock=clock, wall=self.memory_wall)),
         )
         self._considering = Considering(
             buffer=self.buffer,
@@ -169,6 +170,7 @@ class Daemon:
         self.inbox: Inbox | None = None
         self._make_inbox = make_inbox or (lambda: settings.inbox(config, self.preprocess(), self.image_limits, clock))
         self.ingest: Ingest | None = None
+        self.memory_wall = MemoryWall()
         self.governor = Governor()
         self.ledger = ledger or Ledger(state_dir)
         self._last_trainer: tuple[int, Trainer] | None = None
@@ -207,6 +209,7 @@ class Daemon:
     async def _open(self) -> None:
         await self._check_sensors(self.config)
         self.board = asdict(await asyncio.to_thread(identify))
+        self._raise_wall()
         self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
         said = await self.store(self.buffer.open)
         said += await self.store(self.models.recover)
@@ -223,6 +226,19 @@ class Daemon:
         await self.rounds.recover()
         self._start_ingest()
         self._check_task = asyncio.create_task(self._check_buffer())
+
+    def _raise_wall(self) -> None:
+        """A control group for the trainer, where the kernel and systemd allow it."""
+        why_not = self.memory_wall.open()
+        if why_not:
+            log.info("no control group keeps the trainer's memory below its budget, readings do: %s", why_not)
+        self._place_wall()
+
+    def _place_wall(self) -> None:
+        try:
+            self.memory_wall.limit(configuration.limits(self.config).trainer_rss_max_mib)
+        except OSError as error:
+            log.warning("the limit of the trainer's control group cannot be set: %s", error)
 
     async def _open_ledger(self) -> None:
         saved = await self.store(self.history.get_state, LEDGER_KEY)
@@ -452,6 +468,7 @@ class Daemon:
         self.restart_keys = configuration.needs_restart(self.config, new)
         self.config = settings.merged(self.config, new)
         self.loaded_at = iso(self.clock.wall_s())
+        self._place_wall()
         self.rounds.settings = settings.round_settings(self.config)
         self.returning.policy = settings.return_policy(self.config)
         self.returning.interval_s = self.config.triggers.returned_class_interval

@@ -151,6 +151,7 @@ def whole(
         "verdict": verdict(daemon.verdict),
         "readings": readings(daemon.reading, limits, daemon.governor.averages),
         "day": _day(daemon),
+        "memory_wall": {"is_up": not daemon.memory_wall.why_not, "why_not": daemon.memory_wall.why_not},
         "last_round": last_round(last),
         "operator": {"paused": daemon.is_paused},
         "warnings": _warnings(daemon),
