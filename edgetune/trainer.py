@@ -43,6 +43,7 @@ from edgetune.errors import (
     UsageError,
 )
 from edgetune.store.durable import remove_file, write_atomic
+from edgetune.store.written import process_written_bytes
 from edgetune.types import RoundSpec, TrainerOutcome
 from edgetune.wire import from_json
 
@@ -102,12 +103,17 @@ def _run(round_dir: Path, output: TextIO) -> int:
     with contextlib.suppress(OSError):  # a full disk: the line below still says it
         write_atomic(round_dir / OUTCOME_FILE, json.dumps(record).encode())
     with contextlib.suppress(BrokenPipeError):
-        control.say("outcome", **record, version=spec.candidate_version)
+        control.say("outcome", **record, version=spec.candidate_version, written_bytes=_written_bytes())
     if outcome is TrainerOutcome.PUBLISHED:
         return EXIT_OK
     if outcome is TrainerOutcome.CHECKPOINTED:
         return EXIT_TRAINER_CHECKPOINTED
     return EXIT_TRAINER_OUTCOME
+
+
+def _written_bytes() -> int | None:
+    """What this process has written so far; with what is still to be synced, for publishing ends with it."""
+    return process_written_bytes()
 
 
 def _attempt(round_dir: Path, spec: RoundSpec, control: Control) -> tuple[TrainerOutcome, str, str]:

@@ -133,6 +133,9 @@ class Quantity(str, enum.Enum):
     MEM_PRESSURE = "mem_pressure"  # pressure stall information, "some" of the last 10 s, 0..1
     CPU_PRESSURE = "cpu_pressure"
     IO_PRESSURE = "io_pressure"
+    SERVING_P99_MS = "serving_p99_ms"  # of the predictions of the last window; 0.0: there were none
+    ENERGY_DAY_J = "energy_day_j"  # of the whole board while it trained, since the day's account was opened
+    WRITTEN_DAY_MIB = "written_day_mib"  # by this service and its trainers, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +176,15 @@ class Limits:
     cpu_share_max: float | None = None
     disk_free_min_mib: float | None = None
     round_energy_max_j: float | None = None  # needs the power to be known; the round keeps the sum
+    energy_per_day_max_j: float | None = None  # likewise; the ledger keeps the sum
+    writes_per_day_max_mib: float | None = None
+    mains_only: bool = False
+    battery_share_min: float | None = None
+    mem_pressure_max: float | None = None
+    cpu_pressure_max: float | None = None
+    io_pressure_max: float | None = None
+    serving_p99_max_ms: float | None = None
+    window_s: float = 30.0  # over which what is paced is averaged
     hours: tuple[tuple[int, int], ...] = ()  # (from, to) in minutes since local midnight; empty: always
     hysteresis: float = 0.05  # how far inside a limit a value must come back before work goes on, as a share of it
 

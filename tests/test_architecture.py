@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learn": BASE | {"store", "serve.engine", "decide.search", "teach"},
     "daemon": BASE | FOLDERS,
     "trainer": BASE | {"learn", "store"},
-    "cli": BASE | FOLDERS | {"client", "daemon", "learn", "teach", "trainer"},
+    "simulate": BASE | FOLDERS | {"daemon"},
+    "cli": BASE | FOLDERS | {"client", "daemon", "learn", "simulate", "teach", "trainer"},
     "__main__": {"cli"},
 }
 

@@ -32,6 +32,7 @@ VERBS = {
     "models": "edgetune.cli.models:models",
     "data": "edgetune.cli.data:data",
     "predict": "edgetune.cli.predict:predict",
+    "simulate": "edgetune.cli.simulate:simulate",
     "bench": "edgetune.cli.bench:bench",
     "prune": "edgetune.cli.prune:prune",
     "compress": "edgetune.cli.compress:compress",

@@ -100,6 +100,24 @@ def _name_of(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else Path(model).name.rpartition(":")[2]
 
 
+def check_picture(path: Path) -> None:
+    """
+    Whether a picture can be drawn there.
+
+    Raises:
+        UsageError: not under this name.
+        MissingLibraryError: matplotlib is not there.
+    """
+    if path.suffix.lower() not in _PICTURES:
+        raise UsageError(f"--plot is {path}; its name has to end in {', '.join(_PICTURES)}")
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"--plot is {path}, but there is no directory {path.resolve().parent}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingLibraryError(
+            "--plot needs matplotlib, which is not installed", hint="install the extra: pip install 'edgetune[plot]'"
+        )
+
+
 def _plot(asked: Path | None, out: Path) -> Path | None:
     can_draw = importlib.util.find_spec("matplotlib") is not None
     if asked is None:
@@ -107,12 +125,5 @@ def _plot(asked: Path | None, out: Path) -> Path | None:
         if can_draw and path.exists():
             raise UsageError(f"{path} exists already, where the plot would go", hint="name another place: --plot FILE")
         return path if can_draw else None
-    if asked.suffix.lower() not in _PICTURES:
-        raise UsageError(f"--plot is {asked}; its name has to end in {', '.join(_PICTURES)}")
-    if not asked.resolve().parent.is_dir():
-        raise UsageError(f"--plot is {asked}, but there is no directory {asked.resolve().parent}")
-    if not can_draw:
-        raise MissingLibraryError(
-            "--plot needs matplotlib, which is not installed", hint="install the extra: pip install 'edgetune[plot]'"
-        )
+    check_picture(asked)
     return asked

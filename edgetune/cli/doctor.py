@@ -73,6 +73,7 @@ def examine(client: Client, config_path: Path, *, is_quick: bool = False) -> Ite
     config = config or Config()
     yield from check_board()
     yield from check_sensors(config)
+    yield check_memory_wall(config)
     yield from check_libraries(is_quick=is_quick)
     yield check_state_dir(config)
     yield check_disk(config)
@@ -161,6 +162,25 @@ def judge_gpu_memory(gpu: Measurement, *, is_budgeted: bool) -> Finding:
         f"{says}\nbudgets.trainer_memory_max does not see it",
         "install jetson-stats, or rely on budgets.memory_available_min",
     )
+
+
+def check_memory_wall(config: Config) -> Finding:
+    """Whether the kernel can keep the trainer below its memory budget, or only readings do."""
+    from edgetune.device.memory_wall import NO_CONTROLLER, kernel_lacks
+
+    if config.budgets.trainer_memory_max is None:
+        return Finding("memory limit", OK, "budgets.trainer_memory_max is null: nothing limits the trainer's memory")
+    why = kernel_lacks()
+    if not why:
+        return Finding(
+            "memory limit", OK, "the kernel can keep the trainer below budgets.trainer_memory_max (Delegate=)"
+        )
+    boot = "/boot/firmware/cmdline.txt" if Path("/boot/firmware/cmdline.txt").exists() else "the kernel's command line"
+    fix = f"add cgroup_enable=memory to {boot} and restart the board"
+    if why != NO_CONTROLLER:
+        fix = "add systemd.unified_cgroup_hierarchy=1 to the kernel's command line and restart the board"
+    says = f"{why}: the trainer's memory is kept below its budget by readings alone, which come seconds apart"
+    return Finding("memory limit", WARNING, says, fix)
 
 
 def check_state_dir(config: Config) -> Finding:

@@ -22,13 +22,20 @@ QUANTITIES = {
     "mem_pressure": ("memory pressure", "share", 1, "at most"),
     "cpu_pressure": ("CPU pressure", "share", 1, "at most"),
     "io_pressure": ("IO pressure", "share", 1, "at most"),
+    "serving_p99_ms": ("99 of 100 predictions within", "duration", 1e-3, "at most"),
+    "energy_day_j": ("energy of the day's rounds", "energy", 1, "at most"),
+    "written_day_mib": ("written today", "bytes", 2**20, "at most"),
+}
+_SENTENCES = {
+    "on_mains": "the board is not on mains power (budgets.mains_only)",
+    "is_throttled": "the board holds its clocks down by itself, for heat or low voltage",
 }
 # what is left out of `status` without a budget on it, and at which value it is said all the same
 _QUIET = {"on_mains": 0.0, "is_throttled": 1.0, "mem_pressure": None, "cpu_pressure": None, "io_pressure": None}
 _NUMBER = r"-?[\d.]+(?:e[+-]?\d+)?"
 _REASON = re.compile(  # as decide/budget.py writes it
     rf"(?P<name>\w+) (?:value=(?P<value>{_NUMBER})|unknown (?P<why>\(.*\))) limit=(?P<limit>{_NUMBER})"
-    rf"(?: comes back at (?P<back>{_NUMBER}))?$"
+    rf"(?: comes back at (?P<back>{_NUMBER}))?(?: leaves a duty of (?P<duty>{_NUMBER}))?$"
 )
 
 
@@ -69,11 +76,14 @@ def explain(reason: str) -> str:
     match = _REASON.match(reason)
     if match is None or match["name"] not in QUANTITIES:
         return reason
+    if match["name"] in _SENTENCES and match["value"] is not None:
+        return _SENTENCES[match["name"]]
     name = match["name"]
     label, _kind, _scale, bound = QUANTITIES[name]
     value = f"unknown {match['why']}" if match["value"] is None else show_quantity(name, float(match["value"]))
     back = f", goes on at {show_quantity(name, float(match['back']))}" if match["back"] else ""
-    return f"{label} {value}, budget {bound} {show_quantity(name, float(match['limit']))}{back}"
+    room = f", which would leave {float(match['duty']):.0%} of the time to train" if match["duty"] else ""
+    return f"{label} {value}, budget {bound} {show_quantity(name, float(match['limit']))}{back}{room}"
 
 
 def is_worth_a_line(name: str, reading: Mapping[str, Any]) -> bool:
@@ -86,7 +96,6 @@ def is_worth_a_line(name: str, reading: Mapping[str, Any]) -> bool:
 def compare(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
     """One reading against its budget: the words, and whether it is over budget or unknown under one."""
     label, _kind, _scale, bound = QUANTITIES.get(name, (name, "", 1, "limit"))
-
     value, limit = reading.get("value"), reading.get("limit")
     budget = "" if limit is None else f" (budget: {bound} {show_quantity(name, limit)})"
     if value is None:
@@ -95,4 +104,5 @@ def compare(name: str, reading: Mapping[str, Any]) -> tuple[str, bool]:
     if name == "is_throttled" and value:
         return f"throttled: the board holds its clocks down - {reading.get('source')}", True
     estimated = " estimated" if reading.get("is_estimated") else ""
+    estimated += " on average" if reading.get("is_average") else ""
     return f"{label} {show_quantity(name, value)}{estimated}{budget}{' - over budget' if is_over else ''}", is_over

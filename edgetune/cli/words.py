@@ -384,6 +384,23 @@ def _change(last: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _day(day: Mapping[str, Any]) -> list[str]:
+    """What is used of the day's account, against what is allowed."""
+    if not day:
+        return []
+    written = units.show(day["written_bytes"], "bytes") + _of(day["writes_max_bytes"], "bytes")
+    all_of_disk = "" if day["disk_bytes"] is None else f" (all on its disk: {units.show(day['disk_bytes'], 'bytes')})"
+    parts = [f"{written} written{all_of_disk}"]
+    if day["board_j"]:
+        rounds = energy(day["trained_j"], is_estimated=day["is_energy_estimated"]) + _of(day["energy_max_j"], "energy")
+        parts.append(f"{rounds} used while training, {units.show(day['board_j'], 'energy')} in all")
+    return [f"{day['date']}: {', '.join(parts)}"]
+
+
+def _of(limit: float | None, kind: str) -> str:
+    return "" if limit is None else f" of {units.show(limit, kind)}"
+
+
 def _board(status: Mapping[str, Any]) -> Paragraph:
     board = status.get("board") or {}
     facts = [
@@ -393,6 +410,7 @@ def _board(status: Mapping[str, Any]) -> Paragraph:
         f"power mode {board['power_mode']} at the start" if board.get("power_mode") else "",
     ]
     lines = [", ".join(fact for fact in facts if fact)] if any(facts) else []
+    lines += _day(status.get("day") or {})
     is_over = False
     for name, reading in (status.get("readings") or {}).items():
         if not is_worth_a_line(name, reading):

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from edgetune.config import strict_yaml
 from edgetune.config.model import Config
+from edgetune.config.section import Contradictions
 from edgetune.config.strict_yaml import Document, KeyPath, Problem, dotted
 from edgetune.errors import ConfigError
 
@@ -68,7 +69,7 @@ def parse(text: str, *, name: str = "config.yaml") -> Config:
         try:
             config = Config.model_validate(_without_empty_sections(document.value))
         except ValidationError as error:
-            problems += [_problem(detail, document) for detail in error.errors(include_url=False)]
+            problems += [each for detail in error.errors(include_url=False) for each in _problems(detail, document)]
     if problems or config is None:
         problems.sort(key=lambda problem: problem.line)
         raise ConfigError([f"{name}:{problem.line}: {problem.text}" for problem in problems])
@@ -82,6 +83,15 @@ def _without_empty_sections(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: {} if entry is None and key in Config.model_fields else entry for key, entry in value.items()}
     return value
+
+
+def _problems(detail: ErrorDetails, document: Document) -> list[Problem]:
+    """The problems of one complaint of pydantic's; keys that contradict each other are named one by one."""
+    error = detail.get("ctx", {}).get("error")
+    if not isinstance(error, Contradictions):
+        return [_problem(detail, document)]
+    paths = [((*detail["loc"], *key.split(".")), text) for key, text in error.found]
+    return [Problem(document.line(path), f"{dotted(path)}: {text}") for path, text in paths]
 
 
 def _problem(detail: ErrorDetails, document: Document) -> Problem:

@@ -6,11 +6,13 @@ config.yaml and docs/configuration.md are written from here and from `round_sect
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from edgetune import units
 from edgetune.config.quantities import (
     AbsolutePath,
     Bytes,
@@ -31,8 +33,9 @@ from edgetune.config.quantities import (
     Watts,
 )
 from edgetune.config.round_sections import Gate, Probation, Pruning, Training
-from edgetune.config.section import Section, key
+from edgetune.config.section import Contradictions, Section, key
 
+TRAINER_AT_REST = 300 * 2**20  # bytes, resident after its imports: see docs/benchmarks.md
 _SOCKET_PATH_MAX = 107  # bytes, of sockaddr_un.sun_path less its final NUL
 
 
@@ -215,13 +218,47 @@ class Budgets(Section):
     """What a round may take from this board. Null: no limit. A limit on what the board cannot measure is an error."""
 
     interval: PositiveDuration = key("2s", "Time between readings of the board.", reload=False)
+    window: PositiveDuration = key(
+        "30s",
+        "Temperature, power, CPU, pressures and latencies are averaged over this long, and the trainer is slowed down to keep"
+        " the averages below their limits; it should be several times as long as a step of training.",
+    )
     memory_available_min: Bytes | None = key("300MiB", "Stop the trainer when less memory than this is available.")
     trainer_memory_max: Bytes | None = key("1.5GiB", "Stop the trainer when it holds more than this.")
     disk_free_min: Bytes | None = key("500MiB", "Stop the trainer when state_dir has less room than this.")
-    temperature_max: Celsius | None = key(None, "Pause the trainer above this temperature of the chip.", example="80C")
-    power_max: Watts | None = key(None, "Pause the trainer above this power of the whole board.", example="10W")
+    temperature_max: Celsius | None = key(
+        None,
+        "Keep the chip below this temperature: slow the trainer down, pause it where that is not enough.",
+        example="80C",
+    )
+    power_max: Watts | None = key(
+        None, "Keep the power of the whole board below this, on average over the window, likewise.", example="10W"
+    )
     cpu_max: PositiveShare | None = key(
-        None, "Slow the trainer down to keep all cores together below this.", example="60%"
+        None, "Slow the trainer down to keep all cores together below this, on average over the window.", example="60%"
+    )
+    memory_pressure_max: PositiveShare | None = key(
+        None, "Stop the trainer when processes wait for memory more of the time than this (PSI).", example="20%"
+    )
+    cpu_pressure_max: PositiveShare | None = key(
+        None, "Slow the trainer down when processes, itself included, wait for a core more of the time than this (PSI).",
+        example="50%",
+    )  # fmt: skip
+    io_pressure_max: PositiveShare | None = key(
+        None, "Slow the trainer down when processes wait for the disk more of the time than this (PSI).", example="30%"
+    )
+    mains_only: bool = key(False, "Train only while the board is on mains power.")
+    battery_min: PositiveShare | None = key(None, "Pause the trainer when less of the battery is left.", example="40%")
+    energy_per_day_max: Joules | None = key(
+        None,
+        "When the whole board has used this much while it trained, no round begins or goes on until the next local day.",
+        example="20Wh",
+    )
+    writes_per_day_max: Bytes | None = key(
+        None,
+        "When the service and its rounds have written this much to the disk, no round begins or goes on until the next local"
+        " day; an SD card wears out by it.",
+        example="2GiB",
     )
     hours: Annotated[tuple[Hours, ...], Field(strict=False)] = key(
         (), "Hours of the day, local time, in which a round may run; empty: always.", example='["22:00-06:00"]'
@@ -251,11 +288,35 @@ class Budgets(Section):
     def _check(self) -> Budgets:
         if self.estimate and (self.estimated_idle is None or self.estimated_busy is None):
             raise ValueError("estimate needs estimated_idle and estimated_busy")
-        if self.estimated_idle and self.estimated_busy and self.estimated_busy <= self.estimated_idle:
-            raise ValueError("estimated_busy must be more than estimated_idle")
-        if self.hysteresis > 0.5:
-            raise ValueError("hysteresis is more than 50%, so that work would hardly ever go on")
+        found = [(key, sentence) for key, is_wrong, sentence in self._contradictions() if is_wrong]
+        if found:
+            raise Contradictions(found)
         return self
+
+    def _contradictions(self) -> Iterator[tuple[str, bool, str]]:
+        """Each key that may contradict another, whether it does, and how."""
+        idle_w, busy_w, power_w = self.estimated_idle, self.estimated_busy, self.power_max
+        round_j, day_j, memory = self.round_energy_max, self.energy_per_day_max, self.trainer_memory_max
+        yield "estimated_busy", bool(idle_w and busy_w and busy_w <= idle_w), "it must be more than estimated_idle"
+        yield "hysteresis", self.hysteresis > 0.5, "it is more than 50%, so that work would hardly ever go on"
+        yield "window", self.window < self.interval, "it is shorter than interval: there is nothing to average"
+        yield (
+            "power_max",
+            bool(self.estimate and power_w and idle_w and power_w <= idle_w),
+            (
+                f"the idle board is estimated to take {units.show(idle_w or 0, 'power')} (estimated_idle), so no round could run"
+            ),
+        )
+        yield (
+            "round_energy_max",
+            bool(round_j and day_j and round_j > day_j),
+            (f"a round may not use more than a whole day, {units.show(day_j or 0, 'energy')} (energy_per_day_max)"),
+        )
+        yield (
+            "trainer_memory_max",
+            memory is not None and memory < TRAINER_AT_REST,
+            (f"Python and torch alone take {units.show(TRAINER_AT_REST, 'bytes')} before there is anything to train"),
+        )
 
 
 class Serving(Section):
@@ -272,6 +333,12 @@ class Serving(Section):
         gt=0,
         lt=1,
         example="0.5",
+    )
+    latency_max: PositiveDuration | None = key(
+        None,
+        "While a round runs, 99 of 100 predictions of the last budgets.window are to be answered within this; else the trainer"
+        " is slowed down, and paused where that is not enough.",
+        example="50ms",
     )
     versions_kept: PositiveCount = key(5, "Versions kept on disk, beside the served, the former and the factory model.")
     socket_group: Name | None = key(

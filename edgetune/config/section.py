@@ -8,6 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 
+class Contradictions(ValueError):  # noqa: N818 - pydantic takes ValueErrors; the name says what they are
+    """
+    Keys that cannot hold together.
+
+    Attributes:
+        found: of each the dotted key below the section, and a sentence.
+    """
+
+    def __init__(self, found: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(sentence for _, sentence in found))
+        self.found = found
+
+
 def key(default: Any, meaning: str, *, reload: bool = True, example: str = "", **bounds: Any) -> Any:
     """
     Describe one key.

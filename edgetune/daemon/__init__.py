@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import signal
 import sys
 from pathlib import Path
@@ -79,9 +80,14 @@ async def _forever(daemon: Daemon, stop: asyncio.Event, reload: asyncio.Event) -
                 await daemon.reload()
         await daemon.tick()
         waiters = [asyncio.create_task(event.wait()) for event in (stop, reload)]
-        await asyncio.wait(waiters, timeout=daemon.tick_interval_s(), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiters, timeout=_irregular(daemon.tick_interval_s()), return_when=asyncio.FIRST_COMPLETED)
         for waiter in waiters:
             waiter.cancel()
+
+
+def _irregular(interval_s: float) -> float:
+    """Up to a quarter less: a paced trainer works and sleeps in turn, and readings must not fall into step with it."""
+    return interval_s * random.uniform(0.75, 1.0)
 
 
 def _server(daemon: Daemon, config: Config) -> SocketServer:

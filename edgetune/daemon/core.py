@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,18 +23,22 @@ from edgetune.config import Config
 from edgetune.daemon import settings
 from edgetune.daemon import status as words
 from edgetune.daemon.considering import Considering
-from edgetune.daemon.ingest import Ingest
+from edgetune.daemon.ingest import Inbox, Ingest
+from edgetune.daemon.ledger import STATE_KEY as LEDGER_KEY
+from edgetune.daemon.ledger import Ledger
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.rejecting import Rejecting
 from edgetune.daemon.returning import Returning
 from edgetune.daemon.round_records import RoundRecords, iso
+from edgetune.daemon.round_settings import Trainer
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
-from edgetune.decide import budget
+from edgetune.decide import governor
+from edgetune.decide.governor import Governor
 from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.device.board import identify
-from edgetune.device.inbox import Inbox
+from edgetune.device.memory_wall import MemoryWall
 from edgetune.device.sensors import Sensors
 from edgetune.device.systemd import Notifier
 from edgetune.device.trainer_process import TrainerProcess
@@ -47,24 +51,37 @@ from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
+    Measurement,
     Preprocess,
     Quantity,
     Reading,
     RoundKind,
     RoundState,
     Verdict,
-    VerdictKind,
 )
 
 log = logging.getLogger("edgetune")
 
-_RUN = Verdict(kind=VerdictKind.RUN, duty=1.0)
+# While a round is under way the answer is for `status` alone.
+_DECIDED = (RoundState.TRAINING, RoundState.PAUSED, RoundState.STOPPING, RoundState.SUSPENDED, RoundState.VERIFYING)
+_CONSIDERED_EVERY_S = 30.0
 
 
 class Daemon:
     """Everything that `edgetune run` holds. `open`, then `tick` for ever, then `close`."""
 
-    def __init__(self, config: Config, config_path: Path, *, clock: Clock, sensors: Sensors | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        config_path: Path,
+        *,
+        clock: Clock,
+        sensors: Sensors | None = None,
+        make_trainer: Callable[[], Trainer] | None = None,
+        make_inbox: Callable[[], Inbox] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        """Build the parts; nothing is touched before `open`. What is left out is this board's."""
         self.config, self.config_path, self.clock = config, config_path, clock
         state_dir = config.paths.state_dir
         self.image_limits = ImageLimits(max_bytes=config.inbox.max_file, max_pixels=int(config.inbox.max_pixels))
@@ -136,7 +153,7 @@ class Daemon:
             clock=clock,
             service_time=self.service_time,
             serving=self.serving,
-            make_trainer=lambda: TrainerProcess(clock=clock),
+            make_trainer=make_trainer or (lambda: TrainerProcess(clock=clock, wall=self.memory_wall)),
         )
         self._considering = Considering(
             buffer=self.buffer,
@@ -151,10 +168,15 @@ class Daemon:
         self.sensors: Sensors = sensors or settings.board_sensors(config, clock)
         self.notifier = Notifier()
         self.inbox: Inbox | None = None
+        self._make_inbox = make_inbox or (lambda: settings.inbox(config, self.preprocess(), self.image_limits, clock))
         self.ingest: Ingest | None = None
-        self.verdict = _RUN
+        self.memory_wall = MemoryWall()
+        self.governor = Governor()
+        self.ledger = ledger or Ledger(state_dir)
+        self._last_trainer: tuple[int, Trainer] | None = None
         self.reading: Reading | None = None
         self.want = Want(is_wanted=False, kind=RoundKind.ADAPT, reason="starting")
+        self._considered_s = float("-inf")
         self.is_paused = False
         self._manual: ManualRequest | None = None
         self.loaded_at = iso(clock.wall_s())
@@ -187,10 +209,12 @@ class Daemon:
     async def _open(self) -> None:
         await self._check_sensors(self.config)
         self.board = asdict(await asyncio.to_thread(identify))
+        self._raise_wall()
         self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
         said = await self.store(self.buffer.open)
         said += await self.store(self.models.recover)
         await self.store(self.service_time.load)
+        await self._open_ledger()
         for sentence in said:
             await self.events.emit("recovered", sentence, level=logging.WARNING)
         self.is_paused = bool(await self.store(self.history.get_state, "operator_paused"))
@@ -202,6 +226,23 @@ class Daemon:
         await self.rounds.recover()
         self._start_ingest()
         self._check_task = asyncio.create_task(self._check_buffer())
+
+    def _raise_wall(self) -> None:
+        """A control group for the trainer, where the kernel and systemd allow it."""
+        why_not = self.memory_wall.open()
+        if why_not:
+            log.info("no control group keeps the trainer's memory below its budget, readings do: %s", why_not)
+        self._place_wall()
+
+    def _place_wall(self) -> None:
+        try:
+            self.memory_wall.limit(configuration.limits(self.config).trainer_rss_max_mib)
+        except OSError as error:
+            log.warning("the limit of the trainer's control group cannot be set: %s", error)
+
+    async def _open_ledger(self) -> None:
+        saved = await self.store(self.history.get_state, LEDGER_KEY)
+        self.ledger.load(saved, wall_s=self.clock.wall_s(), service_s=self.service_time.now_s())
 
     async def _check_buffer(self) -> None:
         """The full check of the database, beside the work; the start made do with the quick one."""
@@ -217,14 +258,15 @@ class Daemon:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._let_go()
+            self.let_go()
             raise ConflictError(
                 f"another edgetune holds {directory}", hint="stop it first: systemctl stop edgetune"
             ) from None
 
     async def _check_sensors(self, config: Config) -> None:
         """A budget that this board cannot measure would withhold every round for ever; say so at once."""
-        problems = settings.unmeasurable(config, await asyncio.to_thread(self.sensors.supported))
+        supported = await asyncio.to_thread(self.sensors.supported)
+        problems = settings.unmeasurable(config, {**supported, **self._own_measurements(config)})
         if problems:
             raise SensorError("\n".join(problems), hint="take the key out; for power, budgets.estimate makes one up")
 
@@ -248,8 +290,7 @@ class Daemon:
         preprocess = self.preprocess()
         if self.inbox is not None or (preprocess is None and self.stores_model_size):
             return
-        config = self.config
-        self.inbox = settings.inbox(config, preprocess, self.image_limits, self.clock)
+        self.inbox = self._make_inbox()
         self.inbox.start()
         self.ingest = Ingest(
             inbox=self.inbox, buffer=self.buffer, store=self.store, events=self.events, clock=self.clock
@@ -271,7 +312,7 @@ class Daemon:
             self.watching.close,
             self.rounds.close,
             self.serving.close,
-            lambda: self.store(self.service_time.save),
+            self._save_times,
             *((self.serving.note_clean_stop,) if is_clean else ()),
             lambda: self.store(self.buffer.close),
         ):
@@ -279,9 +320,10 @@ class Daemon:
                 await step()
             except StoreError as error:
                 log.warning("while stopping: %s", error)
-        self._let_go()
+        self.let_go()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """What the end of the process gives back in any case."""
         self.store.close()
         self.sensors.close()
         if self._lock is not None:
@@ -293,18 +335,18 @@ class Daemon:
         """Look once, decide once, act once."""
         if self._ingest_task is not None and self._ingest_task.done():
             self._ingest_task.result()  # an unexpected fault there ends the process as one here does
-        trainer = self.rounds.trainer
-        reading = await asyncio.to_thread(self.sensors.read, None if trainer is None else trainer.pid)
-        self.reading = reading
-        self.verdict = budget.judge(
+        reading = self.reading = await self._look()
+        self.governor = governor.step(
+            self.governor,
             reading,
             configuration.limits(self.config),
-            self.verdict,
-            is_training=trainer is not None and trainer.pid is not None,
+            worked=self.rounds.duty,
+            is_training=self.rounds.trainer is not None and self.rounds.trainer.pid is not None,
             withheld="paused by the operator: edgetune resume" if self.is_paused else "",
         )
-        self.want = await self.consider(self._manual)
         before = self.rounds.machine.state
+        if before not in _DECIDED or self.clock.now_s() - self._considered_s >= _CONSIDERED_EVERY_S:
+            self.want, self._considered_s = await self.consider(self._manual), self.clock.now_s()
         await self.rounds.tick(self.verdict, self.want, reading.values.get(Quantity.POWER_W))
         now = self.rounds.machine.state
         if now is not before and now not in (RoundState.IDLE, RoundState.HELD):
@@ -319,6 +361,40 @@ class Daemon:
             self.notifier.status(words.in_words(await self.status()))
             self.notifier.watchdog()
 
+    async def _look(self) -> Reading:
+        """The board and the day's account as they are now."""
+        trainer = self.rounds.trainer
+        pid = None if trainer is None else trainer.pid
+        if self._last_trainer is not None and self._last_trainer[0] != pid:
+            self.ledger.trainer_ended(self._last_trainer[0], self._last_trainer[1].written_bytes)
+        self._last_trainer = None if trainer is None or pid is None else (pid, trainer)
+        reading = await asyncio.to_thread(self.sensors.read, pid)
+        await asyncio.to_thread(
+            self.ledger.take,
+            reading.values.get(Quantity.POWER_W),
+            is_training=self.rounds.duty > 0,
+            trainer_pid=pid,
+            now_s=reading.at_s,
+            wall_s=reading.wall_s,
+            service_s=self.service_time.now_s(),
+        )
+        return replace(reading, values={**reading.values, **self._own_measurements(self.config)})
+
+    def _own_measurements(self, config: Config) -> dict[Quantity, Measurement]:
+        """What the service measures by itself: the day's account, and how late its own predictions are."""
+        p99 = Measurement(value=self.serving.p99_ms(config.budgets.window), source="the service's own predictions")
+        return {**self.ledger.measurements(), Quantity.SERVING_P99_MS: p99}
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the budget says now."""
+        return self.governor.verdict
+
+    async def _save_times(self) -> None:
+        """Service time and the day's account, in one commit."""
+        states = {**self.service_time.as_state(), LEDGER_KEY: self.ledger.as_state()}
+        await self.store(self.history.set_states, states)
+
     async def _keep_books(self, reading: Reading) -> None:
         """Write what may wait: a full disk or a locked database delays it and stops nothing."""
         try:
@@ -327,7 +403,7 @@ class Daemon:
             await self.store(self.history.record_reading, reading)
             await self.serving.settle(self.clock.now_s() - self.started_s)
             if self.service_time.is_due():
-                await self.store(self.service_time.save)
+                await self._save_times()
                 await self.rounds.save()
         except StoreError as error:
             if str(error) != self.trouble:
@@ -392,6 +468,7 @@ class Daemon:
         self.restart_keys = configuration.needs_restart(self.config, new)
         self.config = settings.merged(self.config, new)
         self.loaded_at = iso(self.clock.wall_s())
+        self._place_wall()
         self.rounds.settings = settings.round_settings(self.config)
         self.returning.policy = settings.return_policy(self.config)
         self.returning.interval_s = self.config.triggers.returned_class_interval

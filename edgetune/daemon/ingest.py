@@ -25,6 +25,25 @@ class Inbox(Protocol):
     """The watched directory (device/inbox.py) or a fake."""
 
     wake: asyncio.Event
+    problems: tuple[str, ...]
+
+    @property
+    def waiting(self) -> int:
+        """Files that were seen and are not yet committed."""
+
+    @property
+    def quarantined(self) -> int:
+        """Files in the quarantine."""
+
+    @property
+    def watch(self) -> str:
+        """How changes are noticed."""
+
+    def start(self) -> None:
+        """Begin to watch, on the event loop."""
+
+    def stop(self) -> None:
+        """Watch no more."""
 
     def collect(self) -> Batch:
         """The settled files, read and checked; bad ones are in the quarantine by now."""

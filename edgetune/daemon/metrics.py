@@ -120,9 +120,16 @@ def _round(daemon: Daemon) -> list[Metric]:
 def _board(daemon: Daemon) -> list[Metric]:
     if daemon.reading is None:
         return []
-    return [
+    account = daemon.ledger.account
+    disk_bytes = None if account.disk_bytes is None else float(account.disk_bytes)
+    read: list[Metric] = [
         (f"edgetune_{quantity.value}", "gauge", f"Read from {measurement.source}.", [({}, measurement.value)])
         for quantity, measurement in daemon.reading.values.items()
+    ]
+    return [
+        *read,
+        ("edgetune_board_energy_day_j", "gauge", "Of the board in the day's account.", [({}, account.board_j)]),
+        ("edgetune_disk_written_day_bytes", "gauge", "By all on the disk, likewise.", [({}, disk_bytes)]),
     ]
 
 

@@ -66,10 +66,10 @@ class ServiceTime:
         """Whether it is time to save."""
         return self.now_s() - self._saved_s >= _SERVICE_TIME_SAVED_EVERY_S
 
-    def save(self) -> None:
-        """Make the present value the least that the next run starts from; on the store's thread."""
+    def as_state(self) -> dict[str, float]:
+        """What is to be saved: the least that the next run starts from."""
         self._saved_s = self.now_s()
-        self._history.set_state(_SERVICE_TIME_KEY, self._saved_s)
+        return {_SERVICE_TIME_KEY: self._saved_s}
 
 
 class Events:

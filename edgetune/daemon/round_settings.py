@@ -16,6 +16,7 @@ class Trainer(Protocol):
     """The trainer process (device/trainer_process.py) or a fake."""
 
     last_progress: Progress | None
+    written_bytes: int | None  # by its own count, once it has ended
 
     @property
     def pid(self) -> int | None:

@@ -108,6 +108,13 @@ class Rounds:
         return self.trainer is not None
 
     @property
+    def duty(self) -> float:
+        """The share of the time in which a trainer may compute just now; 0 while none does."""
+        if self.machine.state is not RoundState.TRAINING or self.trainer is None:
+            return 0.0
+        return 1.0 if self._sent_duty is None else self._sent_duty
+
+    @property
     def is_unrecorded(self) -> bool:
         """Whether the database has not taken the end of the last round yet."""
         return self._unrecorded is not None

@@ -35,6 +35,7 @@ from edgetune.types import Answer, Manifest
 T = TypeVar("T")
 
 _LATENCIES_KEPT = 1024
+_P99_FROM = 10  # predictions
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Counters:
 
     failed: int = 0
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES_KEPT))
+    answered_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES_KEPT))  # when, of each
 
     def quantile_ms(self, share: float) -> float | None:
         """A quantile of the last latencies."""
@@ -249,6 +251,15 @@ class Serving:
         """Pictures only: tensors come in batches of any size, so their times compare with nothing."""
         if version == self.served.version:  # else it finished on the version before a swap
             self.counters.latencies_ms.append(latency_ms)
+            self.counters.answered_s.append(self._clock.now_s())
+
+    def p99_ms(self, window_s: float) -> float:
+        """Of the predictions of the last seconds; 0 when there were too few to tell: nothing is known to be late."""
+        since_s = self._clock.now_s() - window_s
+        counters = self.counters
+        rows = zip(counters.answered_s, counters.latencies_ms, strict=True)
+        recent = sorted(latency_ms for at_s, latency_ms in rows if at_s > since_s)
+        return recent[int(0.99 * (len(recent) - 1))] if len(recent) >= _P99_FROM else 0.0
 
     async def flush(self) -> None:
         """Write the predictions answered since the last call."""

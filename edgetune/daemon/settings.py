@@ -38,13 +38,17 @@ _BUDGET_KEYS = {
     Quantity.MEM_PRESSURE: "budgets.memory_pressure_max",
     Quantity.CPU_PRESSURE: "budgets.cpu_pressure_max",
     Quantity.IO_PRESSURE: "budgets.io_pressure_max",
+    Quantity.ENERGY_DAY_J: "budgets.energy_per_day_max",
+    Quantity.WRITTEN_DAY_MIB: "budgets.writes_per_day_max",
+    Quantity.SERVING_P99_MS: "serving.latency_max",
 }
 
 
 def budget_key(quantity: Quantity, config: Config) -> str:
     """The key that sets the budget which needs a quantity."""
-    if quantity is Quantity.POWER_W and config.budgets.power_max is None:
-        return "budgets.round_energy_max"
+    budgets = config.budgets
+    if quantity is Quantity.POWER_W and budgets.power_max is None:
+        return "budgets.energy_per_day_max" if budgets.round_energy_max is None else "budgets.round_energy_max"
     return _BUDGET_KEYS[quantity]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgetune import __version__
@@ -11,7 +13,7 @@ from edgetune.config import privacy_note
 from edgetune.daemon.round_records import iso
 from edgetune.decide.budget import budgeted, rules
 from edgetune.decide.trigger import Want
-from edgetune.types import AbsentClasses, BufferStats, Limits, Manifest, Reading, RoundState, Verdict
+from edgetune.types import AbsentClasses, BufferStats, Limits, Manifest, Quantity, Reading, RoundState, Verdict
 from edgetune.wire import to_plain
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 _QUARANTINE_FULL = 1000  # files; nothing removes them but the operator
 ESTIMATES_SHOWN = 10
 _ETA_FROM = 0.02  # below this share of a round its pace says little
-_UNITS = {"mib": "MiB", "c": "C", "w": "W", "share": "share", "pressure": "share"}
+_UNITS = {"mib": "MiB", "c": "C", "w": "W", "j": "J", "ms": "ms", "share": "share", "pressure": "share"}
+_SHOWN_WITH_LIMIT = (Quantity.SERVING_P99_MS,)  # elsewhere in the status otherwise
 
 
 def served(manifest: Manifest | None, since: str) -> dict[str, Any] | None:
@@ -82,17 +85,18 @@ def verdict(now: Verdict) -> dict[str, Any]:
     return {"kind": now.kind.value, "duty": now.duty, "reasons": list(now.reasons)}
 
 
-def readings(reading: Reading | None, limits: Limits) -> dict[str, Any]:
-    """The board against its budgets; quantities without a sensor and without a limit are left out."""
+def readings(reading: Reading | None, limits: Limits, averages: Mapping[Quantity, float]) -> dict[str, Any]:
+    """The board against its budgets, averaged where they are; quantities without sensor and limit are left out."""
     if reading is None:
         return {}
     limit_of = {rule.quantity: rule.limit for rule in rules(limits)}
     shown = {}
     for quantity, measurement in reading.values.items():
-        if measurement.value is None and quantity not in budgeted(limits):
+        is_of_interest = measurement.value is not None and quantity not in _SHOWN_WITH_LIMIT
+        if not is_of_interest and quantity not in budgeted(limits):
             continue
         shown[quantity.value] = {
-            "value": measurement.value,
+            "value": averages.get(quantity, measurement.value),
             "limit": limit_of.get(quantity),
             "unit": _UNITS.get(quantity.value.rpartition("_")[2], ""),
             "source": measurement.source,
@@ -100,6 +104,7 @@ def readings(reading: Reading | None, limits: Limits) -> dict[str, Any]:
             "age_s": measurement.age_s,
             "why_unknown": measurement.why_unknown,
             "is_estimated": measurement.is_estimated,
+            "is_average": quantity in averages,
         }
     return shown
 
@@ -146,7 +151,9 @@ def whole(
         "returning": daemon.returning.summary(),
         "watching": {**daemon.watching.summary(), "kept": estimates},
         "verdict": verdict(daemon.verdict),
-        "readings": readings(daemon.reading, limits),
+        "readings": readings(daemon.reading, limits, daemon.governor.averages),
+        "day": _day(daemon),
+        "memory_wall": {"is_up": not daemon.memory_wall.why_not, "why_not": daemon.memory_wall.why_not},
         "last_round": last_round(last),
         "operator": {"paused": daemon.is_paused},
         "warnings": _warnings(daemon),
@@ -155,6 +162,16 @@ def whole(
             "loaded_at": daemon.loaded_at,
             "needs_restart": daemon.restart_keys,
         },
+    }
+
+
+def _day(daemon: Daemon) -> dict[str, Any]:
+    """The day's account against what is allowed."""
+    account, budgets = daemon.ledger.account, daemon.config.budgets
+    return {
+        **asdict(account),
+        "energy_max_j": budgets.energy_per_day_max,
+        "writes_max_bytes": budgets.writes_per_day_max,
     }
 
 

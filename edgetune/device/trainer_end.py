@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune.errors import EXIT_OK, EXIT_TRAINER_CHECKPOINTED, EXIT_TRAINER_OUTCOME
+from edgetune.errors import EXIT_OK, EXIT_TRAINER_CHECKPOINTED, EXIT_TRAINER_OUTCOME, OutOfMemoryError
 from edgetune.types import TrainerOutcome
 
 LOG_NAME = "trainer.log"
@@ -26,7 +26,13 @@ class TrainerEnd:
 
 
 def judge(
-    exit_code: int, round_dir: Path, *, said: dict[str, Any] | None, phase: str, is_kill_sent: bool
+    exit_code: int,
+    round_dir: Path,
+    *,
+    said: dict[str, Any] | None,
+    phase: str,
+    is_kill_sent: bool,
+    is_out_of_memory: bool = False,
 ) -> TrainerEnd:
     """
     Decide how a trainer ended. The exit code and the record must agree; a contradiction is FAILED.
@@ -37,6 +43,7 @@ def judge(
         said: the outcome event from its stdout, in case the file did not get written.
         phase: the last it spoke of.
         is_kill_sent: whether the daemon killed it.
+        is_out_of_memory: whether the kernel killed it at the limit of its control group.
     """
     outcome, message, hint = _recorded(round_dir, said)
 
@@ -54,6 +61,9 @@ def judge(
     if exit_code == EXIT_TRAINER_OUTCOME and outcome is not None and outcome not in success:
         return end(outcome, message)
     where = f"see {round_dir / LOG_NAME}"
+    if exit_code < 0 and is_out_of_memory and not is_kill_sent:
+        message = f"the kernel killed the trainer at budgets.trainer_memory_max in phase {phase}"
+        return end(TrainerOutcome.OUT_OF_MEMORY, message, OutOfMemoryError.default_hint)
     if exit_code < 0:
         return end(TrainerOutcome.KILLED, _killed(-exit_code, phase, is_kill_sent=is_kill_sent), where)
     return end(TrainerOutcome.FAILED, f"the trainer failed with exit code {exit_code} in phase {phase}", where)

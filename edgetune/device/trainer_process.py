@@ -23,6 +23,7 @@ from typing import IO, Any
 import psutil
 
 from edgetune.clock import Clock, SystemClock
+from edgetune.device.memory_wall import MemoryWall
 from edgetune.device.trainer_end import LOG_NAME, OUTCOME_NAME, TrainerEnd, judge
 from edgetune.errors import RoundError
 
@@ -54,16 +55,21 @@ class Progress:
 class TrainerProcess:
     """One run of `python -m edgetune.trainer`; a second run is a second object."""
 
-    def __init__(self, *, clock: Clock | None = None, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, *, clock: Clock | None = None, command: Sequence[str] | None = None, wall: MemoryWall | None = None
+    ) -> None:
         """
         Prepare; `start` starts it.
 
         Args:
             clock: for the ages of progress and heartbeat.
+            wall: keeps its memory below a limit; None: nothing does.
             command: what to run before ROUND_DIR and `--parent PID`; default: this Python's `-m edgetune.trainer`.
         """
         self._clock: Clock = clock or SystemClock()
         self._command = tuple(command) if command is not None else (sys.executable, "-m", "edgetune.trainer")
+        self._wall = wall or MemoryWall()
+        self._kills_before = 0
         self._process: asyncio.subprocess.Process | None = None
         self._round_dir = Path()
         self._reading: asyncio.Task[None] | None = None
@@ -73,6 +79,7 @@ class TrainerProcess:
         self.is_paused = False
         self.is_kill_sent = False
         self.last_progress: Progress | None = None
+        self.written_bytes: int | None = None  # by its own count, which it tells at its end
         self.last_heartbeat_s: float = 0.0  # Clock.now_s; any line of the protocol counts
 
     async def start(
@@ -117,6 +124,9 @@ class TrainerProcess:
             raise RoundError(f"cannot start the trainer: {error}") from error
         self.last_heartbeat_s = self._clock.now_s()
         self._lower_priority(nice, oom_score_adj)
+        self._kills_before = self._wall.kills()
+        with suppress(OSError):  # without the wall the readings are what there is
+            self._wall.admit(self._process.pid)
         self._reading = asyncio.create_task(self._read(log), name="trainer-output")
 
     @property
@@ -189,7 +199,14 @@ class TrainerProcess:
         await asyncio.shield(self._reading)
         if self._end is None:
             phase = self.last_progress.phase if self.last_progress else "start"
-            self._end = judge(exit_code, self._round_dir, said=self._said, phase=phase, is_kill_sent=self.is_kill_sent)
+            self._end = judge(
+                exit_code,
+                self._round_dir,
+                said=self._said,
+                phase=phase,
+                is_kill_sent=self.is_kill_sent,
+                is_out_of_memory=self._wall.kills() > self._kills_before,
+            )
         return self._end
 
     # ------------------------------------------------------------------------------------------- inside
@@ -253,6 +270,8 @@ class TrainerProcess:
             )
         elif kind == "outcome":
             self._said = event
+            written = _number(event.get("written_bytes"))
+            self.written_bytes = None if written is None else int(written)
         elif kind != "heartbeat":
             return False
         self.last_heartbeat_s = now_s

@@ -12,6 +12,7 @@ BEAT_INTERVAL_S = 1.0  # the daemon wants to hear something every 5 s; a line a 
 LEFT_WHOLE = "left_whole"  # an event: which layers cannot be pruned, in `words`
 _LAYERS_NAMED = 8
 _DUTY_MIN = 0.02
+_SHORTEST_S = 1e-4  # of a sleep
 _NAP_S = 0.2  # how soon a sleeping trainer notices an order
 
 
@@ -30,6 +31,10 @@ class Control:
     Args:
         output: gets one JSON object a line.
         now_s, sleep: the clock, replaceable in tests.
+        computed_s: what all threads of this process have computed.
+
+    The pace is kept between pieces of work: whatever was computed since the last `beat` or `pace` is followed by the sleep
+    that makes it its share of the time. A piece of work is its resolution: a step of training, a batch that is asked about.
     """
 
     def __init__(
@@ -38,10 +43,13 @@ class Control:
         *,
         now_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        computed_s: Callable[[], float] = time.process_time,
     ) -> None:
         self._output = output
         self._now_s = now_s
         self._sleep = sleep
+        self._computed_s = computed_s
+        self._began = (now_s(), computed_s())
         self._said_at_s = float("-inf")
         self._phase = "load"
         self.duty = 1.0
@@ -79,8 +87,9 @@ class Control:
             self.say("heartbeat", phase=self._phase)
 
     def beat(self) -> None:
-        """Work was done: say so now and then, and leave if that is asked. To be called between pieces of work."""
+        """Work was done: say so now and then, keep the pace, and leave if that is asked. Between pieces of work."""
         self.alive()
+        self._keep_pace()
         if self.is_stop_asked:
             raise StopAskedError
 
@@ -88,12 +97,22 @@ class Control:
         """How long so much work takes at the present duty, its sleeps included."""
         return worked_s / min(1.0, max(_DUTY_MIN, self.duty))
 
-    def pace(self, worked_s: float) -> None:
-        """Sleep so that the work just done takes up its `duty` share of the time."""
-        began_s = self._now_s()
+    def pace(self) -> None:
+        """Keep the pace after a step of training."""
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """Sleep so that the work done since the last time takes up its `duty` share of the time."""
+        began_s, computed_s = self._now_s(), self._computed_s()
+        # The lesser of the two: a process that was stopped, or waits for a server, has not worked.
+        worked_s = max(0.0, min(began_s - self._began[0], computed_s - self._began[1]))
+        self._rest(worked_s, began_s)
+        self._began = (self._now_s(), self._computed_s())
+
+    def _rest(self, worked_s: float, began_s: float) -> None:
         while not self.is_stop_asked:
             left_s = self.paced_s(worked_s) - worked_s - (self._now_s() - began_s)
-            if left_s <= 0:
+            if left_s <= _SHORTEST_S:
                 return
             if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
                 self.say("heartbeat", phase=self._phase)

@@ -165,7 +165,7 @@ def fine_tune(
             raise StopAskedError
         if is_over:
             break
-        control.pace(worked_s)
+        control.pace()
     run.take_best()
     return run.best_score
 

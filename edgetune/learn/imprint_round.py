@@ -9,7 +9,6 @@ It takes seconds and has no checkpoint: one that was stopped begins anew and end
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,8 @@ class _Look:
 
     def _batches(self, data: LabelledImages) -> Iterator[torch.Tensor]:
         for images, _ in data.in_order(_BATCH):
-            began_s = time.monotonic()
             yield self._normaliser(images)
-            self._control.pace(time.monotonic() - began_s)
+            self._control.pace()
             self._control.beat()
 
 

@@ -11,7 +11,6 @@ another network than the student, so it is asked once and not in each step, and 
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -58,7 +57,6 @@ def sift(data: LabelledImages, ask: Asked, *, confidence_min: float, how: str, s
     for start in range(0, len(data), _BATCH):
         if control.is_stop_asked:
             raise StopAskedError
-        began_s = time.monotonic()
         positions = np.arange(start, min(start + _BATCH, len(data)))
         ids, images = data.sample_ids[positions], data.images(positions)
         changed = augment(images, draws_of(ids, seed), "crop" if how == "none" else how)
@@ -71,7 +69,7 @@ def sift(data: LabelledImages, ask: Asked, *, confidence_min: float, how: str, s
             else:
                 why["inconsistent" if is_sure else "unsure"] += 1
         control.progress(asked=len(ids))
-        control.pace(time.monotonic() - began_s)
+        control.pace()
     return Sifted(labels, unsure=why["unsure"], inconsistent=why["inconsistent"])
 
 

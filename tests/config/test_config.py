@@ -321,3 +321,30 @@ def test_a_teacher_names_unlabelled_images_unless_it_is_the_factory_model() -> N
         assert from_json(TeacherSource, to_json(configuration.teacher(config))).unseen_classes == wanted
     recipe = configuration.recipe(parse("training: {transfer: label_free, absent_classes: may_forget}"))
     assert (recipe.transfer, recipe.distillation) == ("label_free", 1.0)
+
+
+CONTRADICTIONS = """\
+serving: {latency_max: 50ms}
+budgets:
+  estimate: true
+  estimated_idle: 5W
+  estimated_busy: 9W
+  power_max: 4W
+  round_energy_max: 20Wh
+  energy_per_day_max: 10Wh
+  trainer_memory_max: 100MiB
+  window: 1s
+  hours: ["22:00-06:00"]
+"""
+
+
+def test_budgets_that_contradict_each_other_are_named_one_by_one_with_their_lines() -> None:
+    """No round could run under any of them; all are told at once, as every mistake is."""
+    with pytest.raises(ConfigError) as caught:
+        parse(CONTRADICTIONS, name="c.yaml")
+    problems = caught.value.problems
+    assert [problem.split(": ")[0] for problem in problems] == ["c.yaml:6", "c.yaml:7", "c.yaml:9", "c.yaml:10"]
+    assert "budgets.power_max: the idle board is estimated to take 5W (estimated_idle)" in problems[0]
+    assert "budgets.round_energy_max: a round may not use more than a whole day, 10Wh" in problems[1]
+    assert "budgets.trainer_memory_max: Python and torch alone take" in problems[2]
+    assert "budgets.window: it is shorter than interval" in problems[3]

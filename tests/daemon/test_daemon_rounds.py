@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, FakeTrainer, picture, publish_candidate
+from fakes import HALF, FakeClock, FakeTrainer, picture
 from site_on_disk import COLOURS, Site, drop
 
 from edgetune.cli.installing import sweep
@@ -20,6 +20,7 @@ from edgetune.daemon.service import DaemonService
 from edgetune.decide.trigger import ManualRequest
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
 from edgetune.serve.engine import Engine
+from edgetune.simulate.candidate import compare, publish_candidate
 from edgetune.store.buffer import PredictionRow
 from edgetune.store.retention import BufferPolicy
 from edgetune.types import Comparison, Quantity, RoundKind, RoundState, TrainerOutcome
@@ -123,7 +124,8 @@ class OneWorse(Doubting):
     def finish(self) -> None:
         """Publish that."""
         assert self.spec is not None
-        publish_candidate(self.spec, right=0.8, changes=_one_worse)
+        compared = _one_worse(compare(self.spec, right=0.8, base_right=0.8, size=HALF))
+        publish_candidate(self.spec, compared, size=HALF)
         super().finish()
 
 

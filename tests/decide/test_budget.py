@@ -20,10 +20,19 @@ GOOD = {
     Quantity.POWER_W: 5.0,
     Quantity.CPU_SHARE: 0.2,
     Quantity.DISK_FREE_MIB: 9000.0,
+    Quantity.ON_MAINS: 1.0,
+    Quantity.BATTERY_SHARE: 0.9,
+    Quantity.MEM_PRESSURE: 0.0,
+    Quantity.CPU_PRESSURE: 0.1,
+    Quantity.IO_PRESSURE: 0.1,
+    Quantity.SERVING_P99_MS: 12.0,
+    Quantity.ENERGY_DAY_J: 3600.0,
+    Quantity.WRITTEN_DAY_MIB: 100.0,
 }
 LIMITS = Limits(
     mem_available_min_mib=300, trainer_rss_max_mib=1500, soc_temp_max_c=80, power_max_w=10, cpu_share_max=0.8,
-    disk_free_min_mib=500,
+    disk_free_min_mib=500, mains_only=True, battery_share_min=0.4, mem_pressure_max=0.3, cpu_pressure_max=0.9,
+    io_pressure_max=0.5, serving_p99_max_ms=50, energy_per_day_max_j=72_000, writes_per_day_max_mib=2048,
 )  # fmt: skip
 
 
@@ -41,22 +50,30 @@ def reading(minute: int = 720, **changes: float | None) -> Reading:
     [
         ({"mem_available_mib": 299}, VerdictKind.STOP, BreachKind.TOO_BIG),
         ({"trainer_rss_mib": 1501}, VerdictKind.STOP, BreachKind.TOO_BIG),
+        ({"mem_pressure": 0.31}, VerdictKind.STOP, BreachKind.TOO_BIG),
         ({"disk_free_mib": 499}, VerdictKind.STOP, BreachKind.TOO_BIG),
         ({"soc_temp_c": 80.5}, VerdictKind.PAUSE, BreachKind.TOO_HOT),
         ({"power_w": 10.5}, VerdictKind.PAUSE, BreachKind.TOO_HUNGRY),
-        ({"soc_temp_c": 78}, VerdictKind.THROTTLE, BreachKind.NONE),
-        ({"cpu_share": 0.95}, VerdictKind.THROTTLE, BreachKind.NONE),
-        ({}, VerdictKind.RUN, BreachKind.NONE),
+        ({"on_mains": 0.0}, VerdictKind.PAUSE, BreachKind.WITHHELD),
+        ({"battery_share": 0.39}, VerdictKind.PAUSE, BreachKind.WITHHELD),
+        ({"energy_day_j": 72_001}, VerdictKind.PAUSE, BreachKind.WITHHELD),
+        ({"written_day_mib": 2049}, VerdictKind.PAUSE, BreachKind.WITHHELD),
     ],
 )
 def test_each_breach_has_its_answer_and_names_itself(
     change: dict[str, float], kind: VerdictKind, breach: BreachKind
 ) -> None:
-    """Memory and disk stop, heat and watts pause, the CPU's share throttles; the reason has value and limit."""
+    """Memory and disk stop; heat, watts and what is used up pause; the reason has value and limit."""
     verdict = judge(reading(**change), LIMITS, RUN, is_training=True)
     assert (verdict.kind, verdict.breach) == (kind, breach)
     for name in change:
         assert any(name in reason and "limit=" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("change", [{}, {"cpu_share": 0.95}, {"io_pressure": 0.9}, {"serving_p99_ms": 90.0}])
+def test_what_a_slower_trainer_takes_less_of_pauses_nothing(change: dict[str, float]) -> None:
+    """The governor paces it."""
+    assert judge(reading(**change), LIMITS, RUN, is_training=True) == RUN
 
 
 @pytest.mark.parametrize("quantity", list(GOOD))
@@ -68,19 +85,22 @@ def test_unknown_is_over_budget(quantity: Quantity) -> None:
     assert any("gone" in reason for reason in verdict.reasons)
 
 
-def test_a_limit_on_energy_needs_the_power_to_be_known() -> None:
+@pytest.mark.parametrize(
+    ("limits", "whose"),
+    [(Limits(round_energy_max_j=3600), "the round's"), (Limits(energy_per_day_max_j=1e9), "the day's")],
+)
+def test_a_limit_on_energy_needs_the_power_to_be_known(limits: Limits, whose: str) -> None:
     """No limit on watts: any power will do, and none will not."""
-    limits = Limits(round_energy_max_j=3600)
-    assert budgeted(limits) == (Quantity.POWER_W,)
+    assert Quantity.POWER_W in budgeted(limits)
     assert judge(reading(power_w=900), limits, RUN, is_training=True) == RUN
     verdict = judge(reading(power_w=None), limits, RUN, is_training=True)
     assert (verdict.kind, verdict.breach) == (VerdictKind.PAUSE, BreachKind.TOO_HUNGRY)
-    assert verdict.reasons == ("power_w unknown (gone) and the round's energy is limited",)
+    assert verdict.reasons == (f"power_w unknown (gone) and {whose} energy is limited",)
 
 
 def test_a_quantity_without_a_limit_is_not_looked_at() -> None:
     """No limit, no verdict, known or not."""
-    assert judge(reading(soc_temp_c=None, power_w=900), Limits(), RUN, is_training=True) == RUN
+    assert judge(reading(soc_temp_c=None, power_w=900, on_mains=0.0), Limits(), RUN, is_training=True) == RUN
     assert budgeted(Limits()) == ()
 
 
@@ -90,6 +110,12 @@ def test_work_goes_on_only_well_inside_the_limit() -> None:
     paused = judge(reading(soc_temp_c=81), limits, RUN, is_training=True)
     assert judge(reading(soc_temp_c=78), limits, paused, is_training=True).kind is VerdictKind.PAUSE
     assert judge(reading(soc_temp_c=75.9), limits, paused, is_training=True).kind is VerdictKind.RUN
+
+
+def test_a_plug_and_a_days_sum_have_no_hysteresis() -> None:
+    """Back on mains is on mains, and what is left of the day is left, whatever withheld a moment ago."""
+    paused = judge(reading(), LIMITS, RUN, is_training=True, withheld="paused by the operator")
+    assert judge(reading(energy_day_j=71_900, written_day_mib=2047), LIMITS, paused, is_training=True) == RUN
 
 
 def test_the_trainers_memory_counts_only_while_there_is_a_trainer() -> None:
@@ -112,21 +138,7 @@ def test_an_operators_pause_withholds() -> None:
     assert "paused by the operator" in verdict.reasons
 
 
-def test_the_pace_finds_the_cpu_share_and_comes_back() -> None:
-    """With a load in proportion to the duty, the duty settles where the share is kept, and rises when others leave."""
-    limits, verdict = Limits(cpu_share_max=0.6), RUN
-    for _ in range(40):
-        verdict = judge(reading(cpu_share=min(1.0, 0.2 + 0.8 * verdict.duty)), limits, verdict, is_training=True)
-    assert 0.45 < verdict.duty < 0.55
-    for _ in range(40):
-        verdict = judge(reading(cpu_share=0.5 * verdict.duty), limits, verdict, is_training=True)
-    assert verdict.duty == 1.0
-
-
-WORSE = {
-    Quantity.MEM_AVAILABLE_MIB: -1, Quantity.DISK_FREE_MIB: -1, Quantity.TRAINER_RSS_MIB: 1, Quantity.SOC_TEMP_C: 1,
-    Quantity.POWER_W: 1, Quantity.CPU_SHARE: 1,
-}  # fmt: skip
+_FLOORS = (Quantity.MEM_AVAILABLE_MIB, Quantity.DISK_FREE_MIB, Quantity.ON_MAINS, Quantity.BATTERY_SHARE)
 
 
 @given(
@@ -141,7 +153,7 @@ def test_a_worse_reading_never_loosens_the_verdict(
     values: dict[Quantity, float], which: Quantity, by: float, last: Verdict
 ) -> None:
     """Less memory, more heat: never more allowed than before."""
-    worse = {**values, which: values[which] + WORSE[which] * by}
+    worse = {**values, which: values[which] + (-by if which in _FLOORS else by)}
 
     def verdict(of: dict[Quantity, float]) -> Verdict:
         return judge(reading(**{q.value: v for q, v in of.items()}), LIMITS, last, is_training=True)

@@ -147,7 +147,7 @@ class RecordingControl(Control):
         self._stop_after = set(stop_after)
         self._steps = 0
 
-    def pace(self, worked_s: float) -> None:
+    def pace(self) -> None:
         """Between two steps: no sleep; the stop takes effect after the next step."""
         self._steps += 1
         if self._steps in self._stop_after:

@@ -10,11 +10,16 @@ from edgetune.learn.control import Control, StopAskedError
 
 
 class Clock:
-    """Time passes only in sleeps."""
+    """Time passes in sleeps and in work."""
 
     def __init__(self) -> None:
-        self.now_s = 0.0
+        self.now_s = self.computed_s = 0.0
         self.naps_s: list[float] = []
+
+    def work(self, length_s: float, threads: int = 2) -> None:
+        """On so many threads."""
+        self.now_s += length_s
+        self.computed_s += threads * length_s
 
     def sleep(self, length_s: float) -> None:
         """Return at once."""
@@ -25,7 +30,8 @@ class Clock:
 def make(clock: Clock) -> tuple[Control, io.StringIO]:
     """A control that writes into memory."""
     output = io.StringIO()
-    return Control(output, now_s=lambda: clock.now_s, sleep=clock.sleep), output
+    times = {"now_s": lambda: clock.now_s, "computed_s": lambda: clock.computed_s}
+    return Control(output, sleep=clock.sleep, **times), output
 
 
 @pytest.mark.parametrize(("duty", "slept_s"), [(1.0, 0.0), (0.5, 2.0), (0.25, 6.0), (7.0, 0.0)])
@@ -34,7 +40,8 @@ def test_sleep_makes_the_work_its_share_of_the_time(duty: float, slept_s: float)
     clock = Clock()
     control, _ = make(clock)
     control.obey(f'{{"duty": {duty}}}')
-    control.pace(2.0)
+    clock.work(2.0)
+    control.pace()
     assert sum(clock.naps_s) == pytest.approx(slept_s)
 
 
@@ -51,11 +58,35 @@ def test_a_stop_and_a_new_duty_end_a_sleep_and_it_beats_meanwhile() -> None:
             control.stop()
 
     control._sleep = sleep_and_stop
-    control.pace(1.0)
+    clock.work(1.0)
+    control.pace()
     assert 5 < clock.now_s < 6
     assert output.getvalue().count("heartbeat") >= 4
     with pytest.raises(StopAskedError):
         control.beat()
+
+
+def test_every_piece_of_work_is_paced_and_none_twice() -> None:
+    """Whatever is done between two beats, sleeps not counted."""
+    clock = Clock()
+    control, _ = make(clock)
+    control.duty = 0.5
+    for _ in range(5):
+        clock.work(0.3)
+        control.pace()
+        control.beat()
+    assert sum(clock.naps_s) == pytest.approx(1.5)
+
+
+def test_a_pause_and_a_wait_are_no_work() -> None:
+    """A process that was stopped for ten minutes, or waited for a server, owes no sleep for it."""
+    clock = Clock()
+    control, _ = make(clock)
+    control.duty = 0.5
+    clock.work(0.2)
+    clock.now_s += 600
+    control.beat()
+    assert sum(clock.naps_s) == pytest.approx(0.4)  # both threads' time: what one alone would have taken
 
 
 def test_a_sign_of_life_leaves_no_piece_of_work_in_the_middle() -> None:

@@ -1,0 +1,133 @@
+"""
+How long a round takes, what it holds, and how good its candidate is: a simple model, stated here and nowhere measured.
+
+Time: a training step of an image is three passes (one forward, two backward), four with the factory model's word. A board
+does so many multiply-adds a second (`BoardFacts.trains_gmac_per_s`), a network reaches a share of it.
+Memory: what Python and torch take, three times the weights, and what autograd keeps of each image of a batch. Of batches
+that do not fit, the trainer takes half, and half again.
+Accuracy: errors fall with the number of labelled samples, by two thirds for each `SAMPLES_SCALE` of them, towards a floor.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune.types import Cost, Latency, RoundKind, RoundSpec, Split
+
+AT_REST_MIB = 330.0  # Python with torch, before it has a network
+START_S = 20.0  # until torch is imported, on four cores of a Raspberry Pi 4; a faster board takes less
+FINISH_S = 30.0  # exporting, measuring on the hold-out, timing; likewise
+REFERENCE_GMAC_PER_S = 5.0  # the board that these two were said for
+RIGHT_AT_FIRST, RIGHT_AT_BEST, SAMPLES_SCALE = 0.80, 0.95, 1500.0
+_TRIALS = 3  # of a search for how far to cut
+_IMPRINT_S = 5.0
+_NOISE = 0.004  # of an accuracy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What is trained."""
+
+    name: str
+    gmac: float  # multiply-adds of one image, in thousand millions
+    parameters_m: float  # in millions
+    kept_mib: float  # of each image of a batch, while training
+    speed: float = 1.0  # share of the board's rate that it reaches: depthwise layers wait for memory
+    batch_ms: float = 30.0  # one prediction, on the reference board
+
+
+# Multiply-adds and parameters: the papers'. Memory of an image: slopes of memory over batch size, 224 pixels, Jetson TX2
+# (measurements published with perf4sight, arXiv 2108.05580); of the CIFAR network by its layers.
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network(name="resnet20", gmac=0.041, parameters_m=0.27, kept_mib=1.6, batch_ms=6.0),
+        Network(name="resnet18", gmac=1.82, parameters_m=11.7, kept_mib=30.5, batch_ms=150.0),
+        Network(name="mobilenet_v2", gmac=0.31, parameters_m=3.5, kept_mib=71.2, speed=0.4, batch_ms=50.0),
+        Network(name="squeezenet", gmac=0.35, parameters_m=1.24, kept_mib=46.6, speed=0.8, batch_ms=45.0),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One round on one board."""
+
+    batch_size: int
+    peak_mib: float
+    start_s: float  # of these three, with all cores, at full clock and full duty
+    train_s: float
+    finish_s: float
+
+    @property
+    def whole_s(self) -> float:
+        """All of it."""
+        return self.start_s + self.train_s + self.finish_s
+
+
+def plan(spec: RoundSpec, network: Network, gmac_per_s: float) -> Plan:
+    """What a round will take; `batch_size` is 0 where not even one image fits into the recipe's memory."""
+    recipe, slower = spec.recipe, REFERENCE_GMAC_PER_S / gmac_per_s
+    training = sum(sample.split is Split.TRAINING for sample in spec.samples)
+    others = len(spec.samples) - training
+    passes = (4.0 if recipe.distillation > 0 else 3.0) * training * epochs(spec) + 2.0 * others + training
+    train_s = passes * network.gmac / (gmac_per_s * network.speed)
+    if spec.kind is RoundKind.IMPRINT:
+        train_s = _IMPRINT_S * slower
+    batch = recipe.batch_size
+    while batch and recipe.memory_max_mib is not None and peak_mib(network, batch) > recipe.memory_max_mib:
+        batch //= 2
+    return Plan(
+        batch_size=batch,
+        peak_mib=peak_mib(network, max(1, batch)),
+        start_s=START_S * slower,
+        train_s=train_s,
+        finish_s=FINISH_S * slower,
+    )
+
+
+def epochs(spec: RoundSpec) -> float:
+    """Over the training samples, with those of a search for how far to cut."""
+    recipe = spec.recipe
+    if spec.kind is RoundKind.IMPRINT:
+        return 0.0
+    if spec.kind is not RoundKind.RESHAPE:
+        return recipe.epochs_after
+    searched = 0.0 if recipe.search == "none" else _TRIALS * recipe.trial_epochs
+    return recipe.epochs_before + searched + recipe.epochs_after
+
+
+def peak_mib(network: Network, batch_size: int) -> float:
+    """Of the trainer, with batches of this many images."""
+    return AT_REST_MIB + 3 * 4 * network.parameters_m * 1e6 / 2**20 + network.kept_mib * batch_size
+
+
+def accuracy(samples: int) -> float:
+    """Of a version whose round had so many labelled training samples, 0..1."""
+    return RIGHT_AT_BEST - (RIGHT_AT_BEST - RIGHT_AT_FIRST) * math.exp(-samples / SAMPLES_SCALE)
+
+
+def scored(spec: RoundSpec, base_right: float, *, seed: int) -> float:
+    """The candidate's accuracy on the hold-out, the same each time for a round and a seed."""
+    chance = random.Random(f"{seed} {spec.round_id}")
+    if spec.kind is RoundKind.IMPRINT:
+        return base_right
+    training = sum(sample.split is Split.TRAINING and sample.label is not None for sample in spec.samples)
+    cost = 0.004 if spec.kind is RoundKind.RESHAPE else 0.0
+    return min(1.0, accuracy(training) - cost + chance.gauss(0.0, _NOISE))
+
+
+def factory_facts(network: Network, gmac_per_s: float) -> dict[str, Any]:
+    """What the factory model's manifest says of this network on this board."""
+    median_ms = network.batch_ms * REFERENCE_GMAC_PER_S / gmac_per_s
+    return {
+        "architecture": network.name,
+        "cost": Cost(
+            parameters=round(network.parameters_m * 1e6), macs=round(network.gmac * 1e9),
+            onnx_bytes=round(4e6 * network.parameters_m),
+        ),
+        "latency": Latency(median_ms=median_ms, p90_ms=1.05 * median_ms, runs=50, threads=1),
+    }  # fmt: skip
