@@ -25,6 +25,8 @@ class Control:
     Attributes:
         duty: the share of the time in which the trainer may compute.
         energy_j: what the board has used since this process was started, in joules; None: nothing here measures it.
+        worked_s: seconds of each piece of work that was paced since `begin_count`.
+        slept_s: seconds slept for the pace since this was made.
 
     Args:
         output: gets one JSON object a line.
@@ -46,6 +48,12 @@ class Control:
         self.duty = 1.0
         self.energy_j: float | None = None
         self.is_stop_asked = False
+        self.worked_s: list[float] = []
+        self.slept_s = 0.0
+
+    def begin_count(self) -> None:
+        """Forget which pieces of work there were."""
+        self.worked_s = []
 
     def stop(self) -> None:
         """Ask for a checkpoint and an end at the next step boundary."""
@@ -84,14 +92,16 @@ class Control:
 
     def pace(self, worked_s: float) -> None:
         """Sleep so that the work just done takes up its `duty` share of the time."""
+        self.worked_s.append(worked_s)
         began_s = self._now_s()
         while not self.is_stop_asked:
             left_s = self.paced_s(worked_s) - worked_s - (self._now_s() - began_s)
             if left_s <= 0:
-                return
+                break
             if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
                 self.say("heartbeat", phase=self._phase)
             self._sleep(min(left_s, _NAP_S))
+        self.slept_s += self._now_s() - began_s
 
     def obey(self, order: str) -> None:
         """Take one line of stdin: {"duty": 0.5} or {"energy_j": 1200.0}. What is not an order is not obeyed."""

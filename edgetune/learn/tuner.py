@@ -6,9 +6,9 @@ Everything works in place or on copies in memory; what is kept, and where, is th
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,17 +26,18 @@ from edgetune.learn.criteria import Batch, Criterion, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.depth import removed_exits, thin_out
 from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
+from edgetune.learn.forecaster import Forecaster, begin_peak, micro_profile, peak_mib, workload_of
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
-from edgetune.learn.memory import kept_by, pass_mib, step_mib
+from edgetune.learn.memory import kept_by, pass_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.partial import Part
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.learn.schedules import PAPER
 from edgetune.learn.transfer import Shown, Teacher, telling_logits
-from edgetune.learn.updating import Forecast, Updating
-from edgetune.types import Preprocess, Recipe
+from edgetune.learn.updating import Updating
+from edgetune.types import BoardHistory, Preprocess, Recipe, StepPoint, Workload
 
 TUNE, RETRAIN = "tune", "retrain"
 # Channel multiples that are tried when the recipe leaves the choice to a measurement.
@@ -47,6 +48,7 @@ _KEPT_TOLERANCE = 0.05
 _BRANCH_BATCHES = 4
 # Filters are not scored in smaller ones: what is left of the memory then is the libraries'.
 _SMALLEST_BATCH = 8
+_PROFILED_BATCH = 16  # images in the larger batch of a micro-profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Tuner:
         round_id: int = 0,
         teacher: nn.Module | Teacher | None = None,
         scratch: Path | None = None,
+        history: BoardHistory | None = None,
     ) -> None:
         """`teacher` is asked when the recipe distils; `round_id` is part of every seed; files may come and go in `scratch`."""
         self._recipe, self._control, self._round_id = recipe, control, round_id
@@ -105,6 +108,10 @@ class Tuner:
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.scoring_batch = recipe.batch_size  # less, where memory is short
         self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
+        self.accumulation = recipe.accumulation
+        self.forecaster = Forecaster(history or BoardHistory(), threads=recipe.threads)
+        self.measured: dict[str, StepPoint] = {}  # of each phase of training so far, by its name
+        self.stepping_s = 0.0  # spent in steps, in all phases so far
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
@@ -158,9 +165,13 @@ class Tuner:
             distillation=recipe.distillation if self._teacher is not None else 0.0,
             temperature=recipe.temperature,
             transfer=recipe.transfer,
+            accumulation=self.accumulation,
         )
+        self._control.begin_count()
+        begin_peak()
         with self.updating.partly(network, self.layout.dtype) as (part, teacher):
-            return fine_tune(
+            work = self.workload(network, part, is_from_cut=part is not None and part.kept is not None)
+            score = fine_tune(
                 network,
                 phase,
                 self._training,
@@ -174,24 +185,20 @@ class Tuner:
                 by_labels=self.by_labels,
                 part=part,
             )
+        self._measure(name, work)
+        return score
 
-    def choose_update(self, network: Network, steps: int) -> dict[str, str]:
-        """Settle what is trained of the network in so many steps at the present pace; see `Updating.choose`."""
-
-        def whole_s() -> float:  # measured only where it matters
-            return self._control.paced_s(self._step_s(network) * steps)
-
-        return self.updating.choose(network, self._recipe, self._forecasting(network), whole_s=whole_s)
-
-    def _step_s(self, network: Network) -> float:
-        """Seconds of a training step of the whole network in the present layout."""
-        part = np.resize(np.arange(len(self._training)), self._recipe.batch_size)
-        images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
-        _, measured_s = fastest_layout(
-            network.module, images, self.normaliser.labels(labels), [self.layout], beat=self._control.beat
+    def _measure(self, name: str, work: Workload) -> None:
+        """Note what the phase that has just ended took, for this board's next forecasts."""
+        taken_s = sorted(self._control.worked_s)
+        self.stepping_s += sum(taken_s)
+        each = math.ceil(self._recipe.batch_size / self.accumulation)
+        self.measured[name] = replace(
+            self.forecaster.point(work, each),
+            peak_mib=peak_mib(),
+            step_s=taken_s[len(taken_s) // 2] / self.accumulation if taken_s else None,
         )
-        (step_s,) = measured_s.values()
-        return step_s
+        begin_peak()  # what follows has a peak of its own
 
     def prunes_first(self, network: Network) -> str:
         """
@@ -202,13 +209,12 @@ class Tuner:
         """
         recipe = self._recipe
         most_mib = recipe.memory_max_mib
-        with self._forecasting(network) as forecast_mib:
-            needed_mib = forecast_mib(recipe.batch_size)
+        needed_mib = self.forecaster.peak_mib(self.workload(network), recipe.batch_size).high
         why = ""
         if recipe.order == "prune_first":
             why = "pruning.order"
         elif recipe.order == "auto" and most_mib is not None and needed_mib > most_mib:
-            why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
+            why = f"tuning the whole network first would take up to {needed_mib:.0f} MiB of {most_mib:.0f}"
         if most_mib is not None:
             self._fit_scoring(network, most_mib)
         return why
@@ -227,26 +233,31 @@ class Tuner:
         few = np.resize(np.arange(len(self._training)), 2)
         return self.normaliser(self._training.images(few)), self.normaliser.labels(self._training.labels[few])
 
-    @contextlib.contextmanager
-    def _forecasting(self, network: Network) -> Iterator[Forecast]:
-        """What a step takes, in MiB, of so many images and of the whole network or a part; the network stays as it is."""
+    def workload(self, network: Network, part: Part | None = None, *, is_from_cut: bool = False) -> Workload:
+        """What a training step of the network, or of a part of it, consists of; the network stays as it is."""
         batch = self._few()
         was_training = network.module.training
         state = copy.deepcopy(network.module.state_dict())
-
-        def forecast_mib(batch_size: int, part: Part | None = None) -> float:
-            network.module.train()
+        network.module.train()
+        try:
             if part is None:
-                return step_mib(network.module, *batch, batch_size)
+                return workload_of(network.module, *batch)
             part.rest()
             with part.trained_alone():
-                return step_mib(network.module, *batch, batch_size)
-
-        try:
-            yield forecast_mib
+                return workload_of(network.module, *batch, is_from_cut=is_from_cut)
         finally:
             network.module.load_state_dict(state)  # running statistics have seen the images
             network.module.train(was_training)
+
+    def profile(self, network: Network) -> list[StepPoint]:
+        """Measure a few steps of a copy of the network in two small batches; see `forecaster.micro_profile`."""
+        most = min(self.scoring_batch, _PROFILED_BATCH)
+        batches = []
+        for size in sorted({max(2, most // 2), most}):
+            part = np.resize(np.arange(len(self._training)), size)
+            labels = self.normaliser.labels(self._training.labels[part])
+            batches.append((self.normaliser(self._training.images(part)), labels))
+        return micro_profile(network.module, batches, self.forecaster, self.layout, beat=self._control.beat)
 
     def _kept_by_scoring(self, network: Network, batch: Batch) -> int:
         """Bytes that autograd keeps while this batch ranks the filters."""
