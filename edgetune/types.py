@@ -230,7 +230,7 @@ class RoundFigures:
     """What a finished round took beside its training steps."""
 
     other_s: float  # loading, ranking, exporting, comparing
-    other_mib: float  # the process's peak in that time
+    other_share: float  # the process's peak in what came after its steps, as a share of that in its steps
     power_w: float | None = None  # of the board while it trained; None: not measured
 
 

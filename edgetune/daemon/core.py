@@ -137,6 +137,7 @@ class Daemon:
             service_time=self.service_time,
             serving=self.serving,
             make_trainer=lambda: TrainerProcess(clock=clock),
+            make_planner=lambda: TrainerProcess(clock=clock, is_plan=True),
         )
         self._considering = Considering(
             buffer=self.buffer,

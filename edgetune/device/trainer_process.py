@@ -54,16 +54,20 @@ class Progress:
 class TrainerProcess:
     """One run of `python -m edgetune.trainer`; a second run is a second object."""
 
-    def __init__(self, *, clock: Clock | None = None, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, *, clock: Clock | None = None, command: Sequence[str] | None = None, is_plan: bool = False
+    ) -> None:
         """
         Prepare; `start` starts it.
 
         Args:
             clock: for the ages of progress and heartbeat.
             command: what to run before ROUND_DIR and `--parent PID`; default: this Python's `-m edgetune.trainer`.
+            is_plan: the round is only to be planned.
         """
         self._clock: Clock = clock or SystemClock()
         self._command = tuple(command) if command is not None else (sys.executable, "-m", "edgetune.trainer")
+        self._command += ("--plan",) if is_plan else ()
         self._process: asyncio.subprocess.Process | None = None
         self._round_dir = Path()
         self._reading: asyncio.Task[None] | None = None

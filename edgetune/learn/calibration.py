@@ -5,7 +5,8 @@ First physics: memory = a + b * weights + c * batch * kept activations + d * bat
 in a roofline (a constant a layer, a rate for multiply-accumulates, a bandwidth for activations), with coefficients that are
 not negative and have the least relative error. Then what physics leaves over: a Gaussian process on the logarithm of
 measured over expected, which also says how sure it is. A board without enough measurements takes the coefficients of
-another machine, and its own measurements then correct a common factor first (`Kernel.scale_sd`).
+another machine, and its own measurements then correct a common factor (`Kernel.scale_sd`) and each coefficient
+(`Kernel.term_sds`).
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Kernel:
     noise: float = 0.05
     parts: tuple[tuple[float, float, float], ...] = ((0.1, 0.3, 1.0), (0.1, 2.0, 0.4))  # (sd, length of batch, of nets)
     scale_sd: float = 0.0  # of a factor that all measurements share
+    term_sds: tuple[float, ...] = ()  # of each coefficient of physics, as a share of it; none: it is certain
 
     def between(self, one: Floats, other: Floats) -> Floats:
         """Covariance [N, M] of inputs [N, D] and [M, D]."""
@@ -138,17 +140,21 @@ class StepModel:
         measured = np.asarray(values, dtype=np.float64)
         self.coefficients = prior or _fit(physics, points, measured)
         self._inputs = _inputs(points)
-        left = np.log(measured / self._expected(points)) if len(points) else np.empty(0)
-        covariance = self.kernel.between(self._inputs, self._inputs) + self.kernel.noise**2 * np.eye(len(left))
+        left = np.log(measured / self._expected(points)) if points else np.empty(0)
+        self._shares = self._shares_of(points)
+        covariance = self.kernel.between(self._inputs, self._inputs) + self._shares @ self._shares.T
+        covariance += self.kernel.noise**2 * np.eye(len(left))
         self._factor = np.linalg.cholesky(covariance)
         self._weights = np.linalg.solve(self._factor.T, np.linalg.solve(self._factor, left))
         self.evidence = float(-0.5 * left @ self._weights - np.log(np.diag(self._factor)).sum())
 
     def predict(self, points: Sequence[StepPoint]) -> tuple[Floats, Floats]:
         """Likely values [N], and the standard deviations [N] of their logarithms."""
-        across = self.kernel.between(_inputs(points), self._inputs)
+        shares = self._shares_of(points)
+        across = self.kernel.between(_inputs(points), self._inputs) + shares @ self._shares.T
         explained = (np.linalg.solve(self._factor, across.T) ** 2).sum(axis=0)
-        spread = np.sqrt(np.maximum(0.0, self.kernel.variance - explained) + self.kernel.noise**2)
+        unknown = self.kernel.variance + (shares**2).sum(axis=1) - explained
+        spread = np.sqrt(np.maximum(0.0, unknown) + self.kernel.noise**2)
         likely = np.minimum(self._expected(points) * np.exp(across @ self._weights), self.coefficients.ceiling)
         return likely, spread * self.widen
 
@@ -168,6 +174,15 @@ class StepModel:
             prior=self.coefficients,
             widen=self.widen,
         )
+
+    def _shares_of(self, points: Sequence[StepPoint]) -> Floats:
+        """[N, J]: by how much the logarithm moves when a coefficient moves by its standard deviation."""
+        if not self.kernel.term_sds:
+            return np.zeros((len(points), 1))
+        if not points:
+            return np.empty((0, len(self.kernel.term_sds)))
+        moved = _terms(self._physics, points) * np.asarray(self.coefficients.weights) * np.asarray(self.kernel.term_sds)
+        return np.asarray(moved / self._expected(points)[:, None])
 
     def _expected(self, points: Sequence[StepPoint]) -> Floats:
         """By physics alone."""
@@ -210,8 +225,9 @@ def calibrated(
 
 
 def _terms(physics: Physics, points: Sequence[StepPoint]) -> Floats:
-    rows = [physics.terms(point) for point in points]
-    return np.asarray(rows, dtype=np.float64).reshape(len(points), -1)
+    if not points:
+        return np.empty((0, 0))
+    return np.asarray([physics.terms(point) for point in points], dtype=np.float64)
 
 
 def _inputs(points: Sequence[StepPoint]) -> Floats:

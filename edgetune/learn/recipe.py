@@ -440,11 +440,10 @@ class _Round:
 
     def _note_measured(self) -> None:
         """What it took, for this board's next forecasts."""
-        points, other_mib = list(self._tuner.measured.values()), peak_mib()
-        peaks = [peak for peak in (other_mib, *(point.peak_mib for point in points)) if peak is not None]
+        other_mib = peak_mib()
         self._journal["measured"] = {
-            "points": [to_plain(point) for point in points],
-            "peak_mib": max(peaks, default=None),
+            "points": [to_plain(point) for point in self._tuner.measured.values()],
+            "peak_mib": None if other_mib is None else max(other_mib, self._tuner.peak_mib),
             "other_mib": other_mib,
             "stepping_s": round(self._tuner.stepping_s, 3),
             "slept_s": round(self._control.slept_s, 3),

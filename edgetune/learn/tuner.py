@@ -107,10 +107,12 @@ class Tuner:
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.scoring_batch = recipe.batch_size  # less, where memory is short
+        self.scoring_mib: float | None = None  # that ranking filters takes; None: nothing is ranked
         self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
         self.accumulation = recipe.accumulation
         self.forecaster = Forecaster(history or BoardHistory(), threads=recipe.threads)
         self.measured: dict[str, StepPoint] = {}  # of each phase of training so far, by its name
+        self.peak_mib = 0.0  # of this process until the last phase of training ended
         self.stepping_s = 0.0  # spent in steps, in all phases so far
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
@@ -168,6 +170,7 @@ class Tuner:
             accumulation=self.accumulation,
         )
         self._control.begin_count()
+        self.peak_mib = max(self.peak_mib, peak_mib() or 0.0)
         begin_peak()
         with self.updating.partly(network, self.layout.dtype) as (part, teacher):
             work = self.workload(network, part, is_from_cut=part is not None and part.kept is not None)
@@ -195,9 +198,10 @@ class Tuner:
         each = math.ceil(self._recipe.batch_size / self.accumulation)
         self.measured[name] = replace(
             self.forecaster.point(work, each),
-            peak_mib=peak_mib(),
+            peak_mib=None if self.measured else peak_mib(),  # what came before a later phase is in its peak
             step_s=taken_s[len(taken_s) // 2] / self.accumulation if taken_s else None,
         )
+        self.peak_mib = max(self.peak_mib, peak_mib() or 0.0)
         begin_peak()  # what follows has a peak of its own
 
     def prunes_first(self, network: Network) -> str:
@@ -215,8 +219,7 @@ class Tuner:
             why = "pruning.order"
         elif recipe.order == "auto" and most_mib is not None and needed_mib > most_mib:
             why = f"tuning the whole network first would take up to {needed_mib:.0f} MiB of {most_mib:.0f}"
-        if most_mib is not None:
-            self._fit_scoring(network, most_mib)
+        self._fit_scoring(network, math.inf if most_mib is None else most_mib)
         return why
 
     def _fit_scoring(self, network: Network, most_mib: float) -> None:
@@ -226,6 +229,7 @@ class Tuner:
         kept_of_image = self._kept_by_scoring(network, batch) / len(batch[0])
         while self._can_halve() and pass_mib(kept_of_image * self.scoring_batch) > most_mib:
             self.scoring_batch //= 2
+        self.scoring_mib = pass_mib(kept_of_image * self.scoring_batch)
         network.module.train(was_training)
 
     def _few(self) -> Batch:
