@@ -131,13 +131,15 @@ def run(
     subprocess.run(call, check=False, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=environment)
     taken_s = time.monotonic() - began_s
     outcome = json.loads((directory / "outcome.json").read_text())
-    return {**json.loads((directory / "journal.json").read_text()), "outcome": outcome, "taken_s": taken_s}
+    return {**json.loads((directory / "journal.json").read_text()), "outcome": outcome["outcome"], "taken_s": taken_s}
 
 
 def play() -> None:
     """Print the table."""
     say(f"{machine()}, {time.strftime('%Y-%m-%d')}, 1 thread, {EACH * len(CLASSES)} images of 32 px")
-    rows = [("round", "peak forecast", "peak", "error", "step", "error", "time forecast", "time", "error")]
+    rows: list[tuple[str, ...]] = [
+        ("round", "peak forecast", "peak", "error", "step", "error", "time forecast", "time", "error")
+    ]
     errors: list[dict[str, float]] = []
     history = BoardHistory()
     with tempfile.TemporaryDirectory(prefix="edgetune-own-") as name:
@@ -166,7 +168,7 @@ def play() -> None:
             peak, duration = made["peak_mib"], made["duration_s"]
             said = (what, _range(peak, "MiB"))
             if "actual" not in told:
-                rows.append((*said, f"{dict(journal['outcome'])['outcome']}", *[""] * 6))  # type: ignore[call-overload]
+                rows.append((*said, str(journal["outcome"]), *[""] * 6))
                 say("  " + "  ".join(rows[-1]) + f"  {made['reason']}")
                 continue
             actual, error = told["actual"], told["forecast_error"]
