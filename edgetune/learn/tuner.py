@@ -48,7 +48,7 @@ _KEPT_TOLERANCE = 0.05
 _BRANCH_BATCHES = 4
 # Filters are not scored in smaller ones: what is left of the memory then is the libraries'.
 _SMALLEST_BATCH = 8
-_PROFILED_BATCH = 16  # images in the larger batch of a micro-profile
+_PROBING_BATCH = 16  # images on which layouts are timed, and in the larger batch of a micro-profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Tuner:
         """Measure which of the recipe's layouts trains this network fastest, and use it from now on."""
         recipe = self._recipe
         candidates = candidate_layouts(recipe.memory_format, recipe.dtype, self._device)
-        part = np.resize(np.arange(len(self._training)), self.scoring_batch)
+        part = np.resize(np.arange(len(self._training)), self.probing_batch(network))
         images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
         self.layout, measured_s = fastest_layout(
             network.module, images, self.normaliser.labels(labels), candidates, beat=self._control.beat
@@ -253,9 +253,19 @@ class Tuner:
             network.module.load_state_dict(state)  # running statistics have seen the images
             network.module.train(was_training)
 
+    def probing_batch(self, network: Network) -> int:
+        """How many images the whole network is tried out on before there is a plan: few enough for the memory."""
+        most_mib = self._recipe.memory_max_mib
+        batch = min(self.scoring_batch, _PROBING_BATCH)
+        if most_mib is not None:
+            work = self.workload(network)
+            while batch > 2 and self.forecaster.peak_mib(work, batch).high > most_mib:
+                batch //= 2
+        return batch
+
     def profile(self, network: Network) -> list[StepPoint]:
         """Measure a few steps of a copy of the network in two small batches; see `forecaster.micro_profile`."""
-        most = min(self.scoring_batch, _PROFILED_BATCH)
+        most = self.probing_batch(network)
         batches = []
         for size in sorted({max(2, most // 2), most}):
             part = np.resize(np.arange(len(self._training)), size)

@@ -106,7 +106,7 @@ def test_no_round_begins_while_one_is_planned(tmp_path: Path) -> None:
             if site.state is not RoundState.IDLE:
                 pytest.fail("a round began before the plan was asked for")
             asked = asyncio.create_task(service.start_round(kind=None, force=True, dry_run=True))
-            while "start" not in planner.said:
+            while "start" not in planner.said:  # noqa: ASYNC110 - the fake says when, in a list
                 await asyncio.sleep(0.01)
             with pytest.raises(ConflictError, match="planned already"):
                 await service.start_round(kind=None, force=True, dry_run=True)
