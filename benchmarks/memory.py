@@ -22,10 +22,10 @@ from benchmarks.data_aware import begin, peak_mib
 from benchmarks.fresh import CLASSES, in_fresh_process, noise
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
-from edgetune.learn.memory import step_mib
+from edgetune.learn.forecaster import Forecaster
 from edgetune.learn.network import new_network
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
-from edgetune.types import Preprocess, Recipe
+from edgetune.types import BoardHistory, Preprocess, Recipe
 
 SIZE = Preprocess(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 STEPS = 3
@@ -46,10 +46,11 @@ def measure(
         recipe, data, noise(0, SIZE), preprocess=SIZE, device=torch.device("cpu"), control=SilentControl()
     )  # fmt: skip
     network = tuner.place(new_network(net, CLASSES))
-    warm = tuner.normaliser(data.images(np.arange(2))), tuner.normaliser.labels(data.labels[:2])
-    network.module.train()(warm[0]).sum().backward()
+    warm = tuner.normaliser(data.images(np.arange(2)))
+    network.module.train()(warm).sum().backward()
     network.module.zero_grad(set_to_none=True)
-    forecast = step_mib(network.module, *warm, batch)
+    tuner.forecaster = Forecaster(BoardHistory(), threads=threads)  # the libraries are there by now
+    forecast = tuner.forecaster.peak_mib(tuner.workload(network), batch).likely
     begin()
     if order != "whole":
         why = tuner.prunes_first(network)

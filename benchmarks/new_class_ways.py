@@ -297,7 +297,7 @@ class Experiment:
             tuner.by_labels = Rehearsal(recipe.rehearsal, new=new, shown=shown, classes=count)
             tuner.by_labels.remember(training.sample_ids, board.logits(served, training).numpy())
         steps = round(cell.epochs * tuner.epoch_steps)
-        tuner.choose_update(network, steps)
+        tuner.updating.name = tuner.updating.ways(network, recipe.update)[0]
         tuner.fine_tune(network, RETRAIN, steps)
         if recipe.old_classes_drop_max is not None:
             board.hold_back(network, recipe)

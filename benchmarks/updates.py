@@ -47,7 +47,9 @@ def measure(
     network.module.train()(warm).sum().backward()
     network.module.zero_grad(set_to_none=True)
     steps = round(epochs * steps_per_epoch(data, batch))
-    taken = tuner.choose_update(network, steps)["update"]  # a network that latents do not suit has its tail trained
+    tuner.updating.name = taken = tuner.updating.ways(network, update)[
+        0
+    ]  # a network that latents do not suit has its tail trained
     before_mib = psutil.Process().memory_info().rss / 2**20
     begin()
     began_s = time.monotonic()

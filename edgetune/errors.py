@@ -218,6 +218,15 @@ class OutOfMemoryError(RoundError):
     default_hint = "lower training.batch_size, or raise budgets.trainer_memory_max"
 
 
+class WillNotFitError(RoundError):
+    """By its forecast the round does not fit into the budgets."""
+
+    code = "will_not_fit"
+    default_hint = (
+        "raise that budget, or train less: training.update: auto, fewer epochs, a smaller training.batch_size"
+    )
+
+
 class NoGradientError(RoundError):
     """A prunable layer got no gradient, so its filters cannot be ranked."""
 

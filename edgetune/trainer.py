@@ -41,6 +41,7 @@ from edgetune.errors import (
     TeacherError,
     UnprunableError,
     UsageError,
+    WillNotFitError,
 )
 from edgetune.store.durable import remove_file, write_atomic
 from edgetune.store.written import process_written_bytes
@@ -59,6 +60,7 @@ _OUTCOMES: tuple[tuple[type[EdgetuneError], TrainerOutcome], ...] = (
     (OneClassError, TrainerOutcome.ONE_CLASS),
     (LossNotFiniteError, TrainerOutcome.NAN_LOSS),
     (OutOfMemoryError, TrainerOutcome.OUT_OF_MEMORY),
+    (WillNotFitError, TrainerOutcome.WILL_NOT_FIT),
     (UnprunableError, TrainerOutcome.UNPRUNABLE),
     (NoGradientError, TrainerOutcome.UNPRUNABLE),
     (ModelError, TrainerOutcome.BAD_MODEL),
@@ -74,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the trainer; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m edgetune.trainer", description="Do one round of training.")
     parser.add_argument("round_dir", type=Path, help="directory with spec.json")
+    parser.add_argument(
+        "--plan", action="store_true", help="only forecast the round, and whether it fits; trains nothing"
+    )
     parser.add_argument("--parent", type=int, help="process id of the daemon; the trainer dies with it")
     arguments = parser.parse_args(argv)
     if arguments.parent is not None:
@@ -81,13 +86,13 @@ def main(argv: list[str] | None = None) -> int:
     output = _protocol_output()
     try:
         with _locked(arguments.round_dir):
-            return _run(arguments.round_dir, output)
+            return _run(arguments.round_dir, output, is_plan=arguments.plan)
     except (UsageError, ConflictError) as error:
         print(f"{error.message}\n{error.hint}".strip(), file=sys.stderr)  # noqa: T201 - a command line that was misused
         return EXIT_USAGE
 
 
-def _run(round_dir: Path, output: TextIO) -> int:
+def _run(round_dir: Path, output: TextIO, *, is_plan: bool = False) -> int:
     spec = _read_spec(round_dir)
     remove_file(round_dir / OUTCOME_FILE)
     try:
@@ -96,7 +101,7 @@ def _run(round_dir: Path, output: TextIO) -> int:
         control = Control(output)
         _listen(control)
         control.phase("load")
-        outcome, message, hint = _attempt(round_dir, spec, control)
+        outcome, message, hint = _attempt(round_dir, spec, control, is_plan=is_plan)
     except BrokenPipeError:  # nobody reads any more: the checkpoint is what is left
         return EXIT_TRAINER_CHECKPOINTED
     record = {"outcome": outcome.value, "message": message, "hint": hint}
@@ -116,7 +121,9 @@ def _written_bytes() -> int | None:
     return process_written_bytes()
 
 
-def _attempt(round_dir: Path, spec: RoundSpec, control: Control) -> tuple[TrainerOutcome, str, str]:
+def _attempt(
+    round_dir: Path, spec: RoundSpec, control: Control, *, is_plan: bool = False
+) -> tuple[TrainerOutcome, str, str]:
     """Do the round; every way it can end has a name."""
     try:
         from edgetune.learn.control import StopAskedError
@@ -124,9 +131,12 @@ def _attempt(round_dir: Path, spec: RoundSpec, control: Control) -> tuple[Traine
         for library in _HEAVY:
             control.say("heartbeat", phase="load")  # each of them takes seconds on a small board
             importlib.import_module(library)
-        from edgetune.learn.recipe import run_round
+        from edgetune.learn.recipe import plan_round, run_round
 
         try:
+            if is_plan:
+                plan = plan_round(round_dir, spec, control)
+                return TrainerOutcome.PLANNED, plan.reason, ""
             manifest = run_round(round_dir, spec, control)
         except StopAskedError:
             return TrainerOutcome.CHECKPOINTED, "stopped; the round can go on from its checkpoint", ""

@@ -218,6 +218,76 @@ class Verdict:
     reasons: tuple[str, ...] = ()  # "soc_temp_c value=83.5 limit=80.0"
 
 
+# --------------------------------------------------------------------------------------------------- forecasts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a training step of a network consists of: for one image, where nothing else is said."""
+
+    kept_mib: float  # activations that autograd keeps from the forward to the backward pass
+    largest_mib: float  # of what one layer reads and writes, the most
+    mega_macs: float  # of convolutions, in whole tiles of channels; a third of them forward, the rest backward
+    grouped_mega_macs: float  # of grouped and depthwise convolutions, which processors are slow at
+    layers: int  # with weights, as often as they run
+    mega_weights: float  # parameters a step updates, whatever the batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPoint:
+    """A training step as measured on this board."""
+
+    workload: Workload
+    batch_size: int
+    threads: int
+    rest_mib: float  # resident memory of the process before its first step
+    peak_mib: float | None = None
+    step_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFigures:
+    """What a finished round took beside its training steps."""
+
+    other_s: float  # loading, ranking, exporting, comparing
+    other_share: float  # the process's peak in what came after its steps, as a share of that in its steps
+    power_w: float | None = None  # of the board while it trained; None: not measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardHistory:
+    """What forecasts on this board learn from, oldest first."""
+
+    points: tuple[StepPoint, ...] = ()
+    rounds: tuple[RoundFigures, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A number that is not known yet; nine of ten lie between `low` and `high`."""
+
+    low: float
+    likely: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a round will take, and how it would be run."""
+
+    peak_mib: Interval
+    step_s: Interval
+    duration_s: Interval
+    energy_j: Interval | None  # None: this board's power while it trains is not known
+    batch_size: int
+    accumulation: int  # batches that make one step
+    threads: int
+    update: str
+    fits: bool
+    reason: str  # why not, with the number that does not fit; else what differs from what the configuration asks for
+    calibrated_on: int  # rounds
+
+
 # --------------------------------------------------------------------------------------------------- rounds
 
 
@@ -260,7 +330,7 @@ class Recipe:
     order: str = (
         "auto"  # "tune_first" | "prune_first" | "auto": the second where tuning the whole network takes too much
     )
-    memory_max_mib: float | None = None  # of the trainer, for "auto"; None: any
+    memory_max_mib: float | None = None  # of the trainer; None: any
     round_to: int | None = None  # kept channels are a multiple of this; None: measured, see learn.tuner
     epochs_before: float = 4  # on the site's samples, before filters are ranked
     epochs_after: float = 12
@@ -295,7 +365,10 @@ class Recipe:
     update: str = (
         "full"  # what an adapting round trains: "full" | "tail" | "head" | "latent" | "auto", see learn.partial
     )
-    time_max_s: float | None = None  # of the round, for "auto"; None: any
+    accumulation: int = 1  # batches that make one step; the plan of a round raises it where memory is short
+    time_max_s: float | None = None  # of the round; None: any
+    energy_max_j: float | None = None  # likewise
+    memory_available_min_mib: float | None = None  # that the round has to leave to others; None: any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +413,7 @@ class RoundSpec:
     teacher: TeacherSource = TeacherSource()
     answers_dir: str = "answers"  # where a teacher's answers are kept
     refused_classes: tuple[str, ...] = ()  # that the operator does not want, whoever knows them
+    history: BoardHistory = BoardHistory()  # what its forecast learns from
 
 
 class TrainerOutcome(str, enum.Enum):
@@ -356,6 +430,8 @@ class TrainerOutcome(str, enum.Enum):
     DISK_FULL = "disk_full"
     MISSING_LIBRARY = "missing_library"
     BAD_TEACHER = "bad_teacher"
+    WILL_NOT_FIT = "will_not_fit"  # by its forecast: nothing was trained
+    PLANNED = "planned"  # only a plan was asked for
     FAILED = "failed"
     KILLED = "killed"  # written by the daemon: no outcome was left
 

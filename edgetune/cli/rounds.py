@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from edgetune.cli.base import columns, emit, with_json, with_socket
+from edgetune.cli.forecast_words import forecast_words, met_lines
 from edgetune.cli.words import ago, round_line, unlabelled_lines
 from edgetune.client import Client
 from edgetune.errors import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, NotFoundError
@@ -52,6 +53,10 @@ def _plan_words(plan: Mapping[str, Any]) -> str:
     words = f"{number}({plan['kind']}) {verb}: {plan['reason']}"
     if plan.get("verdict") in ("pause", "stop"):
         words += f"\nthe budget holds it back for now: {'; '.join(plan['verdict_reasons'])}"
+    if plan.get("forecast"):
+        words += f"\n{forecast_words(plan['forecast'], plan.get('budgets') or {})}"
+    elif plan.get("no_forecast"):
+        words += f"\nthere is no forecast: {plan['no_forecast']}"
     return words
 
 
@@ -156,6 +161,7 @@ def _round_words(row: Mapping[str, Any]) -> str:
     ]
     if row.get("message"):
         lines.append(f"  {row['message']}")
+    lines += [f"  {line}" for line in met_lines(details)]
     lines += [f"  {line}" for line in unlabelled_lines((details.get("summary") or {}).get("unlabelled") or {})]
     lines += [f"  {reason}" for reason in decision.get("reasons") or () if reason != row.get("message")]
     lines += [f"  note: {warning}" for warning in decision.get("warnings") or ()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune import units
+from edgetune.cli.forecast_words import met_lines
 from edgetune.cli.readings import compare, explain, is_worth_a_line
 
 _CLASSES_SHOWN = 6
@@ -330,6 +331,7 @@ def _last_round(status: Mapping[str, Any]) -> Paragraph:
     change = _change(last)
     lines += [change] if change else []
     lines += [f"trained for {_spent(last)}"] if last.get("trained_s") else []
+    lines += met_lines(last) if last.get("actual") else []
     lines += _asked(last.get("teacher") or {}) + unlabelled_lines(last.get("unlabelled") or {})
     lines += [str(reason) for reason in last.get("reasons") or ()]
     lines += [f"note: {warning}" for warning in last.get("warnings") or ()]

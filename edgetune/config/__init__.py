@@ -131,6 +131,8 @@ def recipe(config: Config) -> Recipe:
         unlabelled_confidence_min=training.unlabelled_confidence_min,
         update=training.update,
         time_max_s=config.budgets.round_time_max,
+        energy_max_j=config.budgets.round_energy_max,
+        memory_available_min_mib=_mib(config.budgets.memory_available_min),
     )
 
 

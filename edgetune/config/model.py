@@ -224,7 +224,10 @@ class Budgets(Section):
         " the averages below their limits; it should be several times as long as a step of training.",
     )
     memory_available_min: Bytes | None = key("300MiB", "Stop the trainer when less memory than this is available.")
-    trainer_memory_max: Bytes | None = key("1.5GiB", "Stop the trainer when it holds more than this.")
+    trainer_memory_max: Bytes | None = key(
+        "1.5GiB",
+        "Stop the trainer when it holds more than this; a round that is forecast to is run in smaller batches, or refused.",
+    )
     disk_free_min: Bytes | None = key("500MiB", "Stop the trainer when state_dir has less room than this.")
     temperature_max: Celsius | None = key(
         None,
@@ -266,9 +269,13 @@ class Budgets(Section):
     hysteresis: Share = key(
         "5%", "How far inside a limit a value must come back before work goes on, as a share of it."
     )
-    round_time_max: PositiveDuration = key("2h", "A round is stopped after this much training time.")
+    round_time_max: PositiveDuration = key(
+        "2h", "A round is stopped after this much training time, and refused where its forecast is longer."
+    )
     round_energy_max: Joules | None = key(
-        None, "A round is stopped after the whole board used this much while it trained.", example="20Wh"
+        None,
+        "A round is stopped after the whole board used this much while it trained, and refused where its forecast is more.",
+        example="20Wh",
     )
     paused_max: PositiveDuration = key("2h", "A pause longer than this stops the trainer, which frees its memory.")
     spec_max_age: PositiveDuration = key("7d", "A stopped round is given up after this long; its samples are too old.")

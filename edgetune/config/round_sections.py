@@ -80,7 +80,13 @@ class Training(Section):
     samples_max: PositiveCount | None = key(
         20_000, "Most training samples in a round, balanced over the classes; null: all."
     )
-    batch_size: int = key(_RECIPE.batch_size, "Images in a step; less takes less memory.", ge=2, le=4096)
+    batch_size: int = key(
+        _RECIPE.batch_size,
+        "Images in a step; less takes less memory. Where memory is short they go through in parts, and their gradients are"
+        " added up: batch norm then sees the smaller part.",
+        ge=2,
+        le=4096,
+    )
     learning_rate_before: float = key(_RECIPE.learning_rate_before, "Learning rate before pruning.", gt=0, le=10)
     learning_rate: float = key(_RECIPE.learning_rate, "Learning rate after pruning, at its highest.", gt=0, le=10)
     momentum: float = key(_RECIPE.momentum, "Momentum of SGD.", ge=0, lt=1)
@@ -111,7 +117,7 @@ class Training(Section):
         _RECIPE.update,
         "What an adapt round trains: full (everything), tail (the last stage), head (the output layer), latent (the last stage,"
         " on what the layers below make of each image, worked out once, without random changes), or auto: full unless it is"
-        " forecast to pass budgets.trainer_memory_max or round_time_max, then latent, then head. Reshape rounds train everything.",
+        " forecast to pass a budget even in the smallest parts of a step, then latent, then head. Reshape rounds train everything.",
     )
     replay_max: Bytes | None = key(
         None,

@@ -154,6 +154,7 @@ class Daemon:
             service_time=self.service_time,
             serving=self.serving,
             make_trainer=make_trainer or (lambda: TrainerProcess(clock=clock, wall=self.memory_wall)),
+            make_planner=lambda: TrainerProcess(clock=clock, wall=self.memory_wall, is_plan=True),
         )
         self._considering = Considering(
             buffer=self.buffer,

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.clock import Clock
+from edgetune.daemon import forecasts
+from edgetune.daemon.round_settings import RoundSettings
 from edgetune.decide import imprinting
 from edgetune.decide.returning import SHOWN_MIN
 from edgetune.decide.trigger import Want
@@ -29,21 +31,21 @@ from edgetune.store.database import transaction
 from edgetune.store.history import History
 from edgetune.store.models import Models, version_name
 from edgetune.types import (
+    BoardHistory,
     FrozenSample,
     GateDecision,
     Manifest,
     Mark,
-    Recipe,
     RoundKind,
     RoundSpec,
     RoundState,
     Split,
-    TeacherSource,
 )
 from edgetune.wire import from_json, to_json
 
 _ROUND_DIR = re.compile(r"^\d{4,}$")
 _ROUND_DIRS_KEPT = 5
+_PLAN_DIR = "plan"
 _TO_GO_ON_WITH = ("checkpoint*", "search*", "candidate*")  # of a round's directory: as large as a few models
 _TRIED_KEY = "imprints_tried"
 _NAMED = 3  # classes, the most contradicted ones
@@ -66,27 +68,52 @@ class RoundRecords:
         """A number that no round has had."""
         return max([self._history.next_round_id(), *(n + 1 for n in self._on_disk())])
 
-    def write_spec(
-        self,
-        want: Want,
-        base: Manifest,
-        *,
-        generation: int,
-        recipe: Recipe,
-        samples_max: int | None,
-        unlabelled_max: int | None,
-        serving_threads: int,
-        builders: Mapping[str, str],
-        teacher: TeacherSource,
-    ) -> RoundSpec:
+    def write_spec(self, want: Want, base: Manifest, limits: RoundSettings, *, generation: int) -> RoundSpec:
         """Choose and pin the samples, and make the round real by writing its spec; no other round may be under way."""
         round_id = self.next_round_id()
         durable.make_dir(self._dir)
         self.release_orphans()
+        spec = self._spec(round_id, want, base, limits, generation=generation)
+        durable.faultpoint("round.frozen")
+        directory = self.directory(round_id)
+        try:
+            durable.make_dir(directory)
+            durable.write_atomic(directory / "spec.json", to_json(spec, indent=1))
+            durable.faultpoint("round.spec_written")
+            self._begin(spec)
+        except (EdgetuneError, OSError):
+            durable.remove_dir(directory)  # without it there is no round; what it has pinned the next one lets go
+            self._buffer.release(round_id, consumed=False)
+            raise
+        return spec
+
+    def write_plan(self, want: Want, base: Manifest, limits: RoundSettings, *, generation: int) -> Path:
+        """The spec of a round that is only planned, in a directory of its own; nothing stays pinned and nothing is begun."""
+        round_id = self.next_round_id()
+        spec = self._spec(round_id, want, base, limits, generation=generation)
+        self._buffer.release(round_id, consumed=False)
+        directory = self._dir / _PLAN_DIR
+        if directory.exists():
+            durable.remove_dir(directory)
+        durable.make_dir(self._dir)
+        durable.make_dir(directory)
+        durable.write_atomic(directory / "spec.json", to_json(spec, indent=1))
+        return directory
+
+    def take_plan(self, directory: Path) -> dict[str, Any] | None:
+        """The forecast that a planned round's trainer left, if it left one; its directory goes."""
+        journal: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            journal = json.loads((directory / "journal.json").read_bytes())
+        durable.remove_dir(directory)
+        return journal.get("forecast")
+
+    def _spec(self, round_id: int, want: Want, base: Manifest, limits: RoundSettings, *, generation: int) -> RoundSpec:
+        """What a round would be told now; its samples are pinned."""
+        recipe, samples_max = limits.recipe, limits.samples_max
         is_imprint = want.kind is RoundKind.IMPRINT
-        frozen = self._buffer.freeze(
-            round_id, training_max=samples_max, unlabelled_max=0 if is_imprint else unlabelled_max
-        )
+        unlabelled_max = samples_max if limits.learns_unlabelled and not is_imprint else 0
+        frozen = self._buffer.freeze(round_id, training_max=samples_max, unlabelled_max=unlabelled_max)
         if is_imprint:
             classes = (*base.classes, *want.classes)
             samples = imprinting.choose_samples(frozen, want.classes, base.classes)
@@ -96,7 +123,7 @@ class RoundRecords:
             classes = (*kept, *sorted(labels - set(kept)))
             samples = tuple(s for s in frozen if s.label is None or s.label in classes)
         factory = self._models.factory()
-        spec = RoundSpec(
+        return RoundSpec(
             round_id=round_id,
             kind=want.kind,
             reason=want.reason,
@@ -110,26 +137,19 @@ class RoundRecords:
             recipe=recipe if want.kind is RoundKind.RESHAPE else replace(recipe, level=0.0),
             models_dir=str(self._state_dir / "models"),
             buffer_path=str(self._buffer.path),
-            serving_threads=serving_threads,
+            serving_threads=limits.serving_threads,
             created_at=iso(self._clock.wall_s()),
-            builders=dict(builders),
+            builders=dict(limits.builders),
             reference_path=str(self._state_dir / "reference.npz"),
-            teacher=teacher,
+            teacher=limits.teacher,
             answers_dir=str(self._state_dir / "answers"),
             refused_classes=tuple(entry.label for entry in self._buffer.classes() if entry.status == "refused"),
+            history=self.board_history(),
         )
-        durable.faultpoint("round.frozen")
-        directory = self.directory(round_id)
-        try:
-            durable.make_dir(directory)
-            durable.write_atomic(directory / "spec.json", to_json(spec, indent=1))
-            durable.faultpoint("round.spec_written")
-            self._begin(spec)
-        except (EdgetuneError, OSError):
-            durable.remove_dir(directory)  # without it there is no round; what it has pinned the next one lets go
-            self._buffer.release(round_id, consumed=False)
-            raise
-        return spec
+
+    def board_history(self) -> BoardHistory:
+        """What forecasts learn from."""
+        return forecasts.read(self._history.get_state(forecasts.KEY))
 
     def imprints_tried(self) -> dict[str, int]:
         """Class -> training samples that it had when it was last imprinted, well or badly."""
@@ -212,6 +232,8 @@ class RoundRecords:
         journal = self.journal(spec.round_id)
         summary = {**self._summary(spec.candidate_version), **_asked(spec, journal)}
         unlabelled = journal.get("unlabelled", {})
+        spent: dict[str, Any] = {"trained_s": trained_s, "trained_j": trained_j}
+        told = _told(journal) | forecasts.compare(journal, **spent)
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -228,8 +250,10 @@ class RoundRecords:
                 decision=decision,
                 summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
                 shown=self._shown_in(spec, unlabelled),
-                **_told(journal),
+                **told,
             )
+            learnt = forecasts.learn(self.board_history(), journal, **spent)
+            self._history.set_state(forecasts.KEY, learnt)
             if spec.kind is not RoundKind.IMPRINT:
                 self._history.set_state("last_round_ended_s", ended_service_s)
             is_consumed = is_consumed and (decision is None or decision.uses_up_samples)

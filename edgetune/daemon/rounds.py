@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
@@ -23,7 +24,7 @@ from edgetune.daemon.spending import Spending
 from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
 from edgetune.decide.trigger import Want
-from edgetune.errors import EdgetuneError, NoSamplesError, StoreError
+from edgetune.errors import ConflictError, EdgetuneError, NoSamplesError, StoreError
 from edgetune.store.history import History
 from edgetune.store.models import Models
 from edgetune.types import (
@@ -39,6 +40,7 @@ from edgetune.types import (
 
 _STATE_KEY = "round"
 _VERIFY_TIMEOUT_S = 600.0
+_PLAN_TIMEOUT_S = 50.0  # the client that asked waits for a minute
 _EXPECTED = (EdgetuneError, OSError)
 _WITH_TRAINER = (RoundState.TRAINING, RoundState.PAUSED, RoundState.STOPPING)
 
@@ -59,12 +61,14 @@ class Rounds:
         service_time: ServiceTime,
         serving: Serving,
         make_trainer: Callable[[], Trainer],
+        make_planner: Callable[[], Trainer],
     ) -> None:
         self.records = records
         self.settings = settings
         self._models, self._history, self._store = models, history, store
         self._events, self._clock, self._time, self._serving = events, clock, service_time, serving
-        self._make_trainer = make_trainer
+        self._make_trainer, self._make_planner = make_trainer, make_planner
+        self._is_planning = False  # a second heavy process beside it is what budgets are there to prevent
         self.machine = Round()
         self.spec: RoundSpec | None = None
         self.want: Want | None = None
@@ -127,7 +131,8 @@ class Rounds:
             if not self._is_saved:
                 await self._save_now_or_later()
             self._count(power)
-            await self._look(verdict, want)
+            if not self._is_planning:
+                await self._look(verdict, want)
 
     def _count(self, power: Measurement | None) -> None:
         """The time that was trained, and what the board used meanwhile."""
@@ -205,6 +210,40 @@ class Rounds:
             return Event(kind=EventKind.COOLDOWN_OVER)
         return None
 
+    async def plan(self, want: Want) -> tuple[dict[str, Any] | None, str]:
+        """
+        What a round that is wanted now would take, as a trainer finds that only plans; no round begins meanwhile.
+
+        Returns:
+            The forecast, and why there is none.
+
+        Raises:
+            ConflictError: a round is planned already.
+        """
+        manifest = self._serving.manifest()
+        if manifest is None:
+            return None, "no model is served"
+        if self._is_planning:
+            raise ConflictError("a round is being planned already", hint="ask again in a minute")
+        self._is_planning = True
+        planner = self._make_planner()
+        try:
+            directory = await self._store(
+                self.records.write_plan, want, manifest, self.settings, generation=self._serving.generation
+            )
+            await planner.start(directory, nice=self.settings.nice, oom_score_adj=self.settings.oom_score_adj)
+            try:
+                end = await asyncio.wait_for(planner.wait(), _PLAN_TIMEOUT_S)
+                why = end.message
+            except asyncio.TimeoutError:
+                planner.kill()
+                await planner.wait()
+                why = f"planning took longer than {_PLAN_TIMEOUT_S:.0f} s"
+            forecast = await self._store(self.records.take_plan, directory)
+        finally:
+            self._is_planning = False
+        return forecast, "" if forecast is not None else why
+
     async def cancel(self) -> None:
         """An operator's wish to end the round; it will not be promoted."""
         async with self._lock:
@@ -278,16 +317,7 @@ class Rounds:
         self._promotion.forget()
         limits = self.settings
         self.spec = await self._store(
-            self.records.write_spec,
-            self.want,
-            manifest,
-            generation=self._serving.generation,
-            recipe=limits.recipe,
-            samples_max=limits.samples_max,
-            unlabelled_max=limits.samples_max if limits.learns_unlabelled else 0,
-            serving_threads=limits.serving_threads,
-            builders=limits.builders,
-            teacher=limits.teacher,
+            self.records.write_spec, self.want, manifest, limits, generation=self._serving.generation
         )
         self._outcome = TrainerOutcome.KILLED
 

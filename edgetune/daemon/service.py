@@ -159,7 +159,8 @@ class DaemonService:
             "verdict_reasons": list(daemon.verdict.reasons),
         }
         if dry_run:
-            return {"dry_run": True, **plan}
+            forecast, why = await daemon.rounds.plan(want) if want.is_wanted else (None, "no round would start")
+            return {"dry_run": True, **plan, "forecast": forecast, "no_forecast": why, "budgets": _budgets(daemon)}
         if not want.is_wanted:
             raise RefusedError(
                 f"a round needs {'; '.join(want.missing)}", hint="edgetune train --force tries all the same"
@@ -274,6 +275,16 @@ class DaemonService:
         """Copy the database, consistent while the service runs."""
         await asyncio.to_thread(self._daemon.buffer.backup, Path(path))
         return {"path": path}
+
+
+def _budgets(daemon: Daemon) -> dict[str, float | None]:
+    """What a round may take."""
+    recipe = daemon.rounds.settings.recipe
+    return {
+        "peak_mib": recipe.memory_max_mib,
+        "duration_s": recipe.time_max_s,
+        "energy_j": recipe.energy_max_j,
+    }
 
 
 def _number_or_digest(sample: str) -> int | str:

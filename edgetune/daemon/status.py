@@ -127,6 +127,7 @@ def last_round(row: dict[str, Any] | None) -> dict[str, Any] | None:
         "trained_s": details.get("trained_s"),
         "trained_j": details.get("trained_j"),
         "is_energy_estimated": details.get("is_energy_estimated", False),
+        **{name: details[name] for name in ("forecast", "actual", "forecast_error") if name in details},
         **details.get("summary", {}),
     }
 

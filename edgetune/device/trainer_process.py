@@ -56,7 +56,12 @@ class TrainerProcess:
     """One run of `python -m edgetune.trainer`; a second run is a second object."""
 
     def __init__(
-        self, *, clock: Clock | None = None, command: Sequence[str] | None = None, wall: MemoryWall | None = None
+        self,
+        *,
+        clock: Clock | None = None,
+        command: Sequence[str] | None = None,
+        wall: MemoryWall | None = None,
+        is_plan: bool = False,
     ) -> None:
         """
         Prepare; `start` starts it.
@@ -65,9 +70,11 @@ class TrainerProcess:
             clock: for the ages of progress and heartbeat.
             wall: keeps its memory below a limit; None: nothing does.
             command: what to run before ROUND_DIR and `--parent PID`; default: this Python's `-m edgetune.trainer`.
+            is_plan: the round is only to be planned.
         """
         self._clock: Clock = clock or SystemClock()
         self._command = tuple(command) if command is not None else (sys.executable, "-m", "edgetune.trainer")
+        self._command += ("--plan",) if is_plan else ()
         self._wall = wall or MemoryWall()
         self._kills_before = 0
         self._process: asyncio.subprocess.Process | None = None

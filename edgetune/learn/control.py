@@ -27,6 +27,8 @@ class Control:
     Attributes:
         duty: the share of the time in which the trainer may compute.
         energy_j: what the board has used since this process was started, in joules; None: nothing here measures it.
+        steps_s: seconds of each step of training since `begin_count`.
+        slept_s: seconds slept for the pace since this was made.
 
     Args:
         output: gets one JSON object a line.
@@ -55,6 +57,12 @@ class Control:
         self.duty = 1.0
         self.energy_j: float | None = None
         self.is_stop_asked = False
+        self.steps_s: list[float] = []
+        self.slept_s = 0.0
+
+    def begin_count(self) -> None:
+        """Forget which steps there were."""
+        self.steps_s = []
 
     def stop(self) -> None:
         """Ask for a checkpoint and an end at the next step boundary."""
@@ -97,6 +105,10 @@ class Control:
         """How long so much work takes at the present duty, its sleeps included."""
         return worked_s / min(1.0, max(_DUTY_MIN, self.duty))
 
+    def count_step(self, took_s: float) -> None:
+        """Note how long a step of training took."""
+        self.steps_s.append(took_s)
+
     def pace(self) -> None:
         """Keep the pace after a step of training."""
         self._keep_pace()
@@ -113,10 +125,11 @@ class Control:
         while not self.is_stop_asked:
             left_s = self.paced_s(worked_s) - worked_s - (self._now_s() - began_s)
             if left_s <= _SHORTEST_S:
-                return
+                break
             if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
                 self.say("heartbeat", phase=self._phase)
             self._sleep(min(left_s, _NAP_S))
+        self.slept_s += self._now_s() - began_s
 
     def obey(self, order: str) -> None:
         """Take one line of stdin: {"duty": 0.5} or {"energy_j": 1200.0}. What is not an order is not obeyed."""

@@ -51,6 +51,7 @@ class Phase:
     transfer: str = "hinton"  # how to learn from a teacher, see `transfer.make_transfer`
     distillation: float = 0.0  # 0..1, the teacher's share of the loss; "label_free" has no other part
     temperature: float = 2.0  # of "hinton"
+    accumulation: int = 1  # a step's images go through in so many parts, one after another; a batch norm sees one part
 
 
 # logits [B, C], labels int64 [B], sample ids [B] -> a scalar
@@ -165,6 +166,7 @@ def fine_tune(
             raise StopAskedError
         if is_over:
             break
+        control.count_step(worked_s)
         control.pace()
     run.take_best()
     return run.best_score
@@ -240,12 +242,14 @@ class _Run:
         if self._part is not None:
             self._part.rest()
         self._optimiser.zero_grad(set_to_none=True)
-        with _quick_statistics(self._network.module):
-            loss = self._loss(shown, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise LossNotFiniteError(f"the loss became {value} at step {self.step} of {phase.name}")
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        value = 0.0
+        for part, mine in _parts(shown, labels, phase.accumulation):
+            with _quick_statistics(self._network.module):
+                loss = self._loss(part, mine) * (len(mine) / len(labels))
+            value += loss.item()
+            if not math.isfinite(value):
+                raise LossNotFiniteError(f"the loss became {value} at step {self.step} of {phase.name}")
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._optimiser.step()
         self.step += 1
         return value
@@ -295,6 +299,18 @@ class _Run:
             best_score=self.best_score,
             step=self.step,
         )
+
+
+def _parts(shown: Shown, labels: torch.Tensor, count: int) -> Iterator[tuple[Shown, torch.Tensor]]:
+    """A step's images in equal parts, none of a single image: a batch norm has no variance of that."""
+    count = max(1, min(count, len(labels) // 2))
+    if count == 1:
+        yield shown, labels
+        return
+    for places in np.array_split(np.arange(len(labels)), count):
+        own = slice(int(places[0]), int(places[-1]) + 1)
+        part = Shown(images=shown.images[own], sample_ids=shown.sample_ids[own], draws=shown.draws[own])
+        yield part, labels[own]
 
 
 def _lesson(phase: Phase, teacher: nn.Module | Teacher | None) -> tuple[TransferLoss, Teacher] | None:

@@ -1,4 +1,4 @@
-"""How much memory a training step will take, or a pass that ranks filters, before one is made."""
+"""What autograd keeps, and how much memory a pass that ranks filters takes; of training steps see `learn.forecaster`."""
 
 from __future__ import annotations
 
@@ -50,22 +50,7 @@ def kept_by(module: nn.Module, work: Callable[[], object]) -> int:
     return sum(kept.values())
 
 
-def step_mib(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int) -> float:
-    """
-    Resident MiB of this process in a training step of `batch_size` images, as forecast from a small batch.
-
-    Args:
-        module: in train mode.
-        images: a small batch [N, 3, H, W].
-        labels: [N] int64.
-        batch_size: of the training.
-    """
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    kept = kept_bytes(module, images, labels) / len(images) * batch_size
-    return pass_mib(kept, 2 * weights)  # gradients and momentum
-
-
-def pass_mib(kept: float, more: float = 0.0) -> float:
-    """Resident MiB of this process in a forward and backward pass of which autograd keeps so many bytes, and more beside."""
+def pass_mib(kept: float) -> float:
+    """Resident MiB of this process in a forward and backward pass of which autograd keeps so many bytes."""
     now = psutil.Process().memory_info().rss
-    return float(now + _GRADIENTS * kept + more) / _MIB + _WORKSPACE_MIB
+    return float(now + _GRADIENTS * kept) / _MIB + _WORKSPACE_MIB

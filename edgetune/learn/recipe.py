@@ -12,6 +12,7 @@ where the spec leaves nothing to a measurement and to a search.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,12 +20,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgetune.errors import WillNotFitError
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.control import Control, left_whole_words
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.doubts import contradicted_by
+from edgetune.learn.forecaster import peak_mib
 from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
@@ -36,6 +39,7 @@ from edgetune.learn.network import (
     state_tensors,
     widen_head,
 )
+from edgetune.learn.planning import Course, Planner
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.rehearsal import (
     LOGITS_FILE,
@@ -55,11 +59,12 @@ from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file, write_atomic
 from edgetune.store.models import version_name
-from edgetune.types import Cost, Manifest, Pruning, RoundKind, RoundSpec, Split
-from edgetune.wire import to_json
+from edgetune.types import Cost, Forecast, Manifest, Pruning, RoundKind, RoundSpec, Split
+from edgetune.wire import from_json, to_json, to_plain
 
 JOURNAL_FILE = "journal.json"
 _PRUNE, _FINISH = "prune", "finish"
+_TRIALS = 4  # of a search that finds what it looks for
 
 
 def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
@@ -95,6 +100,21 @@ def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
     return manifest
 
 
+def plan_round(round_dir: Path, spec: RoundSpec, control: Control) -> Forecast:
+    """
+    Only forecast a round, and whether it fits; see `run_round`. Its journal says the rest.
+
+    Raises:
+        RoundError, ModelError: as the round would end by itself; not for want of room.
+    """
+    control.phase("load")
+    round_ = _Round(round_dir, spec, control)
+    try:
+        return round_.plan()
+    finally:
+        round_.close()
+
+
 @dataclass(frozen=True, slots=True)
 class _Budget:
     """Steps of the two phases of training."""
@@ -117,6 +137,7 @@ class _Round:
         self._recipe = recipe = settle(spec.recipe, self._source.architecture)
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal = self._read_journal()
+        self._journal["starts"] = self._journal.get("starts", 0) + 1
         is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
@@ -146,6 +167,7 @@ class _Round:
             round_id=self._spec.round_id,
             teacher=None if self._teacher is None else self._teacher.asked,
             scratch=self._dir,
+            history=self._spec.history,
         )
         self._tuner.by_labels = make_rehearsal(
             self._dir,
@@ -160,7 +182,8 @@ class _Round:
         )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
-        self._tuner.updating.name = self._journal.get("update", {"update": "full"})["update"]
+        if "forecast" in self._journal:
+            self._follow(self._forecast())
         if "scoring_batch" in self._journal:
             self._tuner.scoring_batch = self._journal["scoring_batch"]
         # Without validation samples there is nothing that a search could go by: then exactly the level.
@@ -220,10 +243,56 @@ class _Round:
         if "layout" not in self._journal:  # a round that goes on keeps the one it began with: sums depend on it
             self._journal["layout_s"] = self._tuner.settle_layout(network)
             self._journal["layout"] = asdict(self._tuner.layout)
-            if self._spec.kind is RoundKind.ADAPT:  # where something is cut, all that is left is trained
-                self._journal["update"] = self._tuner.choose_update(network, self._budget().after)
-            self._write_journal()
+        if "forecast" not in self._journal:
+            self._plan(network)
+        plan = self._forecast()
+        if not plan.fits:
+            raise WillNotFitError(f"the round does not fit: {plan.reason}")
         return network
+
+    def plan(self) -> Forecast:
+        """Load and plan, and nothing more."""
+        with contextlib.suppress(WillNotFitError):
+            self._load_network()
+        return self._forecast()
+
+    def _plan(self, network: Network) -> None:
+        """Forecast the round and choose how to run it; once, for what is chosen is part of the result."""
+        self._control.phase("plan")
+        planner = Planner(
+            self._tuner,
+            network,
+            recipe=self._recipe,
+            course=self._course(),
+            history=self._spec.history,
+            control=self._control,
+        )
+        plan = planner.plan()
+        self._follow(plan)
+        self._journal["forecast"] = to_plain(plan)
+        if self._spec.kind is RoundKind.ADAPT:  # where something is cut, all that is left is trained
+            self._journal["update"] = {"update": plan.update, "why": plan.reason}
+        self._write_journal()
+
+    def _forecast(self) -> Forecast:
+        return from_json(Forecast, json.dumps(self._journal["forecast"]))
+
+    def _follow(self, plan: Forecast) -> None:
+        self._tuner.updating.name, self._tuner.accumulation = plan.update, plan.accumulation
+        self._recipe = replace(self._recipe, accumulation=plan.accumulation)
+
+    def _course(self) -> Course:
+        """What the round would do, as far as it is known before it begins."""
+        recipe, budget, epoch = self._recipe, self._budget(), self._tuner.epoch_steps
+        return Course(
+            before=budget.before,
+            after=budget.after,
+            level=recipe.level if self._is_pruned else 0.0,
+            trials=_TRIALS if self._is_searched else 0,
+            trial_steps=math.ceil(recipe.trial_epochs * epoch),
+            judged_images=len(self._splits[Split.VALIDATION]) * math.ceil((budget.before + budget.after) / epoch),
+            is_taught=self._teacher is not None and recipe.distillation > 0,
+        )
 
     def _find_teacher(self) -> RoundTeacher:
         return RoundTeacher(
@@ -371,7 +440,21 @@ class _Round:
             timing_runs=self._recipe.timing_runs,
             control=self._control,
         )
-        return candidate.publish(network)
+        manifest = candidate.publish(network)
+        self._note_measured()
+        return manifest
+
+    def _note_measured(self) -> None:
+        """What it took, for this board's next forecasts."""
+        other_mib = peak_mib()
+        self._journal["measured"] = {
+            "points": [to_plain(point) for point in self._tuner.measured.values()],
+            "peak_mib": None if other_mib is None else max(other_mib, self._tuner.peak_mib),
+            "other_mib": other_mib,
+            "stepping_s": round(self._tuner.stepping_s, 3),
+            "slept_s": round(self._control.slept_s, 3),
+        }
+        self._write_journal()
 
     def _note_doubts(self) -> None:
         """In the journal, for the case that the gate refuses: which labels the served version contradicts."""

@@ -6,10 +6,11 @@ Everything works in place or on copies in memory; what is kept, and where, is th
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,25 @@ from edgetune.learn.criteria import Batch, Criterion, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.depth import thin_out
 from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
+from edgetune.learn.forecaster import Forecaster, begin_peak, micro_profile, peak_mib, workload_of
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
-from edgetune.learn.memory import kept_by, pass_mib, step_mib
+from edgetune.learn.memory import kept_by, pass_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.partial import Part
 from edgetune.learn.schedules import PAPER
 from edgetune.learn.shaping import Ranking, Shape, Shaper
 from edgetune.learn.transfer import Shown, Teacher, telling_logits
-from edgetune.learn.updating import Forecast, Updating
-from edgetune.types import Preprocess, Recipe
+from edgetune.learn.updating import Updating
+from edgetune.types import BoardHistory, Preprocess, Recipe, StepPoint, Workload
 
 TUNE, RETRAIN = "tune", "retrain"
 # Scoring batches that each residual branch is tried out on.
 _BRANCH_BATCHES = 4
 # Filters are not scored in smaller ones: what is left of the memory then is the libraries'.
 _SMALLEST_BATCH = 8
+_PROBING_BATCH = 16  # images on which layouts are timed, and in the larger batch of a micro-profile
 
 
 class Tuner:
@@ -57,6 +60,7 @@ class Tuner:
         round_id: int = 0,
         teacher: nn.Module | Teacher | None = None,
         scratch: Path | None = None,
+        history: BoardHistory | None = None,
     ) -> None:
         """`teacher` is asked when the recipe distils; `round_id` is part of every seed; files may come and go in `scratch`."""
         self._recipe, self._control, self._round_id = recipe, control, round_id
@@ -67,7 +71,13 @@ class Tuner:
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.scoring_batch = recipe.batch_size  # less, where memory is short
+        self.scoring_mib: float | None = None  # that ranking filters takes; None: nothing is ranked
         self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
+        self.accumulation = recipe.accumulation
+        self.forecaster = Forecaster(history or BoardHistory(), threads=recipe.threads)
+        self.measured: dict[str, StepPoint] = {}  # of each phase of training so far, by its name
+        self.peak_mib = 0.0  # of this process until the last phase of training ended
+        self.stepping_s = 0.0  # spent in steps, in all phases so far
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
@@ -80,7 +90,7 @@ class Tuner:
         """Measure which of the recipe's layouts trains this network fastest, and use it from now on."""
         recipe = self._recipe
         candidates = candidate_layouts(recipe.memory_format, recipe.dtype, self._device)
-        part = np.resize(np.arange(len(self._training)), self.scoring_batch)
+        part = np.resize(np.arange(len(self._training)), self.probing_batch(network))
         images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
         self.layout, measured_s = fastest_layout(
             network.module, images, self.normaliser.labels(labels), candidates, beat=self._control.beat
@@ -121,9 +131,14 @@ class Tuner:
             distillation=recipe.distillation if self._teacher is not None else 0.0,
             temperature=recipe.temperature,
             transfer=recipe.transfer,
+            accumulation=self.accumulation,
         )
+        self._control.begin_count()
+        self.peak_mib = max(self.peak_mib, peak_mib() or 0.0)
+        begin_peak()
         with self.updating.partly(network, self.layout.dtype) as (part, teacher):
-            return fine_tune(
+            work = self.workload(network, part, is_from_cut=part is not None and part.kept is not None)
+            score = fine_tune(
                 network,
                 phase,
                 self._training,
@@ -137,24 +152,21 @@ class Tuner:
                 by_labels=self.by_labels,
                 part=part,
             )
+        self._measure(name, work)
+        return score
 
-    def choose_update(self, network: Network, steps: int) -> dict[str, str]:
-        """Settle what is trained of the network in so many steps at the present pace; see `Updating.choose`."""
-
-        def whole_s() -> float:  # measured only where it matters
-            return self._control.paced_s(self._step_s(network) * steps)
-
-        return self.updating.choose(network, self._recipe, self._forecasting(network), whole_s=whole_s)
-
-    def _step_s(self, network: Network) -> float:
-        """Seconds of a training step of the whole network in the present layout."""
-        part = np.resize(np.arange(len(self._training)), self._recipe.batch_size)
-        images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
-        _, measured_s = fastest_layout(
-            network.module, images, self.normaliser.labels(labels), [self.layout], beat=self._control.beat
+    def _measure(self, name: str, work: Workload) -> None:
+        """Note what the phase that has just ended took, for this board's next forecasts."""
+        taken_s = sorted(self._control.steps_s)
+        self.stepping_s += sum(taken_s)
+        each = math.ceil(self._recipe.batch_size / self.accumulation)
+        self.measured[name] = replace(
+            self.forecaster.point(work, each),
+            peak_mib=None if self.measured else peak_mib(),  # what came before a later phase is in its peak
+            step_s=taken_s[len(taken_s) // 2] / self.accumulation if taken_s else None,
         )
-        (step_s,) = measured_s.values()
-        return step_s
+        self.peak_mib = max(self.peak_mib, peak_mib() or 0.0)
+        begin_peak()  # what follows has a peak of its own
 
     def prunes_first(self, network: Network) -> str:
         """
@@ -165,15 +177,13 @@ class Tuner:
         """
         recipe = self._recipe
         most_mib = recipe.memory_max_mib
-        with self._forecasting(network) as forecast_mib:
-            needed_mib = forecast_mib(recipe.batch_size)
+        needed_mib = self.forecaster.peak_mib(self.workload(network), recipe.batch_size).high
         why = ""
         if recipe.order == "prune_first":
             why = "pruning.order"
         elif recipe.order == "auto" and most_mib is not None and needed_mib > most_mib:
-            why = f"tuning the whole network first would take {needed_mib:.0f} MiB of {most_mib:.0f}"
-        if most_mib is not None:
-            self._fit_scoring(network, most_mib)
+            why = f"tuning the whole network first would take up to {needed_mib:.0f} MiB of {most_mib:.0f}"
+        self._fit_scoring(network, math.inf if most_mib is None else most_mib)
         return why
 
     def _fit_scoring(self, network: Network, most_mib: float) -> None:
@@ -183,6 +193,7 @@ class Tuner:
         kept_of_image = self._kept_by_scoring(network, batch) / len(batch[0])
         while self._can_halve() and pass_mib(kept_of_image * self.scoring_batch) > most_mib:
             self.scoring_batch //= 2
+        self.scoring_mib = pass_mib(kept_of_image * self.scoring_batch)
         network.module.train(was_training)
 
     def _few(self) -> Batch:
@@ -190,26 +201,41 @@ class Tuner:
         few = np.resize(np.arange(len(self._training)), 2)
         return self.normaliser(self._training.images(few)), self.normaliser.labels(self._training.labels[few])
 
-    @contextlib.contextmanager
-    def _forecasting(self, network: Network) -> Iterator[Forecast]:
-        """What a step takes, in MiB, of so many images and of the whole network or a part; the network stays as it is."""
+    def workload(self, network: Network, part: Part | None = None, *, is_from_cut: bool = False) -> Workload:
+        """What a training step of the network, or of a part of it, consists of; the network stays as it is."""
         batch = self._few()
         was_training = network.module.training
         state = copy.deepcopy(network.module.state_dict())
-
-        def forecast_mib(batch_size: int, part: Part | None = None) -> float:
-            network.module.train()
+        network.module.train()
+        try:
             if part is None:
-                return step_mib(network.module, *batch, batch_size)
+                return workload_of(network.module, *batch)
             part.rest()
             with part.trained_alone():
-                return step_mib(network.module, *batch, batch_size)
-
-        try:
-            yield forecast_mib
+                return workload_of(network.module, *batch, is_from_cut=is_from_cut)
         finally:
             network.module.load_state_dict(state)  # running statistics have seen the images
             network.module.train(was_training)
+
+    def probing_batch(self, network: Network) -> int:
+        """How many images the whole network is tried out on before there is a plan: few enough for the memory."""
+        most_mib = self._recipe.memory_max_mib
+        batch = min(self.scoring_batch, _PROBING_BATCH)
+        if most_mib is not None:
+            work = self.workload(network)
+            while batch > 2 and self.forecaster.peak_mib(work, batch).high > most_mib:
+                batch //= 2
+        return batch
+
+    def profile(self, network: Network) -> list[StepPoint]:
+        """Measure a few steps of a copy of the network in two small batches; see `forecaster.micro_profile`."""
+        most = self.probing_batch(network)
+        batches = []
+        for size in sorted({max(2, most // 2), most}):
+            part = np.resize(np.arange(len(self._training)), size)
+            labels = self.normaliser.labels(self._training.labels[part])
+            batches.append((self.normaliser(self._training.images(part)), labels))
+        return micro_profile(network.module, batches, self.forecaster, self.layout, beat=self._control.beat)
 
     def _kept_by_scoring(self, network: Network, batch: Batch) -> int:
         """Bytes that autograd keeps while this batch ranks the filters."""

@@ -116,11 +116,11 @@ def make_site(root: Path, *, classes: Sequence[str] = CLASSES, each: int = 40, b
     return Site(root, manifest, samples)
 
 
-def start_trainer(directory: Path, **environment: str) -> subprocess.Popen[str]:
+def start_trainer(directory: Path, *, args: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
     """The real trainer process."""
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     return subprocess.Popen(
-        [sys.executable, "-m", "edgetune.trainer", str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "edgetune.trainer", str(directory), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -17,7 +16,7 @@ from conftest_site import RecordingControl
 from test_compress import RECIPE, easy_material, trained_network
 
 from edgetune.learn.compress import Goal, compress
-from edgetune.learn.memory import kept_bytes, step_mib
+from edgetune.learn.memory import kept_bytes
 from edgetune.learn.tuner import Tuner
 from edgetune.types import Recipe
 
@@ -41,15 +40,6 @@ def test_what_autograd_keeps_is_counted_once() -> None:
     kept = kept_bytes(Two(), images, labels)
     by_hand = 4 * (2 * 3 * 64 + 2 * 4 * 64 + 2 * 5) + 8 * 2
     assert by_hand <= kept <= by_hand + 64  # and the loss's total weight
-
-
-def test_a_forecast_grows_with_the_batch() -> None:
-    """By the bytes that an image keeps."""
-    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
-    module = Two()
-    small, large = (step_mib(module, images, labels, size) for size in (1000, 101_000))
-    kept_mib = kept_bytes(module, images, labels) / 2 / 2**20
-    assert large - small == pytest.approx(1.35 * 100_000 * kept_mib, rel=0.05)
 
 
 def tuner(recipe: Recipe) -> Tuner:

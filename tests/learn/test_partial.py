@@ -25,7 +25,7 @@ from edgetune.errors import ModelError
 from edgetune.learn.network import Network, new_network, state_tensors
 from edgetune.learn.partial import Latents, Part, last_stage
 from edgetune.learn.transfer import telling_logits
-from edgetune.learn.tuner import RETRAIN, Tuner
+from edgetune.learn.tuner import RETRAIN
 from edgetune.types import Recipe, RoundKind, TrainerOutcome
 
 PLAIN = replace(RECIPE, augment="none", momentum=0.9, weight_decay=5e-4)
@@ -162,50 +162,17 @@ def test_latents_that_are_too_many_for_memory_lie_in_a_file_without_a_name(tmp_p
         each.close()
 
 
-def chosen(recipe: Recipe, steps: int = 10, **more: object) -> dict[str, str]:
-    """What "auto" comes to."""
-    return make_tuner(recipe, TRAINING, **more).choose_update(tiny_network(), steps)
-
-
-def test_auto_trains_everything_unless_memory_or_time_is_short() -> None:
-    """Then the last stage from latents, then the output layer alone; with the figures, and the network as it was."""
-    auto = replace(PLAIN, update="auto", batch_size=400_000)
-    tuner, network = make_tuner(auto, TRAINING), tiny_network()
-    with tuner._forecasting(network) as forecast_mib:
-        whole, tail = forecast_mib(400_000), forecast_mib(400_000, tuner.updating._part(network, "tail"))
-    assert whole > tail + 2000  # so that what the process holds by then does not matter
-    assert same_bits(network, tiny_network())
-    assert chosen(auto) == {"update": "full", "why": ""}
-    assert chosen(replace(auto, memory_max_mib=whole + 2000))["update"] == "full"
-    assert chosen(replace(PLAIN, update="auto", time_max_s=1e9))["update"] == "full"
-    short = chosen(replace(auto, memory_max_mib=(whole + tail) / 2))
-    assert short["update"] == "latent"
-    assert "a step of the whole network would take" in short["why"]
-    none = chosen(replace(auto, memory_max_mib=1.0))
-    assert none["update"] == "head"
-    assert "and one of its last stage" in none["why"]
-    late = chosen(replace(PLAIN, update="auto", time_max_s=1e-6))
-    assert late["update"] == "latent"
-    assert "training the whole network would take" in late["why"]
-
-
-def test_a_trainer_that_is_slowed_down_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten steps of a second last twenty seconds in half of the time."""
-    monkeypatch.setattr(Tuner, "_step_s", lambda *_: 1.0)
-    recipe, control = replace(PLAIN, update="auto", time_max_s=15.0), RecordingControl()
-    assert chosen(recipe, control=control)["update"] == "full"
-    control.obey('{"duty": 0.5}')
-    assert chosen(recipe, control=control) == {
-        "update": "latent", "why": "training the whole network would take 20 s of 15"
-    }  # fmt: skip
-
-
 def test_latents_are_not_kept_where_they_cannot_be() -> None:
     """Where something passes the cut by, the same layers are trained without a cache."""
-    network = Network(Bypassed(3), "test:bypassed", 3, "head")
-    assert make_tuner(replace(PLAIN, update="latent"), TRAINING).choose_update(network, 10) == {
-        "update": "tail", "why": "layers of the network pass its last stage by"
-    }  # fmt: skip
+    tuner = make_tuner(PLAIN, TRAINING)
+    assert tuner.updating.ways(tiny_network(), "latent") == ["latent"]
+    assert tuner.updating.ways(Network(Bypassed(3), "test:bypassed", 3, "head"), "latent") == ["tail"]
+
+
+def test_auto_is_everything_then_the_last_stage_then_the_output_layer() -> None:
+    """What a plan tries, best first."""
+    assert make_tuner(PLAIN, TRAINING).updating.ways(tiny_network(), "auto") == ["full", "latent", "head"]
+    assert make_tuner(PLAIN, TRAINING).updating.ways(tiny_network(), "full") == ["full"]
 
 
 # ----------------------------------------------------------------------------------------------- whole rounds

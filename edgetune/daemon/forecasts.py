@@ -1,0 +1,69 @@
+"""What finished rounds teach this board's forecasts, and how far they were from theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from edgetune.decide import forecast
+from edgetune.types import BoardHistory, Forecast, RoundFigures, StepPoint
+from edgetune.wire import from_json, to_plain
+
+KEY = "board_history"
+_POINTS_MAX = 60
+_ROUNDS_MAX = 20
+
+
+def read(saved: Any) -> BoardHistory:
+    """What was kept; empty where there is nothing, or nothing that this version understands."""
+    with contextlib.suppress(ValueError):
+        return BoardHistory() if saved is None else from_json(BoardHistory, json.dumps(saved))
+    return BoardHistory()
+
+
+def learn(
+    history: BoardHistory, journal: Mapping[str, Any], *, trained_s: float, trained_j: float | None
+) -> BoardHistory:
+    """
+    With what a round's trainer measured; the oldest are let go.
+
+    Args:
+        history: so far.
+        journal: of the round.
+        trained_s: seconds in which its trainer was at work.
+        trained_j: joules of the board meanwhile; None: not measured.
+    """
+    measured = journal.get("measured")
+    if not measured or measured.get("points") is None:
+        return history
+    points = tuple(from_json(StepPoint, json.dumps(point)) for point in measured["points"])
+    rounds = history.rounds
+    peaks = [point.peak_mib for point in points if point.peak_mib]
+    if journal.get("starts") == 1 and peaks and measured.get("other_mib"):  # of a round in pieces some is not told
+        other_s = trained_s - measured["stepping_s"] - measured["slept_s"]
+        power_w = None if trained_j is None or trained_s <= 0 else trained_j / trained_s
+        share = measured["other_mib"] / max(peaks)
+        rounds = (*rounds, RoundFigures(other_s=max(0.1, other_s), other_share=share, power_w=power_w))
+    return replace(history, points=(*history.points, *points)[-_POINTS_MAX:], rounds=rounds[-_ROUNDS_MAX:])
+
+
+def compare(journal: Mapping[str, Any], *, trained_s: float, trained_j: float | None) -> dict[str, Any]:
+    """A round's forecast, what it took in the end, and the error of each figure; empty where it made no forecast."""
+    if "forecast" not in journal:
+        return {}
+    made = from_json(Forecast, json.dumps(journal["forecast"]))
+    told: dict[str, Any] = {"forecast": to_plain(made)}
+    measured = journal.get("measured")
+    if measured:
+        step_s = measured["points"][-1]["step_s"] if measured["points"] else None
+        actual = {
+            "peak_mib": measured["peak_mib"],
+            "step_s": None if step_s is None else step_s * made.accumulation,
+            "duration_s": round(trained_s, 1),
+            "energy_j": trained_j,
+        }
+        told |= {"actual": actual, "forecast_error": forecast.errors(made, actual)}
+    return told

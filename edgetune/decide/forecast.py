@@ -1,0 +1,129 @@
+"""
+Does a round fit, and how is it run so that it does? Ways to run it, best first -> the first that fits, or why none does.
+
+Memory is judged by the upper end of its interval, because nothing may pass that limit; time and energy by what is likely,
+because a round that passes those is stopped in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgetune import units
+from edgetune.types import Forecast, Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What a round may take; None: any."""
+
+    peak_mib: float | None = None
+    available_mib: float | None = None  # what the process may grow to before too little is left for others
+    duration_s: float | None = None
+    energy_j: float | None = None
+
+
+def excess(forecast: Forecast, allowed: Allowance) -> str:
+    """The number that does not fit, with the budget's key; empty: all fit."""
+    found = []
+    for limit, key in ((allowed.peak_mib, "trainer_memory_max"), (allowed.available_mib, "memory_available_min")):
+        if limit is not None and forecast.peak_mib.high > limit:
+            found.append(
+                f"it would take up to {forecast.peak_mib.high:.0f} MiB of {max(0.0, limit):.0f} (budgets.{key})"
+            )
+    if allowed.duration_s is not None and forecast.duration_s.likely > allowed.duration_s:
+        needed, most = (units.show(round(s), "duration") for s in (forecast.duration_s.likely, allowed.duration_s))
+        found.append(f"it would take {needed} of {most} (budgets.round_time_max)")
+    energy = forecast.energy_j
+    if allowed.energy_j is not None and energy is not None and energy.likely > allowed.energy_j:
+        needed, most = (units.show(j, "energy") for j in (energy.likely, allowed.energy_j))
+        found.append(f"it would take {needed} of {most} (budgets.round_energy_max)")
+    return "; ".join(found)
+
+
+def choose(ways: Iterable[Forecast], allowed: Allowance) -> Forecast:
+    """
+    The first way that fits; where none does, the last one, which `fits` not.
+
+    Args:
+        ways: at least one, best first; looked at no further than needed. The `reason` that one comes with is kept.
+        allowed: the budgets.
+    """
+    first, wish, last = "", "", None
+    for way in ways:
+        why = excess(way, allowed)
+        first, wish = first or why, wish or describe_way(way)
+        if not why:
+            told = f"{describe_way(way)}, because with {wish} {first}" if first else ""
+            return replace(way, fits=True, reason="; ".join(filter(None, (way.reason, told))))
+        last = replace(way, fits=False, reason=why)
+    assert last is not None, "there is a way to run a round"
+    return last
+
+
+def describe_way(forecast: Forecast) -> str:
+    """How a round would be run: 'the last stage from latents, 4 batches of 16 a step'."""
+    what = {
+        "full": "all layers",
+        "tail": "the last stage",
+        "head": "the output layer",
+        "latent": "the last stage, from latents",
+    }[forecast.update]
+    if forecast.accumulation == 1:
+        return f"{what}, {forecast.batch_size} images a step"
+    return f"{what}, {forecast.accumulation} batches of {forecast.batch_size} images a step"
+
+
+def total(parts: Sequence[Interval]) -> Interval:
+    """Of a sum whose parts are wrong in the same direction: the ends add up."""
+    return Interval(low=sum(p.low for p in parts), likely=sum(p.likely for p in parts), high=sum(p.high for p in parts))
+
+
+def times(interval: Interval, factor: Interval | float) -> Interval:
+    """Of a product, likewise."""
+    by = factor if isinstance(factor, Interval) else Interval(low=factor, likely=factor, high=factor)
+    return Interval(low=interval.low * by.low, likely=interval.likely * by.likely, high=interval.high * by.high)
+
+
+def largest(parts: Sequence[Interval]) -> Interval:
+    """Of the largest of several."""
+    return Interval(low=max(p.low for p in parts), likely=max(p.likely for p in parts), high=max(p.high for p in parts))
+
+
+def spread(values: Sequence[float], prior: Interval) -> Interval:
+    """
+    Of the next of these values: around their median, as far as they have differed, and by no less than a tenth.
+
+    Args:
+        values: seen so far, positive.
+        prior: what is said when there are none.
+    """
+    if not values:
+        return prior
+    ordered = sorted(values)
+    middle = ordered[len(ordered) // 2]
+    return Interval(low=min(ordered[0], 0.9 * middle), likely=middle, high=max(ordered[-1], 1.1 * middle))
+
+
+def errors(forecast: Forecast, actual: dict[str, float | None]) -> dict[str, float]:
+    """
+    How far a finished round was from its forecast: (actual - forecast) / forecast of each quantity that both have.
+
+    Args:
+        forecast: as made before it began.
+        actual: "peak_mib", "step_s", "duration_s", "energy_j"; None: not measured.
+    """
+    said: dict[str, Any] = {
+        "peak_mib": forecast.peak_mib,
+        "step_s": forecast.step_s,
+        "duration_s": forecast.duration_s,
+        "energy_j": forecast.energy_j,
+    }
+    found = {}
+    for name, interval in said.items():
+        value = actual.get(name)
+        if interval is not None and value is not None and interval.likely > 0:
+            found[name] = round(value / interval.likely - 1, 4)
+    return found

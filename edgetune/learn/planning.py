@@ -1,0 +1,173 @@
+"""The plan of a round, made before its first step: what it will take, how it is run so that it fits, or that it does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import psutil
+
+from edgetune.decide.forecast import Allowance, choose, largest, spread, times, total
+from edgetune.learn.control import Control
+from edgetune.learn.network import Network
+from edgetune.learn.tuner import Tuner
+from edgetune.types import BoardHistory, Forecast, Interval, Recipe, Workload
+
+_MIB = 2**20
+_SMALLEST_BATCH = 8  # a batch norm's statistics of fewer images are noise
+_SURE = 1.25  # high over likely of a step's seconds: a board that is known better needs no micro-profile
+_FEWEST_ROUNDS = 3  # of which the same is said
+# What a round does beside its steps, where no round has told: seconds, and MiB beyond what the process held before.
+_OTHER_S = Interval(low=5.0, likely=20.0, high=90.0)
+_OTHER_MIB = Interval(low=40.0, likely=80.0, high=160.0)
+_NO_POWER = Interval(low=0.0, likely=0.0, high=0.0)
+_RANKING = Interval(low=0.75, likely=0.87, high=1.0)  # of what `pass_mib` says: the CIFAR ResNet20 took 0.84 to 0.96
+_ENDS = ("low", "likely", "high")
+_FORWARD = 1 / 3  # of a training step's work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What a round would do."""
+
+    before: int  # steps of the whole network, before it is cut
+    after: int  # steps of what is trained then
+    level: float = 0.0  # share that is cut
+    trials: int = 0  # most trials of a search, in steps each `trial_steps`
+    trial_steps: int = 0
+    judged_images: int = 0  # that are asked for the accuracy, over all epochs
+    is_taught: bool = False  # another network of the same size answers every batch
+
+
+def allowance(recipe: Recipe) -> Allowance:
+    """What the round may take now."""
+    least = recipe.memory_available_min_mib
+    available: float | None = None
+    if least is not None:
+        held = psutil.Process().memory_info().rss
+        available = (held + psutil.virtual_memory().available) / _MIB - least
+    return Allowance(
+        peak_mib=recipe.memory_max_mib,
+        available_mib=available,
+        duration_s=recipe.time_max_s,
+        energy_j=recipe.energy_max_j,
+    )
+
+
+class Planner:
+    """
+    Chooses how to run a round.
+
+    Args:
+        tuner: whose layout is settled; is set to what is chosen.
+        network: as the round begins with it; stays as it is.
+        recipe: of the round; its `update` counts where nothing is cut.
+        course: what the round would do.
+        history: of this board.
+        control: the pace counts.
+    """
+
+    def __init__(
+        self, tuner: Tuner, network: Network, *, recipe: Recipe, course: Course, history: BoardHistory, control: Control
+    ) -> None:
+        self._tuner, self._network, self._recipe, self._course = tuner, network, recipe, course
+        self._rounds, self._control = history.rounds, control
+        self._board = tuner.forecaster
+        self._whole = tuner.workload(network)
+
+    def plan(self) -> Forecast:
+        """
+        Settle it. A board that has not run enough rounds to be sure measures a few steps first.
+
+        Returns:
+            The forecast; where it does not fit, the caller ends the round.
+        """
+        guess = self._board.step_s(self._whole, self._recipe.batch_size)
+        if len(self._rounds) < _FEWEST_ROUNDS or guess.high > _SURE * guess.likely:
+            self._board.learn(self._tuner.profile(self._network))
+        chosen = choose(self._ways(), allowance(self._recipe))
+        self._tuner.updating.name, self._tuner.accumulation = chosen.update, chosen.accumulation
+        return chosen
+
+    def _ways(self) -> Iterator[Forecast]:
+        """Best first: with everything trained, in smaller and smaller parts of a step; then with less trained."""
+        tuner, recipe = self._tuner, self._recipe
+        for name in ["full"] if self._course.level > 0 else tuner.updating.ways(self._network, recipe.update):
+            work = self._whole
+            if name != "full":
+                part = tuner.updating.part(self._network, name)
+                work = tuner.workload(self._network, part, is_from_cut=name == "latent")
+            accumulation = 1
+            while accumulation == 1 or recipe.batch_size / accumulation >= _SMALLEST_BATCH:
+                yield self._forecast(name, work, accumulation)
+                accumulation *= 2
+
+    def _forecast(self, name: str, work: Workload, accumulation: int) -> Forecast:
+        each = math.ceil(self._recipe.batch_size / accumulation)
+        cut = _narrower(work, 1 - self._course.level, self._recipe.level_of)
+        per_step = accumulation * (1 + (_FORWARD if self._course.is_taught else 0.0))
+        duration = self._duration(name, cut, each, per_step)
+        watts = [figures.power_w for figures in self._rounds if figures.power_w is not None]
+        return Forecast(
+            peak_mib=self._peak(cut, each),
+            step_s=times(self._board.step_s(cut, each), per_step),
+            duration_s=duration,
+            energy_j=times(duration, spread(watts, _NO_POWER)) if watts else None,
+            batch_size=each,
+            accumulation=accumulation,
+            threads=self._recipe.threads,
+            update=name,
+            fits=False,
+            reason="",
+            calibrated_on=len(self._rounds),
+        )
+
+    def _peak(self, cut: Workload, each: int) -> Interval:
+        steps = [self._board.peak_mib(cut, each)]
+        if self._course.before:
+            steps.append(self._board.peak_mib(self._whole, each))
+        rest, step = self._board.rest_mib, largest(steps)
+        least = Interval(low=rest + _OTHER_MIB.low, likely=rest + _OTHER_MIB.likely, high=rest + _OTHER_MIB.high)
+        shares = [figures.other_share for figures in self._rounds]
+        ranking = times(_RANKING, self._tuner.scoring_mib or 0.0)  # gates keep more than a step does
+        probing = self._board.peak_mib(self._whole, self._tuner.probing_batch(self._network))
+        return largest(
+            [step, least, ranking, probing, times(step, spread(shares, Interval(low=0.0, likely=0.0, high=1.0)))]
+        )
+
+    def _duration(self, name: str, cut: Workload, each: int, per_step: float) -> Interval:
+        course, most_s = self._course, self._recipe.search_time_max_s
+        whole_s, cut_s = self._board.step_s(self._whole, each), self._board.step_s(cut, each)
+        looks = course.judged_images / each * _FORWARD
+        parts = [times(whole_s, course.before * per_step), times(cut_s, course.after * per_step + looks)]
+        if name == "latent":  # every image goes through the layers below once
+            parts.append(times(whole_s, self._tuner.epoch_steps * self._recipe.batch_size / each * _FORWARD))
+        if course.trials:
+            searching = times(cut_s, course.trial_steps * per_step * course.trials)
+            if most_s is not None:  # after which no trial begins
+                searching = Interval(**{end: min(getattr(searching, end), most_s) for end in _ENDS})
+            parts.append(replace(searching, low=0.0))
+        parts.append(spread([figures.other_s for figures in self._rounds], _OTHER_S))
+        worked = total(parts)
+        return Interval(**{end: self._control.paced_s(getattr(worked, end)) for end in _ENDS})
+
+
+def _narrower(work: Workload, share: float, level_of: str) -> Workload:
+    """
+    What is left of a network of which such a share is left: which channels go, nobody knows yet.
+
+    Where parameters are counted, late layers go first, which are large and cheap to run. Of the CIFAR ResNet20, MobileNetV2
+    and SqueezeNet at one half and one quarter of the parameters were left 0.67 to 0.87 and 0.31 to 0.71 of the
+    multiply-accumulates, 0.80 to 0.93 and 0.39 to 0.75 of the activations; the powers here give 0.71, 0.50, 0.81 and 0.66.
+    """
+    is_counted = level_of == "parameters"
+    macs, kept = (share**0.5, share**0.3) if is_counted else (share, share**0.6)
+    return replace(
+        work,
+        kept_mib=work.kept_mib * kept,
+        largest_mib=work.largest_mib * kept,
+        mega_macs=work.mega_macs * macs,
+        grouped_mega_macs=work.grouped_mega_macs * macs,
+        mega_weights=work.mega_weights * share,
+    )

@@ -1,0 +1,136 @@
+"""What a round took is compared with its forecast, and the next round's forecast learns from it; a plan begins nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from fakes import FakeTrainer
+from site_on_disk import Site, drop
+
+from edgetune.daemon import forecasts
+from edgetune.daemon.service import DaemonService
+from edgetune.errors import ConflictError
+from edgetune.types import BoardHistory, RoundFigures, RoundState, TrainerOutcome
+
+WORKLOAD = {
+    "kept_mib": 1.0, "largest_mib": 0.2, "mega_macs": 40.0, "grouped_mega_macs": 0.0, "layers": 20, "mega_weights": 0.3,
+}  # fmt: skip
+POINT = {"workload": WORKLOAD, "batch_size": 64, "threads": 2, "rest_mib": 280.0, "peak_mib": 420.0, "step_s": 0.2}
+FORECAST = {
+    "peak_mib": {"low": 350.0, "likely": 400.0, "high": 450.0}, "step_s": {"low": 0.1, "likely": 0.2, "high": 0.3},
+    "duration_s": {"low": 1.0, "likely": 2.0, "high": 3.0}, "energy_j": None, "batch_size": 64, "accumulation": 1,
+    "threads": 2, "update": "full", "fits": True, "reason": "", "calibrated_on": 0,
+}  # fmt: skip
+JOURNAL = {
+    "starts": 1, "forecast": FORECAST,
+    "measured": {"points": [POINT], "peak_mib": 440.0, "other_mib": 210.0, "stepping_s": 0.1, "slept_s": 0.0},
+}  # fmt: skip
+
+
+class Measuring(FakeTrainer):
+    """Leaves in its journal what a real one would."""
+
+    async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
+        """Write it, then do as always."""
+        (round_dir / "journal.json").write_text(json.dumps(JOURNAL))
+        await super().start(round_dir, nice=nice, oom_score_adj=oom_score_adj)
+
+
+class Planning(Measuring):
+    """Only plans."""
+
+    def finish(self) -> None:
+        """Exit with its outcome; no candidate."""
+        self.end(TrainerOutcome.PLANNED, 21)
+
+
+def test_a_finished_round_is_compared_and_learnt_from(tmp_path: Path) -> None:
+    """In its row, in status, and in what the next round is told; also after a restart."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=Measuring) as site:
+            await site.take_all()
+            await site.until_served(2)
+            await site.tick()
+            row = await DaemonService(site.daemon).round(1)
+            assert row["details"]["forecast"] == FORECAST
+            assert row["details"]["forecast_error"]["peak_mib"] == pytest.approx(0.1)
+            last = (await site.daemon.status())["last_round"]
+            assert last["actual"]["peak_mib"] == 440.0
+        async with Site(tmp_path, make_trainer=Measuring) as site:
+            drop(tmp_path, 40, start=100)
+            await site.take_all()
+            await site.until_served(3)
+            spec = site.trainers[0].spec
+            assert spec is not None
+            assert [point.peak_mib for point in spec.history.points] == [420.0]
+            assert spec.history.rounds[0].other_share == pytest.approx(0.5)
+
+    asyncio.run(play())
+
+
+def test_a_dry_run_plans_and_begins_nothing(tmp_path: Path) -> None:
+    """The forecast and the budgets are in the answer; no sample stays pinned, no round has begun, no directory is left."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, new_samples=1000) as site:
+            await site.take_all()
+            site.daemon.rounds._make_planner = lambda: Planning(site.clock)
+            service = DaemonService(site.daemon)
+            answer = await service.start_round(kind=None, force=True, dry_run=True)
+            assert answer["forecast"] == FORECAST
+            assert answer["budgets"]["duration_s"] == 600.0
+            assert (await site.daemon.store(site.daemon.buffer.stats)).pinned == 0
+            assert await service.rounds(10) == []
+            assert site.state is RoundState.IDLE
+            assert not (tmp_path / "state" / "rounds" / "plan").exists()
+
+    asyncio.run(play())
+
+
+def test_no_round_begins_while_one_is_planned(tmp_path: Path) -> None:
+    """A second heavy process beside the first would be more than was planned for; a second plan is refused."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, new_samples=20) as site:
+            planner = Planning(site.clock, is_held=True)
+            site.daemon.rounds._make_planner = lambda: planner
+            service = DaemonService(site.daemon)
+            await site.take_all()
+            if site.state is not RoundState.IDLE:
+                pytest.fail("a round began before the plan was asked for")
+            asked = asyncio.create_task(service.start_round(kind=None, force=True, dry_run=True))
+            while "start" not in planner.said:  # noqa: ASYNC110 - the fake says when, in a list
+                await asyncio.sleep(0.01)
+            with pytest.raises(ConflictError, match="planned already"):
+                await service.start_round(kind=None, force=True, dry_run=True)
+            await site.tick(5)
+            assert site.trainers == []
+            planner.finish()
+            assert (await asked)["forecast"] == FORECAST
+            await site.until_served(2)
+
+    asyncio.run(play())
+
+
+def test_a_round_in_pieces_teaches_its_steps_alone() -> None:
+    """What its first start took beside its steps nobody has written down."""
+    history = forecasts.learn(BoardHistory(), {**JOURNAL, "starts": 2}, trained_s=100.0, trained_j=None)
+    assert (len(history.points), history.rounds) == (1, ())
+
+
+def test_a_history_is_bounded_and_an_unreadable_one_is_none() -> None:
+    """The oldest go; a table of another version is not worth a start that fails."""
+    history = BoardHistory()
+    for _ in range(100):
+        history = forecasts.learn(history, JOURNAL, trained_s=10.0, trained_j=50.0)
+    assert (len(history.points), len(history.rounds)) == (60, 20)
+    assert history.rounds[0] == RoundFigures(other_s=pytest.approx(9.9), other_share=0.5, power_w=5.0)
+    assert forecasts.read({"points": "none"}) == BoardHistory()
+    assert forecasts.learn(history, {}, trained_s=1.0, trained_j=None) == history

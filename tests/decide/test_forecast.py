@@ -1,0 +1,109 @@
+"""Does a round fit, and how is it run: the ways are numbers here, no network is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.decide.forecast import Allowance, choose, errors, excess, largest, spread, times, total
+from edgetune.types import Forecast, Interval
+
+
+def about(likely: float, by: float = 1.2) -> Interval:
+    """An interval around a number."""
+    return Interval(low=likely / by, likely=likely, high=likely * by)
+
+
+def way(mib: float = 400, seconds: float = 60, joules: float | None = None, **changes: object) -> Forecast:
+    """A way to run a round."""
+    fields: dict[str, object] = {
+        "peak_mib": about(mib), "step_s": about(0.1), "duration_s": about(seconds),
+        "energy_j": None if joules is None else about(joules), "batch_size": 64, "accumulation": 1, "threads": 2,
+        "update": "full", "fits": False, "reason": "", "calibrated_on": 0,
+    }  # fmt: skip
+    return Forecast(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_without_budgets_everything_fits() -> None:
+    """And nothing is said about it."""
+    found = choose([way(mib=1e9, seconds=1e9, joules=1e9)], Allowance())
+    assert (found.fits, found.reason) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "words"),
+    [
+        (Allowance(peak_mib=450), "up to 480 MiB of 450 (budgets.trainer_memory_max)"),
+        (Allowance(available_mib=-20), "up to 480 MiB of 0 (budgets.memory_available_min)"),
+        (Allowance(duration_s=30), "1min of 30s (budgets.round_time_max)"),
+        (Allowance(energy_j=1800), "1Wh of 0.5Wh (budgets.round_energy_max)"),
+    ],
+)
+def test_a_refusal_names_the_number_and_the_budget(allowed: Allowance, words: str) -> None:
+    """Memory by the upper end, time and energy by what is likely."""
+    found = choose([way(joules=3600)], allowed)
+    assert not found.fits
+    assert words in found.reason
+
+
+def test_memory_is_judged_by_its_upper_end_and_time_is_not() -> None:
+    """440 MiB are likely to be enough, and not sure; 60 s are likely, and a round that takes longer is stopped."""
+    assert excess(way(), Allowance(peak_mib=440)) != ""
+    assert excess(way(), Allowance(peak_mib=480)) == ""
+    assert excess(way(), Allowance(duration_s=60)) == ""
+
+
+def test_the_first_way_that_fits_is_taken_and_says_why_it_is_not_the_first() -> None:
+    """With the wish's figures, and no way after it is looked at."""
+
+    def ways() -> Iterator[Forecast]:
+        yield way(mib=900)
+        yield way(mib=600, batch_size=32, accumulation=2)
+        yield way(mib=300, batch_size=16, accumulation=4)
+        raise AssertionError("one way too many was looked at")
+
+    found = choose(ways(), Allowance(peak_mib=500))
+    assert (found.fits, found.batch_size, found.accumulation) == (True, 16, 4)
+    assert found.reason == (
+        "all layers, 4 batches of 16 images a step, because with all layers, 64 images a step it would take up to 1080 MiB of"
+        " 500 (budgets.trainer_memory_max)"
+    )
+
+
+def test_an_energy_that_is_not_known_refuses_nothing() -> None:
+    """The first round on a board measures it; the governor still stops it."""
+    assert choose([way()], Allowance(energy_j=1.0)).fits
+
+
+@given(st.floats(1, 1e6), st.floats(1, 1e6), st.floats(1, 1e6), st.floats(1, 1e6))
+def test_a_lower_budget_never_fits_more(mib: float, seconds: float, one: float, other: float) -> None:
+    """Whatever the figures."""
+    low, high = sorted((one, other))
+    tight, roomy = (choose([way(mib, seconds)], Allowance(peak_mib=most, duration_s=most)) for most in (low, high))
+    assert roomy.fits or not tight.fits
+
+
+def test_intervals_add_multiply_and_compare_by_their_ends() -> None:
+    """Parts of one forecast are wrong in the same direction."""
+    one, two = Interval(low=1, likely=2, high=4), Interval(low=0, likely=3, high=3.5)
+    assert total([one, two]) == Interval(low=1, likely=5, high=7.5)
+    assert times(one, 10) == Interval(low=10, likely=20, high=40)
+    assert times(one, two) == Interval(low=0, likely=6, high=14)
+    assert largest([one, two]) == Interval(low=1, likely=3, high=4)
+
+
+def test_what_was_seen_replaces_the_prior() -> None:
+    """Its median, and its range or a tenth."""
+    prior = about(100.0)
+    assert spread([], prior) == prior
+    assert spread([10.0], prior) == Interval(low=9.0, likely=10.0, high=11.0)
+    assert spread([8.0, 10.0, 30.0], prior) == Interval(low=8.0, likely=10.0, high=30.0)
+
+
+def test_errors_are_of_what_both_have() -> None:
+    """A positive one: it took more than was said."""
+    found = errors(way(mib=400, seconds=60), {"peak_mib": 420.0, "duration_s": 54.0, "energy_j": 10.0, "step_s": None})
+    assert found == {"peak_mib": 0.05, "duration_s": -0.1}

@@ -1,0 +1,205 @@
+"""The plan of a round: smaller parts of a step where memory is short, less trained where time is, or a refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conftest_site import RECIPE, RecordingControl, Site, make_site, run_here, run_trainer, start_trainer
+from test_finetune import PHASE, noisy_data, normaliser, tiny_network
+from test_tuner import make_tuner, same_bits
+
+from edgetune.learn.finetune import fine_tune
+from edgetune.learn.network import state_tensors
+from edgetune.learn.planning import Course, Planner, allowance
+from edgetune.learn.recipe import plan_round
+from edgetune.types import BoardHistory, Forecast, Recipe, RoundFigures, RoundKind, RoundSpec, TrainerOutcome
+from edgetune.wire import from_json
+
+TRAINING = noisy_data(46, 1)
+COURSE = Course(before=0, after=10)
+AUTO = replace(RECIPE, update="auto", batch_size=64, level=0.0)
+
+
+def planned(recipe: Recipe, course: Course = COURSE, **more: object) -> Forecast:
+    """The plan of a tiny network."""
+    control = more.pop("control", RecordingControl())
+    history = more.pop("history", BoardHistory())
+    network = tiny_network()
+    tuner = make_tuner(recipe, TRAINING)
+    plan = Planner(tuner, network, recipe=recipe, course=course, history=history, control=control).plan()
+    assert same_bits(network, tiny_network())
+    assert (tuner.updating.name, tuner.accumulation) == (plan.update, plan.accumulation)
+    return plan
+
+
+def test_without_budgets_a_round_is_run_as_asked() -> None:
+    """All layers, the whole batch."""
+    plan = planned(AUTO)
+    assert (plan.fits, plan.update, plan.batch_size, plan.accumulation, plan.reason) == (True, "full", 64, 1, "")
+    assert plan.energy_j is None
+
+
+def test_where_memory_is_short_a_step_goes_in_parts() -> None:
+    """Of all layers, as long as parts are large enough for a batch norm; the effective batch stays."""
+    huge = replace(AUTO, batch_size=400_000)
+    whole = planned(huge).peak_mib
+    short = planned(replace(huge, memory_max_mib=whole.low / 3))
+    assert (short.fits, short.update) == (True, "full")
+    assert short.accumulation >= 4
+    assert short.batch_size * short.accumulation >= 400_000
+    assert "budgets.trainer_memory_max" in short.reason
+
+
+def test_a_limit_that_nothing_fits_into_refuses() -> None:
+    """With what the least of all ways would take."""
+    plan = planned(replace(AUTO, memory_max_mib=1.0))
+    assert not plan.fits
+    assert "MiB of 1 (budgets.trainer_memory_max)" in plan.reason
+
+
+def test_where_there_is_no_time_even_for_the_output_layer_a_round_is_refused() -> None:
+    """And where there is any amount, everything is trained."""
+    course = Course(before=0, after=400_000)
+    assert planned(replace(AUTO, time_max_s=1e9), course).update == "full"
+    late = planned(replace(AUTO, time_max_s=1.0), course)
+    assert (late.fits, late.update) == (False, "head")
+    assert "of 1s (budgets.round_time_max)" in late.reason
+
+
+def test_a_trainer_that_is_slowed_down_takes_longer() -> None:
+    """At half the pace twice as long: whatever a step takes here, the pace is a factor."""
+    history = BoardHistory(rounds=(RoundFigures(other_s=1000.0, other_share=0.5),))
+    fast, slow = RecordingControl(), RecordingControl()
+    slow.obey('{"duty": 0.5}')
+    one, other = (planned(AUTO, history=history, control=control).duration_s for control in (fast, slow))
+    assert other.likely == pytest.approx(2 * one.likely, rel=0.05)
+
+
+def test_power_that_was_measured_makes_an_energy_and_a_refusal() -> None:
+    """Ten watts for the time that the round takes."""
+    history = BoardHistory(rounds=(RoundFigures(other_s=1000.0, other_share=0.5, power_w=10.0),))
+    plan = planned(AUTO, history=history)
+    assert plan.energy_j is not None
+    assert plan.energy_j.likely == pytest.approx(10 * plan.duration_s.likely)
+    refused = planned(replace(AUTO, energy_max_j=5000.0), history=history)
+    assert not refused.fits
+    assert "budgets.round_energy_max" in refused.reason
+
+
+def test_what_has_to_be_left_to_others_is_no_part_of_what_is_allowed() -> None:
+    """Memory that is available now, and what the trainer holds already, less the reserve."""
+    found = allowance(replace(AUTO, memory_available_min_mib=100.0)).available_mib
+    expected = (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / 2**20 - 100
+    assert found == pytest.approx(expected, rel=0.1)
+    assert not planned(replace(AUTO, memory_available_min_mib=1e9)).fits
+
+
+def test_a_step_in_parts_is_the_step_where_no_batch_norm_looks() -> None:
+    """In eval mode's statistics the sum of the parts' gradients is the batch's: the weights differ by rounding alone."""
+
+    def trained(accumulation: int) -> dict[str, torch.Tensor]:
+        network = tiny_network()
+        for module in network.module.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.train = lambda _mode=True, kept=module: kept  # type: ignore[assignment,misc]
+                module.training = False
+        phase = replace(PHASE, steps=6, accumulation=accumulation)
+        fine_tune(
+            network, phase, TRAINING, noisy_data(0, 2), normaliser(), resume=None, save=lambda _: None,
+            control=RecordingControl(),
+        )  # fmt: skip
+        return state_tensors(network.module)
+
+    whole, parts = trained(1), trained(3)
+    assert all(torch.allclose(whole[name], parts[name], rtol=1e-3, atol=1e-5) for name in whole)
+    assert any(not torch.equal(whole[name], state_tensors(tiny_network().module)[name]) for name in whole)
+
+
+# ----------------------------------------------------------------------------------------------- whole rounds
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """An untrained model and three colours."""
+    return make_site(tmp_path_factory.mktemp("planning"), each=40)
+
+
+def journal(directory: Path) -> dict[str, object]:
+    """What a round wrote down."""
+    return dict(json.loads((directory / "journal.json").read_text()))
+
+
+def test_a_round_that_does_not_fit_is_refused_before_it_trains(site: Site) -> None:
+    """By name and with the number, again when it is started again; nothing is published."""
+    directory = site.round_dir("small", recipe=replace(RECIPE, memory_max_mib=50.0, order="tune_first"))
+    for _ in range(2):
+        control = RecordingControl()
+        outcome, message, hint = run_here(directory, control)
+        assert outcome is TrainerOutcome.WILL_NOT_FIT
+        assert "MiB of 50 (budgets.trainer_memory_max)" in message
+        assert "training.update" in hint
+        assert not any(line.get("phase") in ("tune", "retrain") for line in control.said)
+    assert not (site.root / "models" / "v000002").exists()
+
+
+def test_a_round_only_planned_trains_nothing(site: Site) -> None:
+    """As the real process does it: its exit says so, its journal holds the forecast."""
+    directory = site.round_dir("plan")
+    process = start_trainer(directory, args=("--plan",))
+    out, err = process.communicate(timeout=300)
+    assert json.loads(out.splitlines()[-1])["outcome"] == "planned", err
+    found = journal(directory)
+    assert found["forecast"]["fits"] is True  # type: ignore[index]
+    assert "measured" not in found
+    assert not (site.root / "models" / "v000002").exists()
+
+
+def test_a_finished_round_says_what_it_took(site: Site) -> None:
+    """The points that the next forecast learns from: of each phase its batch, its peak, and what network it was."""
+    models = Path(shutil.copytree(site.root / "models", site.root / "models-measured"))
+    directory = site.round_dir("measured", models_dir=models)
+    code, _, err = run_trainer(directory)
+    assert code == 0, err
+    measured = journal(directory)["measured"]
+    tune, retrain = measured["points"]  # type: ignore[index]
+    assert tune["batch_size"] == retrain["batch_size"] == RECIPE.batch_size
+    assert tune["workload"]["mega_weights"] > retrain["workload"]["mega_weights"]
+    assert tune["step_s"] > 0
+    assert measured["peak_mib"] >= tune["peak_mib"]  # type: ignore[index]
+    assert retrain["peak_mib"] is None  # ranking came before it
+
+
+def test_a_round_in_parts_of_a_step_goes_on_after_stops_to_the_same_bits(site: Site) -> None:
+    """What was chosen is in the journal, and no start chooses anew."""
+    recipe = replace(RECIPE, level=0.0, epochs_after=2, batch_size=64)
+    weights = []
+    for stops in ((), (1,)):
+        models = Path(shutil.copytree(site.root / "models", site.root / f"models-{len(stops)}"))
+        directory = site.round_dir(f"parts-{len(stops)}", kind=RoundKind.ADAPT, recipe=recipe, models_dir=models)
+        _prescribe(directory, accumulation=4)
+        outcome, message, _ = run_here(directory, RecordingControl(stop_after=stops))
+        while outcome is TrainerOutcome.CHECKPOINTED:
+            outcome, message, _ = run_here(directory)
+        assert outcome is TrainerOutcome.PUBLISHED, message
+        assert journal(directory)["forecast"]["accumulation"] == 4  # type: ignore[index]
+        weights.append((models / "v000002" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def _prescribe(directory: Path, *, accumulation: int) -> None:
+    """A plan as a start before this one would have left it."""
+    spec = from_json(RoundSpec, (directory / "spec.json").read_bytes())
+    plan_round(directory, spec, RecordingControl())
+    written = journal(directory)
+    written["forecast"]["accumulation"] = accumulation  # type: ignore[index]
+    (directory / "journal.json").write_text(json.dumps(written))
