@@ -25,7 +25,7 @@ _MIB = 2**20
 MEMORY_PRIOR = Coefficients((160.0, 1.35, 8e6 / _MIB, 0.0, 1.0))
 # One of two shared x86 cores, torch 2.13: seven networks of 32 to 128 px, within 0.6 to 1.4 of these. Of another board they say little but how its layers compare: `scale_sd` below.
 TIME_PRIOR = Coefficients((0.018, 0.0003, 0.016, 5e-4, 4e-3, 1.5e-3))
-_MEMORY_KERNEL = Kernel(noise=0.02, parts=((0.03, 1.5, 0.7),), term_sds=(0.4, 0.25, 0.4, 0.0, 0.0))
+_MEMORY_KERNEL = Kernel(noise=0.03, parts=((0.05, 1.5, 0.7),), term_sds=(0.4, 0.4, 0.4, 0.0, 0.0))
 _TIME_KERNEL = Kernel(noise=0.05, parts=((0.15, 1.5, 1.0),), scale_sd=1.2, term_sds=(0.5,) * 6)
 PROFILE_S = 20.0  # a micro-profile takes no longer than this and one step
 _PROFILE_STEPS = 3  # of each batch, after one that is not timed
