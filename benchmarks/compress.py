@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,7 @@ from safetensors.torch import save
 
 from benchmarks.cifar import PREPROCESS, Archive, read_archive
 from benchmarks.plots import draw_lines, gathered
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import append_row, read_rows, rows_to_report, with_grid_options
 from benchmarks.stage import machine, need, say, table
 from edgetune.learn.cifar import count_learnt
 from edgetune.learn.control import SilentControl, StopAskedError
@@ -229,18 +228,15 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=2900, help="of each class")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--report", action="store_true", help="the table of what was run, nothing else")
+    with_grid_options(parser, report="the table")
     arguments = parser.parse_args()
     status = 0
     if not arguments.report:
         need(parser, arguments, data="a directory with cifar10_train.zip", weights="a file with the teacher's weights")
         arguments.work.mkdir(parents=True, exist_ok=True)
         status = run(arguments)
-    done = read_rows(arguments.work / FILE, Student)
+    done = rows_to_report(arguments.work / FILE, Student)
     if not done:
-        say(f"{arguments.work / FILE} holds no student yet")
         return 1
     say(report(done))
     for teacher in sorted({student.teacher for student in done}):

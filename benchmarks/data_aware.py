@@ -32,7 +32,6 @@ import contextlib
 import copy
 import functools
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -43,7 +42,7 @@ import torch
 
 from benchmarks.cells import Cell, timing
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
-from benchmarks.rows import fill_missing, read_rows
+from benchmarks.rows import fill_missing, read_rows, with_grid_options
 from benchmarks.served import cost_of, metered
 from benchmarks.stage import machine, need, say
 from edgetune.learn.control import SilentControl
@@ -339,18 +338,16 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--net", default="cifar:resnet20", choices=sorted(PAPER))
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--subsets", nargs="+", default=list(SUBSETS))
     parser.add_argument("--levels", nargs="+", type=float, default=list(PAPER_LEVELS))
     parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--unit", default="parameters", choices=["parameters", "latency"])
     parser.add_argument("--device-images", default="seen", choices=["seen", "unseen"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--memory-format", default="contiguous", choices=["contiguous", "channels_last"])
     parser.add_argument("--tune-unpruned", action="store_true", help="also the unpruned model tuned on the site")
     parser.add_argument("--full", action="store_true", help="the paper's 5 + 25 epochs on all images: days")
-    parser.add_argument("--report", action="store_true", help="tables and plots of what was run, nothing else")
+    with_grid_options(parser, report="tables and plots")
     parser.add_argument("--markdown", action="store_true", help="the tables of docs/benchmarks.md, nothing else")
     arguments = parser.parse_args()
     if arguments.markdown:

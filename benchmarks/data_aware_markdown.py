@@ -21,7 +21,7 @@ from benchmarks.data_aware_report import (
     series,
     subsets_in,
 )
-from benchmarks.rows import read_rows
+from benchmarks.rows import rows_to_report
 from benchmarks.stage import say
 
 _COLUMNS = {
@@ -35,9 +35,8 @@ _BOOTSTRAPPED = "trapezoidal mean over the levels there are (95 % of the bootstr
 
 def markdown(work: Path) -> int:
     """Print the tables of every net, choice of device images, unit and schedule that has cells; the number of problems."""
-    cells = read_rows(work / "data_aware.csv", Cell)
+    cells = rows_to_report(work / "data_aware.csv", Cell)
     if not cells:
-        say(f"{work / 'data_aware.csv'} holds no cell yet")
         return 1
     for key, group in itertools.groupby(sorted(cells, key=series), key=series):
         mine = list(group)

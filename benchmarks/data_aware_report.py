@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from benchmarks.cells import Cell
 from benchmarks.cifar import SUBSETS
-from benchmarks.rows import read_rows
+from benchmarks.rows import rows_to_report
 from benchmarks.stage import say, table
 
 PAPER_LEVELS = (25.0, 50.0, 75.0, 90.0, 95.0)
@@ -28,9 +28,8 @@ Gains = dict[Pair, dict[float, float]]  # by level, in percentage points
 
 def report(work: Path) -> int:
     """Print everything and draw the plots beside the cells; the number of problems."""
-    cells = read_rows(work / "data_aware.csv", Cell)
+    cells = rows_to_report(work / "data_aware.csv", Cell)
     if not cells:
-        say(f"{work / 'data_aware.csv'} holds no cell yet")
         return 1
     for key, group in itertools.groupby(sorted(cells, key=series), key=series):
         mine = list(group)

@@ -36,7 +36,6 @@ import argparse
 import copy
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +49,7 @@ from torch.nn import functional
 
 from benchmarks.cifar import PREPROCESS, Archive, read_archive
 from benchmarks.incremental_report import ARMS, SEEDS, WITHOUT_MEMORY, Cell, report
-from benchmarks.rows import fill_missing, read_rows
+from benchmarks.rows import fill_missing, read_rows, with_grid_options
 from benchmarks.stage import machine, need, say
 from edgetune.learn.data import Images, Integers, Normaliser, augment
 from edgetune.learn.imprint import features_of, refit_head
@@ -437,7 +436,6 @@ def main() -> int:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--data-set", default="cifar10", choices=sorted(STEPS))
     parser.add_argument("--net", default="cifar:resnet20", help="an architecture, or resnet18 with a stem for 32x32")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
@@ -448,8 +446,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16, help="of the stream; as many of the memory beside it")
     parser.add_argument("--rate", type=float, help="of all arms, in place of each one's own")
     parser.add_argument("--judge", default="test", choices=["test", "validation"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--report", action="store_true", help="tables of what was run, nothing else")
+    with_grid_options(parser, report="tables")
     arguments = parser.parse_args()
     if arguments.report:
         return report(arguments.work / "incremental.csv")

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.plots import draw_bars, gathered
-from benchmarks.rows import read_rows
+from benchmarks.rows import rows_to_report
 from benchmarks.stage import say, table
 
 WITHOUT_MEMORY = ("naive", "joint")
@@ -44,9 +44,8 @@ class Cell:
 
 def report(path: Path) -> int:
     """Print the tables; the number of problems."""
-    cells = read_rows(path, Cell)
+    cells = rows_to_report(path, Cell)
     if not cells:
-        say(f"{path} holds no cell yet")
         return 1
     for series, group in itertools.groupby(sorted(cells, key=_series), key=_series):
         mine = list(group)

@@ -36,7 +36,7 @@ from benchmarks.cifar import PREPROCESS
 from benchmarks.incremental_report import spread
 from benchmarks.one_site import OneSite, add_arguments
 from benchmarks.plots import draw_lines, gathered
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import append_row, read_rows, rows_to_report
 from benchmarks.stage import machine, say, table
 from edgetune.decide.labelling import Candidate, next_questions
 from edgetune.learn.control import SilentControl
@@ -207,9 +207,8 @@ def gain(cells: Sequence[Cell]) -> str:
 
 def report(path: Path) -> int:
     """Print what was run."""
-    cells = read_rows(path, Cell)
+    cells = rows_to_report(path, Cell)
     if not cells:
-        say(f"nothing was run yet: {path} is missing")
         return 1
     for subset in sorted({cell.subset for cell in cells}):
         say(f"\n{subset}: top-1 in per cent on its test images, among all hundred outputs")

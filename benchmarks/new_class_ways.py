@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +50,7 @@ import torch
 
 from benchmarks.cifar import PREPROCESS, classes_of, read_archive
 from benchmarks.incremental_report import spread
-from benchmarks.rows import fill_missing, read_rows
+from benchmarks.rows import fill_missing, rows_to_report, with_grid_options
 from benchmarks.stage import machine, need, say, table
 from edgetune.learn.control import SilentControl
 from edgetune.learn.data import LabelledImages, Normaliser
@@ -353,15 +352,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--epochs", nargs="+", type=float, default=[1.0, 2.0, 4.0, 8.0, 12.0])
     parser.add_argument("--old", type=int, default=250, help="images of each old class on the board")
     parser.add_argument("--new", type=int, default=450, help="of each new one")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--judge", default="test", choices=["test", "validation"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--report", action="store_true", help="the table of what was run, nothing else")
+    with_grid_options(parser, report="the table")
     arguments = parser.parse_args()
     path = arguments.work / FILE
     if not arguments.report:
@@ -370,10 +367,10 @@ def main() -> int:
         board = Board(arguments)
         say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads")
         fill_missing(path, wanted(arguments, board), Experiment(board).fill, _tell)
-    if not path.exists():
-        say(f"nothing was run yet: {path} is missing")
+    cells = rows_to_report(path, Cell)
+    if not cells:
         return 1
-    say(report(read_rows(path, Cell)))
+    say(report(cells))
     return 0
 
 

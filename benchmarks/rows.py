@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from benchmarks.stage import say
 
 _MAKE: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "float | None": float}
 
@@ -30,6 +34,29 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [kind(**{name: _MAKE[kinds[name]](text) for name, text in row.items() if text}) for row in rows]
+
+
+def rows_to_report(path: Path, kind: type[R]) -> list[R]:
+    """What was run so far; where that is nothing, a sentence says so."""
+    rows = read_rows(path, kind)
+    if not rows:
+        say(f"nothing was run yet: {path} holds no row")
+    return rows
+
+
+def with_grid_options(parser: argparse.ArgumentParser, *, report: str, threads: int | None = None) -> None:
+    """
+    Add what every measurement has that keeps its rows in a file: --work, --threads, --report.
+
+    Args:
+        parser: of the script.
+        report: what --report prints.
+        threads: the default; None: as many as there are cores.
+    """
+    cores = os.cpu_count() or 1
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"), help="where the rows are kept")
+    parser.add_argument("--threads", type=int, default=cores if threads is None else threads, help="of the training")
+    parser.add_argument("--report", action="store_true", help=f"{report} of what was run, nothing else")
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import shutil
 import signal
 import time
@@ -49,7 +48,7 @@ import torch
 from benchmarks.incremental import Pool, is_right, read_pool
 from benchmarks.incremental_report import spread
 from benchmarks.plots import draw_bars, gathered
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import append_row, read_rows, rows_to_report, with_grid_options
 from benchmarks.stage import machine, need, say, table
 from edgetune.learn.cifar import count_learnt
 from edgetune.learn.compress import Material
@@ -269,9 +268,8 @@ def verdict(cells: Sequence[Cell]) -> str:
 
 def report(path: Path) -> int:
     """Print what was run."""
-    cells = read_rows(path, Cell)
+    cells = rows_to_report(path, Cell)
     if not cells:
-        say(f"nothing was run yet: {path} is missing")
         return 1
     for student, epochs in sorted({(cell.student, cell.epochs) for cell in cells}):
         mine = [cell for cell in cells if (cell.student, cell.epochs) == (student, epochs)]
@@ -300,15 +298,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--teacher-weights", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
     parser.add_argument("--students", nargs="+", default=list(FRESH), choices=STUDENTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images", type=int, default=3000, help="of each seen class")
     parser.add_argument("--epochs", type=int, default=SHORT)
     parser.add_argument("--full", action="store_const", dest="epochs", const=FULL, help="the paper's 200 epochs")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--report", action="store_true", help="tables of what was run, nothing else")
+    with_grid_options(parser, report="tables")
     arguments = parser.parse_args()
     if arguments.report:
         return report(arguments.work / "unseen.csv")

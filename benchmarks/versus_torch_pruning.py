@@ -46,7 +46,7 @@ from benchmarks.cells import Cell, timing
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
 from benchmarks.data_aware import begin, peak_mib
 from benchmarks.data_aware_report import bootstrap
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import append_row, read_rows, rows_to_report, with_grid_options
 from benchmarks.stage import machine, need, say, table
 from edgetune.errors import UnprunableError
 from edgetune.learn.control import SilentControl
@@ -373,21 +373,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--subsets", nargs="+", default=["aquatic", "indoor"])
     parser.add_argument("--latencies", nargs="+", type=float, default=[0.75, 0.5, 0.33])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--threads", type=int, default=1, help="of the training; latencies are of one thread")
-    parser.add_argument("--report", action="store_true", help="tables of what was run, nothing else")
+    with_grid_options(parser, report="tables", threads=1)
     arguments = parser.parse_args()
     if not arguments.report:
         need(parser, arguments, data="a directory with cifar100.zip", weights="a file with the given network's weights")
         arguments.work.mkdir(parents=True, exist_ok=True)
         run(arguments)
-    done = read_rows(arguments.work / FILE, Cell)
+    done = rows_to_report(arguments.work / FILE, Cell)
     if not done:
-        say(f"{arguments.work / FILE} holds no cell yet")
         return 1
     say(report(done))
     return 0

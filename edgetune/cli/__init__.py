@@ -45,7 +45,13 @@ VERBS = {
     cls=LazyGroup, lazy=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 def group() -> None:
-    """Prunes and fine-tunes the CNN this board serves to the images this board sees."""
+    """
+    Prunes and fine-tunes the CNN this board serves to the images this board sees.
+
+    First steps on a board: `edgetune doctor` says what is missing, `edgetune models import` makes the first model, the service
+    (`systemctl start edgetune`, or `edgetune run`) serves it, `edgetune status` says what happens. Without a board: `prune` and
+    `compress` make a model smaller here and now.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

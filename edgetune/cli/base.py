@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
@@ -24,7 +25,23 @@ SOCKET_META = "edgetune.socket"  # the key in click's `ctx.meta` for the path as
 CONFIG = "/etc/edgetune/config.yaml"
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A group that knows what a mistyped command may have been."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; the error names the nearest one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from None
+
+
+class LazyGroup(Group):
     """A group whose commands are imported when they are asked for."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, str], **kwargs: Any) -> None:

@@ -42,7 +42,7 @@ _IMAGES = 8  # different ones, so that no cache answers for the model
 @click.pass_context
 def bench(ctx: click.Context, client: Client, *, runs: int, as_json: bool) -> None:
     """
-    Time the served version: in the bare engine, and through the socket as tensors and as PNG images.
+    Time the served version. In the bare engine, and through the socket as tensors and as PNG images.
 
     It has to be allowed to read the state directory; nothing is recorded.
     """

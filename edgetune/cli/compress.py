@@ -88,7 +88,7 @@ _ENDING = "student"
 @with_architecture_options
 def compress(teacher: str, config_path: Path, *, as_json: bool, **given: Any) -> int:
     """
-    Make a small student of a large model, taught on a directory of images.
+    Teach a small student what a large model says of images.
 
     TEACHER is a directory that `edgetune models export` or `edgetune prune` wrote, or an architecture with --weights and
     --classes. With the default transfer no label is looked at: the folders' names only say how good the student is. Killed

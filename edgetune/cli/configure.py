@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from edgetune.cli.base import emit, with_config, with_json
+from edgetune.cli.base import Group, emit, with_config, with_json
 from edgetune.config import Config, default_text, json_schema, load, privacy_note, to_plain
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Check and show the configuration."""
 

@@ -11,7 +11,17 @@ from urllib.parse import quote
 import click
 
 from edgetune import units
-from edgetune.cli.base import absolute, columns, emit, read_config, state_dir_of, with_config, with_json, with_socket
+from edgetune.cli.base import (
+    Group,
+    absolute,
+    columns,
+    emit,
+    read_config,
+    state_dir_of,
+    with_config,
+    with_json,
+    with_socket,
+)
 from edgetune.cli.words import ago, count, mark_words
 from edgetune.client import Client
 from edgetune.errors import DaemonNotRunningError, UsageError
@@ -22,7 +32,7 @@ _LEFT_OUT = {  # what becomes of a sample whose class no round learns
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Look at, label and remove the samples on this board."""
 
@@ -67,7 +77,7 @@ def ls(
     help="Also write their images there, named by their numbers, to look at; root and the admin group may.",
 )
 def next_(client: Client, *, as_json: bool, count: int, save: Path | None) -> None:
-    """Say which samples are worth a label now: those that the served model is least sure of, and that differ."""
+    """Say which samples are worth a label now. Those that the served model is least sure of, and that differ."""
     if save is not None and save.exists() and (not save.is_dir() or any(save.iterdir())):
         raise UsageError(f"{save} is there and not empty", hint="name a new directory")
     answer = client.get("/v1/data/next", count=count)
@@ -216,7 +226,7 @@ def purge(
     everything: bool,
     yes: bool,
 ) -> None:
-    """Remove samples for good, out of the free pages of the database and its log too."""
+    """Remove samples for good. They are overwritten in the database's free pages and its log too."""
     chosen: dict[str, object] = {
         "sample_id": sample,
         "digest": digest,
@@ -238,7 +248,7 @@ def purge(
 @with_json
 @click.argument("directory", type=click.Path(path_type=Path))
 def export(client: Client, *, directory: Path, as_json: bool) -> None:
-    """Write all samples as DIRECTORY/class/image, with a manifest; the daemon writes, so it needs the right to."""
+    """Write all samples as DIRECTORY/class/image, with a manifest. The daemon writes, so it needs the right to."""
     answer = client.post("/v1/data/export", {"directory": absolute(directory)})
     emit(answer, f"{count(answer['samples'], 'sample')} written to {answer['directory']}", as_json=as_json)
 
@@ -248,6 +258,6 @@ def export(client: Client, *, directory: Path, as_json: bool) -> None:
 @with_json
 @click.argument("path", type=click.Path(path_type=Path))
 def backup(client: Client, *, path: Path, as_json: bool) -> None:
-    """Copy the database, consistent while the service runs, to the file PATH."""
+    """Copy the database to the file PATH. Consistent while the service runs."""
     answer = client.post("/v1/data/backup", {"path": absolute(path)})
     emit(answer, f"written to {answer['path']}", as_json=as_json)

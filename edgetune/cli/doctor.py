@@ -39,7 +39,7 @@ _COLOURS = {OK: "green", WARNING: "yellow", FAULT: "red"}
 @with_json
 @click.option("--quick", is_flag=True, help="Do not try to import the heavy libraries.")
 def doctor(client: Client, config_path: Path, *, as_json: bool, quick: bool) -> int:
-    """Check board, sensors, libraries, rights, disk and socket, and say how to mend each. Exits 1 on a fault."""
+    """Check board, libraries and rights, and say what to mend. Exits 1 on a fault."""
     findings = []
     for finding in examine(client, config_path, is_quick=quick):
         findings.append(finding)

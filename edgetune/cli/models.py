@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgetune.cli import installing
-from edgetune.cli.base import columns, emit, read_config, state_dir_of, with_config, with_json, with_socket
+from edgetune.cli.base import Group, columns, emit, read_config, state_dir_of, with_config, with_json, with_socket
 from edgetune.cli.words import marked, percent
 from edgetune.client import Client
 from edgetune.errors import UsageError
@@ -47,7 +47,7 @@ def with_architecture_options(command: Callable[..., Any]) -> Callable[..., Any]
     return command
 
 
-@click.group()
+@click.group(cls=Group)
 def models() -> None:
     """Look at, change and import model versions."""
 
@@ -211,9 +211,10 @@ def rollback(client: Client, *, as_json: bool) -> None:
 @click.option("--random", "is_random", is_flag=True, help="Untrained weights, for trying things out.")
 def import_(client: Client, config_path: Path, *, as_json: bool, **given: Any) -> None:
     """
-    Make a first model from an architecture, weights and a list of classes, or take one over with --from.
+    Make a first model, or take over one that is ready (--from).
 
-    Works without the daemon, and beside one that serves no model yet (which then serves it at once). To change the
+    The one from an architecture, its weights and a list of classes; the other from a directory that edgetune prune, edgetune
+    compress or models export wrote. Works without the daemon, and beside one that serves no model yet (which then serves it at once). To change the
     factory model of a running service, stop it first.
     """
     answer = installing.import_factory_model(client, read_config(config_path), given)
@@ -229,7 +230,7 @@ def import_(client: Client, config_path: Path, *, as_json: bool, **given: Any) -
 @click.argument("version", type=int)
 @click.argument("directory", type=click.Path(path_type=Path))
 def export(client: Client, config_path: Path, *, version: int, directory: Path, as_json: bool) -> None:
-    """Copy a version, checked, into a new directory: safetensors, ONNX and JSON, no pickle."""
+    """Copy a version, checked, into a new directory. Safetensors, ONNX and JSON, no pickle."""
     if directory.exists():
         raise UsageError(f"{directory} exists already", hint="name a directory that does not exist yet")
     files = installing.export_model(_state_dir(client, config_path), version, directory)
@@ -256,7 +257,7 @@ def _state_dir(client: Client, config_path: Path) -> Path:
 @click.option("--keep", type=click.IntRange(min=1), help="Versions to keep. [default: serving.versions_kept]")
 @click.option("--dry-run", is_flag=True, help="Only say which.")
 def gc(config_path: Path, *, keep: int | None, dry_run: bool, as_json: bool) -> None:
-    """Remove old versions while the daemon is stopped (it does so itself after each round)."""
+    """Remove old versions while the daemon is stopped. It does so itself after each round."""
     config = read_config(config_path)
     removed = installing.sweep(config.paths.state_dir, keep=keep or config.serving.versions_kept, dry_run=dry_run)
     verb = "would be removed" if dry_run else "removed"

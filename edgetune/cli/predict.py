@@ -24,7 +24,7 @@ from edgetune.errors import EXIT_FAILED, EXIT_OK, ImageError, TooLargeError
 )
 @click.option("--no-record", is_flag=True, help="Do not keep the predictions for feedback and probation.")
 def predict(client: Client, *, files: tuple[Path, ...], top_k: int, no_record: bool, as_json: bool) -> int:
-    """Ask the served model what image FILES show; a bad image does not stop the rest."""
+    """Ask the served model what image FILES show. A bad image does not stop the rest."""
     answers, code = [], EXIT_OK
     for path in files:
         try:

@@ -51,7 +51,7 @@ _HINTS = {
 @with_architecture_options
 def prune(model: str, config_path: Path, *, as_json: bool, **given: Any) -> int:
     """
-    Compress a model as far as a directory of images allows, without a daemon and on any machine.
+    Cut filters of a model as far as its accuracy on images allows. Without a daemon, on any machine.
 
     MODEL is a directory that `edgetune models export` or this verb wrote, or an architecture (cifar:resnet20,
     torchvision:mobilenet_v2, package.module:function) with --weights and --classes. The result is such a directory:

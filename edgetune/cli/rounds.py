@@ -137,7 +137,7 @@ def cancel(client: Client, *, as_json: bool) -> None:
 @click.argument("round_id", metavar="[ID]", type=int, required=False)
 @click.option("--limit", "-n", type=click.IntRange(min=1, max=1000), default=20, show_default=True, help="How many.")
 def rounds(client: Client, *, as_json: bool, round_id: int | None, limit: int) -> None:
-    """List the last rounds, or tell one with everything that was decided and why."""
+    """List the last rounds, or tell everything about one."""
     if round_id is not None:
         row = client.get(f"/v1/rounds/{round_id}")
         emit(row, f"{_round_words(row)}\n{json.dumps(row['details'], indent=2, ensure_ascii=False)}", as_json=as_json)

@@ -37,7 +37,7 @@ def run(config_path: Path, *, as_json: bool) -> int:
 @with_socket
 @with_json
 def reload(client: Client, *, as_json: bool) -> None:
-    """Check the configuration and take it over whole, or keep the old one; also serve a first model."""
+    """Check the configuration and take it over. Whole, or not at all; a first model is served then too."""
     answer = client.post("/v1/reload")
     changed, waiting = answer.get("changed") or [], answer.get("needs_restart") or []
     words = f"changed: {', '.join(changed)}" if changed else "nothing has changed"
@@ -53,7 +53,7 @@ def reload(client: Client, *, as_json: bool) -> None:
 @click.option("--lines", "-n", type=click.IntRange(min=0), default=20, show_default=True, help="How many past events.")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Only events after this number.")
 def events(client: Client, *, as_json: bool, follow: bool, lines: int, after: int) -> None:
-    """Print what happened: state changes, promotions, refusals, repairs."""
+    """Print what happened. State changes, promotions, refusals, repairs."""
     last: deque[dict[str, Any]] = deque(maxlen=lines)
     while page := client.get("/v1/events", after=after, limit=_PAGE):
         last.extend(page)

@@ -28,7 +28,7 @@ _STYLES = {"good": "green", "busy": "yellow", "bad": "red", "plain": "cyan"}
     "--interval", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds between redraws."
 )
 def status(client: Client, *, as_json: bool, watch: bool, interval: float) -> None:
-    """Say what is served, what is in the buffer, and why a round is or is not running."""
+    """Say what is served and stored, and why a round runs or not."""
     if watch:
         _watch(client, interval, as_json=as_json)
     elif as_json:

@@ -39,7 +39,11 @@ def load(path: Path) -> Config:
         with path.open("rb") as file:
             data = file.read(_FILE_BYTES_MAX + 1)
     except OSError as error:
-        hint = f"make one with the defaults: edgetune config show --default > {path}" if not path.exists() else ""
+        hint = (
+            ""
+            if path.exists()
+            else f"make one with the defaults: {_making(path)}edgetune config show --default > {path}"
+        )
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint=hint) from error
     if len(data) > _FILE_BYTES_MAX:
         raise ConfigError(f"{path} is larger than 1 MiB; is it a configuration file?")
@@ -49,6 +53,10 @@ def load(path: Path) -> Config:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text") from error
     return parse(text, name=str(path))
+
+
+def _making(path: Path) -> str:
+    return "" if path.parent.is_dir() else f"mkdir -p {path.parent} && "
 
 
 def parse(text: str, *, name: str = "config.yaml") -> Config:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from edgetune.errors import StoreError
 
-# What this program makes and writes to. Anything else may lie there too, such as lost+found of a file system of its own.
-_OURS = ("lock", "edgetune.db", "edgetune.db-wal", "edgetune.db-shm", "models", "rounds", "inbox", "quarantine")
+# What this program cannot do without. Anything else may lie there too: an inbox that others own, lost+found of a file system
+# of its own.
+_OURS = ("lock", "edgetune.db", "edgetune.db-wal", "edgetune.db-shm", "models", "rounds", "quarantine")
 
 
 def check_writable(state_dir: Path) -> None:

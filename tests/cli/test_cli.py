@@ -6,6 +6,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 import pytest
 
 from edgetune import errors
+from edgetune.cli import group as edgetune_group
 from edgetune.cli import main
 from edgetune.cli.base import folded
 from edgetune.cli.reference import commands, reference_text
@@ -443,3 +445,27 @@ def test_sentences_are_folded_between_words_and_tables_are_not() -> None:
     text = f"{table}\n  note: one of the thirteen images\nshort"
     assert folded(text, 20) == f"{table}\n  note: one of the\n    thirteen images\nshort"
     assert folded(text, 80) == text
+
+
+def test_every_command_of_a_list_says_in_a_whole_sentence_what_it_does() -> None:
+    """Eighty columns are enough for it; what more there is to say is in the command's own help."""
+
+    def lines_of(group: click.Group, path: str) -> Iterator[str]:
+        context = click.Context(group, info_name=path)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            yield f"{path} {name}: {command.get_short_help_str(80 - 6 - len('quarantine'))}"
+            if isinstance(command, click.Group):
+                yield from lines_of(command, f"{path} {name}")
+
+    assert [line for line in lines_of(edgetune_group, "edgetune") if line.endswith("...")] == []
+
+
+@pytest.mark.parametrize(("words", "near"), [(("stauts",), "status"), (("models", "promot"), "promote")])
+def test_a_mistyped_command_is_answered_with_the_nearest(run: Any, words: tuple[str, ...], near: str) -> None:
+    """Usage error; what is like nothing gets no guess."""
+    ran = run(*words)
+    assert ran.code == errors.EXIT_USAGE
+    assert f"No such command {words[-1]!r}. Did you mean {near!r}?" in ran.err
+    assert "Did you mean" not in run("xyzzy").err

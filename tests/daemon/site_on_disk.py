@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fakes import FakeClock, FakeSensors, FakeTrainer, picture, publish_factory
 
 from edgetune import config as configuration
 from edgetune.daemon.core import Daemon
+from edgetune.daemon.service import DaemonService
 from edgetune.types import RoundState
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "owl": (30, 30, 200)}
@@ -64,6 +65,16 @@ def drop_unlabelled(root: Path, count: int, colour: str, *, start: int = 0) -> N
     for i in range(start, start + count):
         (root / "state" / "inbox" / f"{colour}-{i}.json").write_text(json.dumps({"group": f"unlabelled {colour}{i}"}))
         (root / "state" / "inbox" / f"{colour}-{i}.png").write_bytes(picture(COLOURS[colour], 10_000 + i))
+
+
+def held(clock: FakeClock) -> FakeTrainer:
+    """A trainer that goes on until it is told otherwise."""
+    return FakeTrainer(clock, is_held=True)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Play a scene."""
+    asyncio.run(work)
 
 
 class Site:
@@ -138,6 +149,28 @@ class Site:
             await self.tick()
             await asyncio.sleep(0.01)
         raise AssertionError(f"version {self.daemon.serving.served.version} is served, not {version}")
+
+    async def begin_round(self) -> None:
+        """With so many cats and dogs a round is under way, as long as its trainer is held."""
+        drop(self.root, 40)
+        await self.take_all()
+        await self.until(RoundState.TRAINING)
+
+    async def serve_second(self) -> None:
+        """With so many cats and dogs a first round is promoted."""
+        drop(self.root, 40)
+        await self.take_all()
+        await self.until_served(2)
+
+    async def rows(self, **filters: Any) -> list[dict[str, Any]]:
+        """Of the buffer."""
+        return await DaemonService(self.daemon).data_samples(
+            **{"label": None, "split": None, "labelled": None, "limit": 1000, "offset": 0, **filters}
+        )
+
+    async def events(self, kind: str) -> list[dict[str, Any]]:
+        """Of one kind."""
+        return [event for event in await self.daemon.events.after(0, 1000) if event["kind"] == kind]
 
     @property
     def state(self) -> RoundState:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeTrainer, picture, publish_factory
-from site_on_disk import COLOURS, Site, drop, drop_unlabelled
+from site_on_disk import COLOURS, Site, drop, drop_unlabelled, held, run
 from test_daemon_returning import Forest
 from test_daemon_watching import POLICY, Lookout, drop_dull
 
@@ -33,11 +32,6 @@ async def refuse(site: Site, what: str) -> None:
 async def allow(site: Site) -> None:
     """There is room again."""
     await site.daemon.store(site.daemon.buffer.database.execute, "DROP TRIGGER refusal")
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
 
 
 def test_a_round_that_could_not_be_begun_holds_no_samples(tmp_path: Path) -> None:
@@ -89,10 +83,8 @@ def test_a_round_without_a_row_holds_no_other_up(tmp_path: Path) -> None:
     """What can never be written is given up."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
-        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True)) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+        async with Site(tmp_path, make_trainer=held) as site:
+            await site.begin_round()
             await site.daemon.store(site.daemon.buffer.database.execute, "DELETE FROM rounds")
             site.daemon.rounds._make_trainer = lambda: FakeTrainer(site.clock)
             site.trainers[0].finish()
@@ -231,7 +223,7 @@ def test_a_full_disk_ends_no_tick(tmp_path: Path, what: str) -> None:
 
     async def play() -> None:
         drop(tmp_path, 40)
-        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True)) as site:
+        async with Site(tmp_path, make_trainer=held) as site:
             await site.take_all()
             await refuse(site, what)
             await site.tick(5)
@@ -262,10 +254,8 @@ def test_a_roll_back_that_a_full_disk_prevents_comes_when_there_is_room(tmp_path
     """The version stays on trial until then."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path) as site:
-            await site.take_all()
-            await site.until_served(2)
+            await site.serve_second()
             await site.tick(2)
             assert site.daemon.serving.trial._record is not None
             site.daemon.serving.trial._record["baseline"] |= {"feedback": 100, "feedback_correct": 95}

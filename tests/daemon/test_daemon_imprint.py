@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, FakeTrainer, picture
-from site_on_disk import COLOURS, Site, drop
+from fakes import FakeTrainer, picture
+from site_on_disk import COLOURS, Site, drop, held, run
 
 from edgetune.cli.words import as_text, describe
 from edgetune.daemon.service import DaemonService
@@ -44,16 +42,6 @@ class RefusedRound(Imprinting):
     """Its real rounds are."""
 
     rights = (0.9, 0.3)
-
-
-def held(clock: FakeClock) -> FakeTrainer:
-    """A trainer that goes on until it is told otherwise."""
-    return FakeTrainer(clock, is_held=True)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
 
 
 def owls(site: Site) -> int:
@@ -201,10 +189,8 @@ def test_an_imprint_does_not_end_the_probation_of_its_base(tmp_path: Path) -> No
     """What that version is measured against stays: it can still be taken back, and a roll-back takes back both."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, **RARE) as site:
-            await site.take_all()
-            await site.until_served(2)
+            await site.serve_second()
             await site.tick(2)
             first = (await site.daemon.status())["probation"]
             assert (first["version"], first["fallback"]) == (2, 1)
@@ -275,10 +261,8 @@ def test_a_base_that_is_lost_meanwhile_ends_the_imprint_and_nothing_else(tmp_pat
     """Its manifest was damaged while the power was off: the round cannot go on, is recorded, and others follow."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, **RARE) as site:
-            await site.take_all()
-            await site.until_served(2)
+            await site.serve_second()
             site.daemon.rounds._make_trainer = lambda: held(site.clock)
             drop(tmp_path, 14, "owl", start=100)
             await site.take_all()
@@ -287,7 +271,7 @@ def test_a_base_that_is_lost_meanwhile_ends_the_imprint_and_nothing_else(tmp_pat
             if not is_begun:  # the power went right after the spec was written
                 await site.daemon.store(site.daemon.buffer.database.execute, "DELETE FROM rounds WHERE id = 2")
         (tmp_path / "state" / "models" / "v000002" / "manifest.json").write_text("damaged")
-        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True), **RARE) as site:
+        async with Site(tmp_path, make_trainer=held, **RARE) as site:
             assert site.daemon.serving.served.version == 1
             await site.until(S.TRAINING)
             site.trainers[0].end(TrainerOutcome.BAD_MODEL, 21, "there is no version 2")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fakes import FakeClock, manifest, picture, publish_factory, tiny_files
-from site_on_disk import COLOURS, Site
+from site_on_disk import COLOURS, Site, run
 
 from edgetune.cli.words import as_text, describe
 from edgetune.daemon import metrics
@@ -22,11 +20,6 @@ SURE = np.array(
 )  # red is a cat, green a dog, grey and blue are nothing
 UNSURE = 0.001 * SURE
 GREY = (110, 110, 110)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
 
 
 def publish_both(state_dir: Path) -> Models:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import FakeClock, FakeTrainer, publish_factory
-from site_on_disk import Site, drop, drop_unlabelled
+from site_on_disk import Site, drop, drop_unlabelled, run
 
 from edgetune.cli.words import as_text, describe
 from edgetune.config import Config, parse
@@ -41,9 +40,7 @@ class Forest(Site):
 
     async def forget_owls(self) -> None:
         """Serve version 2."""
-        drop(self.root, 40)
-        await self.take_all()
-        await self.until_served(2)
+        await self.serve_second()
         await self.tick()
         assert self.daemon.returning.absent == {"owl"}
         await self.look(2)  # at the labelled ones
@@ -61,24 +58,9 @@ class Forest(Site):
         if task is not None:
             await asyncio.wait([task])
 
-    async def rows(self, **filters: Any) -> list[dict[str, Any]]:
-        """Of the buffer."""
-        return await DaemonService(self.daemon).data_samples(
-            **{"label": None, "split": None, "labelled": None, "limit": 1000, "offset": 0, **filters}
-        )
-
     async def waiting(self) -> int:
         """Unlabelled training samples."""
         return len(await self.rows(split=Split.TRAINING, labelled=False))
-
-    async def events(self, kind: str) -> list[dict[str, Any]]:
-        """Of one kind."""
-        return [event for event in await self.daemon.events.after(0, 1000) if event["kind"] == kind]
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
 
 
 def test_a_class_that_comes_back_is_noticed_labelled_and_trained_on(tmp_path: Path) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fakes import HALF, FakeClock, FakeTrainer, picture
-from site_on_disk import COLOURS, Site, drop
+from fakes import HALF, FakeTrainer, picture
+from site_on_disk import COLOURS, Site, drop, held, run
 
 from edgetune.cli.installing import sweep
 from edgetune.daemon.round_records import doubted
@@ -28,24 +26,12 @@ from edgetune.types import Comparison, Quantity, RoundKind, RoundState, TrainerO
 S = RoundState
 
 
-def held(clock: FakeClock) -> FakeTrainer:
-    """A trainer that goes on until it is told otherwise."""
-    return FakeTrainer(clock, is_held=True)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
-
-
 def test_images_become_a_round_and_the_round_a_served_version(tmp_path: Path) -> None:
     """From files to the next answer's model_version, with the former version to fall back to."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path) as site:
-            await site.take_all()
-            await site.until_served(2)
+            await site.serve_second()
             await site.tick()
             answer = await DaemonService(site.daemon).predict(picture(COLOURS["cat"], 1), top_k=2)
             assert answer.model_version == 2
@@ -171,10 +157,8 @@ def test_a_round_under_way_tells_what_its_trainer_wrote_down(tmp_path: Path) -> 
     words = "1 layer cannot be pruned and will keep all filters: gate"
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
             service = DaemonService(site.daemon)
             assert "left_whole" not in (await service.round(1))["details"]
             journal = tmp_path / "state" / "rounds" / "0001" / "journal.json"
@@ -289,10 +273,8 @@ def test_memory_stops_the_trainer_and_the_round_goes_on_later_from_the_same_spec
     """A second trainer on the same directory; no new samples are chosen."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
             site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 100.0
             await site.until(S.SUSPENDED)
             site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 4000.0
@@ -328,10 +310,8 @@ def test_an_unreadable_sensor_pauses(tmp_path: Path) -> None:
     """Unknown is over budget, and the reason says that it is unknown."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
             site.sensors.values[Quantity.DISK_FREE_MIB] = None
             await site.until(S.STOPPING, S.SUSPENDED)
             assert "disk_free_mib unknown" in site.daemon.rounds.machine.reason
@@ -395,10 +375,8 @@ def test_a_silent_trainer_is_killed_and_the_round_recorded(tmp_path: Path) -> No
     """No heartbeat for `stall`; paused time would not count."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
             await site.until(S.COOLDOWN, seconds=30)
             assert site.trainers[0].said[-1] == "kill"
             assert (await site.daemon.status())["last_round"]["outcome"] == "killed"
@@ -410,10 +388,8 @@ def test_a_cancelled_round_is_not_promoted_even_if_it_published(tmp_path: Path) 
     """The operator's word came first."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
             site.trainers[0].stop = site.trainers[0].finish  # type: ignore[method-assign]  # too late to stop
             await DaemonService(site.daemon).cancel()
             await site.until(S.COOLDOWN)
@@ -427,10 +403,8 @@ def test_a_candidate_is_refused_when_the_served_version_was_changed_by_hand_mean
     """It was made for the world before."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
             site.trainers[0].finish()
             await site.until_served(2)
             drop(tmp_path, 40, start=100)
@@ -468,10 +442,8 @@ def test_a_restart_in_the_middle_of_a_round_goes_on_with_it(tmp_path: Path) -> N
     """A clean stop checkpoints; the next start resumes the same round."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
         async with Site(tmp_path) as site:
             assert site.state is S.SUSPENDED
             await site.until_served(2)
@@ -541,10 +513,8 @@ def test_a_version_that_does_not_load_gives_way_to_its_predecessor(tmp_path: Pat
     """One flipped bit in the model; the start serves the version before and quarantines this one."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path) as site:
-            await site.take_all()
-            await site.until_served(2)
+            await site.serve_second()
         model = tmp_path / "state" / "models" / "v000002" / "model.onnx"
         data = bytearray(model.read_bytes())
         data[len(data) // 2] ^= 1
@@ -560,10 +530,8 @@ def test_a_version_under_which_the_daemon_keeps_dying_is_quarantined(tmp_path: P
     """Three deaths in ten minutes; the factory model would stay."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path) as site:
-            await site.take_all()
-            await site.until_served(2)
+            await site.serve_second()
         for expected in (2, 2, 2, 1):
             site = Site(tmp_path)
             await site.daemon.open()
@@ -632,10 +600,8 @@ def test_a_clock_that_jumps_ten_years_ends_no_cool_down_and_no_probation(tmp_pat
     """Both are counted in service time."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path) as site:
-            await site.take_all()
-            await site.until_served(2)
+            await site.serve_second()
             site.clock.set_wall(site.clock.wall_s() + 10 * 365 * 86400)
             await site.tick(5)
             assert site.daemon.serving.trial.version == 2
@@ -671,10 +637,8 @@ def test_a_trainer_that_fails_ends_the_round_with_its_own_words(tmp_path: Path) 
     """NaN loss, out of memory: a named outcome, never a bad model."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
             site.trainers[0].end(TrainerOutcome.NAN_LOSS, 21, "the loss became NaN at step 7")
             await site.until(S.COOLDOWN)
             last = (await site.daemon.status())["last_round"]
@@ -758,10 +722,8 @@ def test_a_spec_that_cannot_be_read_does_not_keep_the_service_from_starting(tmp_
     """Its round is gone; the samples are free for the next one."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
         (tmp_path / "state" / "rounds" / "0001" / "spec.json").write_bytes(b"")
         async with Site(tmp_path) as site:
             await site.until_served(2)
@@ -798,10 +760,8 @@ def test_cancels_and_ticks_at_once_end_a_suspended_round_once(tmp_path: Path) ->
     """Requests arrive between the steps of a tick; the machine takes one event at a time."""
 
     async def play() -> None:
-        drop(tmp_path, 40)
         async with Site(tmp_path, make_trainer=held) as site:
-            await site.take_all()
-            await site.until(S.TRAINING)
+            await site.begin_round()
         async with Site(tmp_path, make_trainer=held) as site:
             assert site.state is S.SUSPENDED
             service = DaemonService(site.daemon)
@@ -895,7 +855,7 @@ def test_what_a_cancelled_round_kept_to_go_on_with_is_gone_with_it(tmp_path: Pat
 
     async def play() -> None:
         drop(tmp_path, 40)
-        async with Site(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True)) as site:
+        async with Site(tmp_path, make_trainer=held) as site:
             await site.take_all()
             await site.until(RoundState.TRAINING)
             directory = tmp_path / "state" / "rounds" / "0001"

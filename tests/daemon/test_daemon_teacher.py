@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from fakes import SIDE, FakeClock, FakeTrainer, publish_factory
-from site_on_disk import Site, drop, drop_unlabelled, write_config
+from site_on_disk import Site, drop, drop_unlabelled, run, write_config
 
 from edgetune.learn.control import SilentControl
 from edgetune.learn.teachers import open_teacher
@@ -31,11 +28,6 @@ class Asking(FakeTrainer):
     async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
         (round_dir / "journal.json").write_text(json.dumps({"teacher": ASKED}))
         await super().start(round_dir, nice=nice, oom_score_adj=oom_score_adj)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
 
 
 def test_a_server_is_in_the_spec_in_status_and_in_what_is_told_of_the_round(tmp_path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fakes import FakeTrainer, manifest, picture, publish_factory, tiny_files
-from site_on_disk import COLOURS, Site, drop, drop_unlabelled
+from site_on_disk import COLOURS, Site, drop, drop_unlabelled, run
 
 from edgetune.decide.trigger import ManualRequest
 from edgetune.store.models import Models, publish
@@ -26,11 +24,6 @@ class Asking(FakeTrainer):
     async def start(self, round_dir: Path, *, nice: int, oom_score_adj: int) -> None:
         (round_dir / "journal.json").write_text(json.dumps({"unlabelled": COUNTS}))
         await super().start(round_dir, nice=nice, oom_score_adj=oom_score_adj)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
 
 
 def test_new_unlabelled_images_make_a_round_worth_it_once(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import SIDE, FakeClock, FakeTrainer, picture, publish_factory
-from site_on_disk import Site, drop, drop_unlabelled
+from site_on_disk import Site, drop, drop_unlabelled, held, run
 
 from edgetune.cli.words import as_text, describe
 from edgetune.config import Config, parse
@@ -47,16 +46,6 @@ class Lookout(Site):
                 await asyncio.wait([task])
         await self.tick(seconds=0.1)
 
-    async def events(self, kind: str) -> list[dict[str, Any]]:
-        """Of one kind."""
-        return [event for event in await self.daemon.events.after(0, 1000) if event["kind"] == kind]
-
-    async def rows(self, **filters: Any) -> list[dict[str, Any]]:
-        """Of the buffer."""
-        return await DaemonService(self.daemon).data_samples(
-            **{"label": None, "split": None, "labelled": None, "limit": 1000, "offset": 0, **filters}
-        )
-
     async def answers(self) -> dict[int, int]:
         """Sample -> version that answered it."""
         found = await self.daemon.store(
@@ -75,11 +64,6 @@ def drop_dull(root: Path, count: int, *, start: int = 0) -> None:
     for i in range(start, start + count):
         (root / "state" / "inbox" / f"dull-{i}.json").write_text(json.dumps({"group": f"dull{i}"}))
         (root / "state" / "inbox" / f"dull-{i}.png").write_bytes(picture((60, 55 + i % 9, 60), 50_000 + i))
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Play a scene."""
-    asyncio.run(work)
 
 
 def test_unlabelled_samples_are_answered_beside_the_service_and_asked_about(tmp_path: Path) -> None:
@@ -418,7 +402,7 @@ def test_nobody_is_asked_over_budget_during_a_round_or_when_it_is_switched_off(t
     """Each of them alone is enough."""
 
     async def play() -> None:
-        async with Lookout(tmp_path, make_trainer=lambda clock: FakeTrainer(clock, is_held=True)) as site:
+        async with Lookout(tmp_path, make_trainer=held) as site:
             drop_unlabelled(tmp_path, 10, "cat")
             await site.take_all()
             site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 100.0
