@@ -18,8 +18,8 @@ from edgetune.errors import UsageError
 if TYPE_CHECKING:
     from edgetune.simulate.scenario import Scenario
 
-_BOARDS = ("pi3", "pi4", "pi5", "nano", "tx2", "xavier-nx", "orin-nano", "agx-orin")
-_NETWORKS = ("resnet20", "resnet18", "mobilenet_v2", "squeezenet")
+BOARD_NAMES = ("pi3", "pi4", "pi5", "nano", "tx2", "xavier-nx", "orin-nano", "agx-orin")
+NETWORK_NAMES = ("resnet20", "resnet18", "mobilenet_v2", "squeezenet")
 _RATE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*/\s*(h|d|min)\s*$")
 _PER_H = {"min": 60.0, "h": 1.0, "d": 1 / 24}
 _MOMENT = "[DAY/]HH:MM[+LENGTH]"
@@ -27,7 +27,7 @@ _MOMENT = "[DAY/]HH:MM[+LENGTH]"
 
 @click.command()
 @with_json
-@click.option("--board", type=click.Choice(_BOARDS), default="pi5", show_default=True, help="Which board.")
+@click.option("--board", type=click.Choice(BOARD_NAMES), default="pi5", show_default=True, help="Which board.")
 @click.option(
     "--config",
     "-c",
@@ -66,7 +66,7 @@ _MOMENT = "[DAY/]HH:MM[+LENGTH]"
     "--classes", type=click.IntRange(2, 1000), default=3, show_default=True, help="How many classes they show."
 )
 @click.option(
-    "--network", type=click.Choice(_NETWORKS), default="mobilenet_v2", show_default=True, help="What is trained."
+    "--network", type=click.Choice(NETWORK_NAMES), default="mobilenet_v2", show_default=True, help="What is trained."
 )
 @click.option(
     "--load",

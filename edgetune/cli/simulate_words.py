@@ -16,6 +16,7 @@ _KINDS = {
     "clock_jump": "the clock was set by {}",
 }
 _ROUNDS_SHOWN = 20
+_KEYS_SHOWN = 2
 _TICKS_MAX = 2  # over a limit that the tick after the next must have ended
 MODELS = "The board, the images and the trainer are models; accuracies are made up. See docs/simulate.md."
 
@@ -120,6 +121,8 @@ def _reasons(answer: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"withheld {_hours(seconds)} of the {_hours(total['wanted_s'])} a round was wanted or under way: {key}"
         )
+    for key, seconds in sorted(total["slowed_s"].items(), key=lambda entry: -entry[1]):
+        lines.append(f"slowed down for {_hours(seconds)} of the {_hours(total['trained_s'])} a trainer computed: {key}")
     for key in answer["limits"]:
         over_s, ticks = total["over_s"].get(key, 0), total["over_longest_ticks"].get(key, 0)
         if over_s:
@@ -136,6 +139,9 @@ def _reasons(answer: Mapping[str, Any]) -> list[str]:
     last = answer["days"][-1]["missing"] if answer["days"] else ""
     if last:
         lines.append(f"at the end, the next round needs: {last}")
+    images = answer["images"]
+    if images["waiting"] or images["evicted"]:
+        lines.append(f"{images['evicted']} images were evicted (buffer.quota), {images['waiting']} wait in the inbox")
     quiet = [day for day in answer["days"] if not day["wanted_s"] and day["missing"]]
     if quiet and quiet[-1] is not answer["days"][-1]:
         lines.append(f"no round was wanted on {_day(quiet[0]['date'])}: {quiet[0]['missing']}")
@@ -157,9 +163,10 @@ def _counted(outcomes: Mapping[str, int]) -> str:
 
 
 def _by_key(seconds: Mapping[str, int]) -> str:
-    """'11 h hours, 20 min temperature_max': the most first."""
-    most = sorted(seconds.items(), key=lambda entry: -entry[1])
-    return ", ".join(f"{_hours(value)} {key.removeprefix('budgets.')}" for key, value in most if value) or "-"
+    """'11 h hours, 20 min temperature_max': the most first, and no more than fit into a row."""
+    most = sorted(((key, value) for key, value in seconds.items() if value), key=lambda entry: -entry[1])
+    shown = [f"{_hours(value)} {key.removeprefix('budgets.')}" for key, value in most[:_KEYS_SHOWN]]
+    return ", ".join([*shown, *["..."][: len(most) - len(shown)]]) or "-"
 
 
 def _hours(seconds: float) -> str:

@@ -35,7 +35,9 @@ from edgetune.config.quantities import (
 from edgetune.config.round_sections import Gate, Probation, Pruning, Training
 from edgetune.config.section import Contradictions, Section, key
 
-TRAINER_AT_REST = 300 * 2**20  # bytes, resident after its imports: see docs/benchmarks.md
+TRAINER_AT_REST = (
+    200 * 2**20
+)  # bytes; 266 MiB were resident after its imports with torch 2.13 on x86, and some less may do
 _SOCKET_PATH_MAX = 107  # bytes, of sockaddr_un.sun_path less its final NUL
 
 

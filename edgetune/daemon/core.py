@@ -171,7 +171,7 @@ class Daemon:
         self.inbox: Inbox | None = None
         self._make_inbox = make_inbox or (lambda: settings.inbox(config, self.preprocess(), self.image_limits, clock))
         self.ingest: Ingest | None = None
-        self.memory_wall = MemoryWall()
+        self.memory_wall, self._walls_in = MemoryWall(), make_trainer is None
         self.governor = Governor()
         self.ledger = ledger or Ledger(state_dir)
         self._last_trainer: tuple[int, Trainer] | None = None
@@ -210,7 +210,8 @@ class Daemon:
     async def _open(self) -> None:
         await self._check_sensors(self.config)
         self.board = asdict(await asyncio.to_thread(identify))
-        self._raise_wall()
+        if self._walls_in:
+            self._raise_wall()
         self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
         said = await self.store(self.buffer.open)
         said += await self.store(self.models.recover)

@@ -227,21 +227,24 @@ def _learn_gains(now: Governor) -> Governor:
         if worked < _WORKED_MIN:
             continue
         idle[quantity] = min(idle.get(quantity, 0.0), mean)
-        gain = _gain(memory, idle[quantity], newest.at_s)
+        # A sensor that is looked at now and then errs about a window; what the kernel counts is what the window was.
+        is_sampled = quantity is Quantity.POWER_W
+        gain = _gain(memory, idle[quantity], newest.at_s, memory.readings if is_sampled else len(rows))
         expected = idle[quantity] + gain.value * worked / len(rows)
         if gain.value >= 0 and abs(mean - expected) <= _NEWS * memory.noise / math.sqrt(len(rows)):
-            averages[quantity] = expected  # noise alone: the memory knows the window's average better
+            averages[quantity] = expected if is_sampled else mean  # noise alone: the memory knows it better
         else:
             memories[quantity] = _remembered(rows, memory.noise)
-            gain = _gain(memories[quantity], idle[quantity], newest.at_s)
+            gain = _gain(memories[quantity], idle[quantity], newest.at_s, len(rows))
         gains[quantity] = gain
     gains = {quantity: gain for quantity, gain in gains.items() if newest.at_s - gain.at_s < _GAIN_AGE_MAX_S}
     return replace(now, idle=idle, gains=gains, memories=memories, averages=averages)
 
 
-def _gain(memory: Memory, idle: float, at_s: float) -> Gain:
+def _gain(memory: Memory, idle: float, at_s: float, readings: float) -> Gain:
+    """`readings`: those that make up the average which is to be kept."""
     value = (memory.value - idle * memory.readings) / memory.worked
-    return Gain(value=value, margin=_NOISE * memory.noise / math.sqrt(memory.readings), at_s=at_s)
+    return Gain(value=value, margin=_NOISE * memory.noise / math.sqrt(readings), at_s=at_s)
 
 
 def _remembered(rows: list[tuple[float, float]], noise: float) -> Memory:

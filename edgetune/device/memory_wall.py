@@ -77,7 +77,11 @@ class MemoryWall:
         (trainer / "memory.oom.group").write_text("1", "ascii")
         with contextlib.suppress(OSError):  # a kernel without swap accounting
             (trainer / "memory.swap.max").write_text("0", "ascii")  # a swapped trainer would wear the card out
-        self._group = trainer
+        self.stand_on(trainer)
+
+    def stand_on(self, group: Path) -> None:
+        """Use a control group that is there already, made by whoever calls."""
+        self._group, self.why_not = group, ""
 
     def limit(self, memory_mib: float | None) -> None:
         """Put the wall here, in MiB; None takes it away. Takes effect at once, on a trainer that runs too."""

@@ -65,7 +65,7 @@ class Record:
         self.happenings: list[Happening] = []
         self.rounds: dict[int, dict[str, Any]] = {}  # as the daemon wrote them down
         self.spans: dict[int, tuple[float, float]] = {}  # of each: when it was first and last seen under way
-        self.events: list[dict[str, Any]] = []
+        self.images = {"stored": 0, "evicted": 0, "waiting": 0}  # of those that came, at the end
         self.boots = 0
         self._limits = {rule.quantity: rule for rule in rules(limits(config))}
         self._budgeted = {quantity.value for quantity in budgeted(limits(config))}
@@ -76,6 +76,11 @@ class Record:
     def befell(self, happening: Happening) -> None:
         """Note something that befell the board."""
         self.happenings.append(happening)
+
+    def begin(self, world: World) -> None:
+        """The board is on: what passed before was nobody's time."""
+        self.boots += 1
+        self._last = (world.elapsed_s, *self._last[1:])
 
     def note(self, daemon: Daemon, world: World) -> None:
         """Note a tick: what it read and decided, and what has passed since the one before."""
@@ -117,14 +122,16 @@ class Record:
         day.missing = "; ".join(daemon.want.missing) if not daemon.want.is_wanted else ""
 
     def _note_limits(self, day: Day, daemon: Daemon, passed_s: float, *, is_at_work: bool) -> None:
-        """What is averaged over budgets.window is judged by its average, as the daemon judges it."""
+        """By the averages over budgets.window, as the daemon judges them; what is over by half a sensor's step cannot be told."""
         assert daemon.reading is not None
         averages = daemon.governor.averages
         for quantity, rule in self._limits.items():
             value, limit = averages.get(quantity, daemon.reading.value(quantity)), rule.limit
             assert limit is not None
             key = settings.budget_key(quantity, self.config)
-            is_over = value is not None and (value < limit if rule.is_floor else value > limit)
+            measured = daemon.reading.values.get(quantity)
+            slack = 0.0 if measured is None or measured.resolution is None else measured.resolution / 2
+            is_over = value is not None and (value < limit if rule.is_floor else value > limit + slack)
             if is_over and is_at_work:
                 day.over_s[key] += passed_s
                 self._over_ticks[key] += 1
@@ -151,8 +158,9 @@ class Record:
             return "the firmware"
         return "budgets.hours" if reason.startswith("outside the allowed hours") else name
 
-    async def collect(self, daemon: Daemon) -> None:
-        """Read what the daemon wrote down of its rounds, before it goes."""
-        self.boots += 1
+    async def collect(self, daemon: Daemon, world: World) -> None:
+        """Read what the daemon wrote down, before it goes."""
+        stats = await daemon.store(daemon.buffer.stats)
+        self.images = {"stored": stats.samples, "evicted": stats.evicted, "waiting": len(world.camera.waiting)}
         for row in await daemon.store(daemon.history.rounds, 10_000):
             self.rounds[int(row["id"])] = row

@@ -33,6 +33,7 @@ def report(record: Record) -> dict[str, Any]:
         ],
         "limits": _limits(record),
         "boots": record.boots,
+        "images": record.images,
         "spans": _spans(record.moments),
         "timeline": _thinned(record.moments),
     }

@@ -131,11 +131,12 @@ async def _between_boots(config: Config, world: World, clock: SimulatedClock, re
     """From one start of the board to its next one, or to the end."""
     daemon = _daemon(config, world, clock)
     await daemon.open()
+    record.begin(world)
     off_s = 0.0
     try:
         off_s = await _tick_on(daemon, world, clock, record)
     finally:
-        await record.collect(daemon)
+        await record.collect(daemon, world)
         if off_s <= 0:  # else the power is gone: what is not on the disk is lost
             await daemon.close()
         await _drop(daemon)
@@ -145,13 +146,15 @@ async def _between_boots(config: Config, world: World, clock: SimulatedClock, re
 async def _tick_on(daemon: Daemon, world: World, clock: SimulatedClock, record: Record) -> float:
     """Until the board goes off; for how many seconds, below zero where the system stops its services before."""
     pace, was_full = _Pace(), False
-    while not world.is_over:
+    while True:
         if was_full != world.is_disk_full:
             was_full = world.is_disk_full
-            let_grow(daemon.buffer.database.conn, is_allowed=not was_full)
+            let_grow(daemon.buffer, is_allowed=not was_full)
         await daemon.tick()
         world.keep(0 if daemon.stats is None else daemon.stats.samples)
         record.note(daemon, world)
+        if world.is_over:
+            return 0.0
         wait_s = min(pace.interval_s(daemon), world.next_s() - world.elapsed_s)
         await clock.sleep(max(1e-3, wait_s))
         while (happening := world.take()) is not None:
@@ -161,7 +164,6 @@ async def _tick_on(daemon: Daemon, world: World, clock: SimulatedClock, record: 
             if happening.kind == "reboot":
                 return -happening.length_s
             _befall(happening, world, clock)
-    return 0.0
 
 
 def _befall(happening: Happening, world: World, clock: SimulatedClock) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from edgetune.simulate.scenario import DAY_S, Happening, Scenario
 from edgetune.simulate.site import Camera
 from edgetune.simulate.trainer import SimulatedTrainer
 from edgetune.store import durable
+from edgetune.store.buffer import Buffer
 from edgetune.types import Measurement, Quantity, Reading
 
 _MIB = 2**20
@@ -180,8 +180,9 @@ class FullDisk(durable.FileSystem):
             raise OSError(_DISK_FULL, "No space left on device", str(path))
 
 
-def let_grow(database: sqlite3.Connection, *, is_allowed: bool) -> None:
-    """Whether the database file may become larger; where not, SQLite itself says that the disk is full."""
+def let_grow(buffer: Buffer, *, is_allowed: bool) -> None:
+    """Whether the buffer's file may become larger; where not, SQLite itself says that the disk is full."""
+    database = buffer.database
     pages = 2**31 if is_allowed else database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages}")
 
@@ -216,7 +217,9 @@ class SimulatedSensors:
         return {
             Quantity.MEM_AVAILABLE_MIB: Measurement(value=free_mib, source="psutil"),
             Quantity.TRAINER_RSS_MIB: Measurement(value=held_mib, source="psutil"),
-            Quantity.SOC_TEMP_C: Measurement(value=world.board.read_temp_c(), source=facts.temp_sensor),
+            Quantity.SOC_TEMP_C: Measurement(
+                value=world.board.read_temp_c(), source=facts.temp_sensor, resolution=facts.temp_resolution_c
+            ),
             Quantity.POWER_W: self._power(),
             Quantity.CPU_SHARE: Measurement(value=world.cpu_share, source="psutil"),
             Quantity.DISK_FREE_MIB: Measurement(value=world.disk_free_mib(), source="the disk"),
@@ -226,9 +229,9 @@ class SimulatedSensors:
         }
 
     def _power(self) -> Measurement:
-        watts = self._world.board.read_power_w()
+        watts, facts = self._world.board.read_power_w(), self._world.scenario.board
         if watts is not None:
-            return Measurement(value=watts, source=str(self._world.scenario.board.power_sensor))
+            return Measurement(value=watts, source=str(facts.power_sensor), resolution=facts.power_resolution_w)
         if self._estimate is None:
             return Measurement(value=None, source="none", why_unknown=_NO_POWER)
         idle_w, busy_w = self._estimate

@@ -13,8 +13,10 @@ import pytest
 from fakes import FakeClock, FakeTrainer
 from site_on_disk import Site, drop, write_config
 
+from edgetune import config as configuration
 from edgetune.cli.words import as_text, describe
 from edgetune.daemon.ledger import Ledger
+from edgetune.daemon.settings import unmeasurable
 from edgetune.store.written import disk_written_bytes, process_written_bytes
 from edgetune.types import Measurement, Quantity, RoundState
 
@@ -181,3 +183,22 @@ def test_serving_has_the_first_claim(tmp_path: Path) -> None:
             )
 
     run(play())
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("budgets: {mains_only: true}", "budgets.mains_only"),
+        ("budgets: {battery_min: 40%}", "budgets.battery_min"),
+        ("budgets: {memory_pressure_max: 20%}", "budgets.memory_pressure_max"),
+        ("budgets: {cpu_pressure_max: 20%}", "budgets.cpu_pressure_max"),
+        ("budgets: {io_pressure_max: 20%}", "budgets.io_pressure_max"),
+        ("budgets: {writes_per_day_max: 2GiB}", "budgets.writes_per_day_max"),
+        ("budgets: {energy_per_day_max: 20Wh}", "budgets.energy_per_day_max"),
+        ("serving: {latency_max: 50ms}", "serving.latency_max"),
+    ],
+)
+def test_every_budget_that_cannot_be_measured_is_named_at_the_start(text: str, key: str) -> None:
+    """A board that measures nothing; each complaint begins with the key that needs the quantity."""
+    problems = unmeasurable(configuration.parse(text), {})
+    assert any(problem.startswith(f"{key} is set, but this board cannot measure") for problem in problems)

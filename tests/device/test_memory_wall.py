@@ -85,7 +85,7 @@ def test_the_kernel_kills_what_runs_into_the_wall_and_it_is_named(tmp_path: Path
     (group / "memory.max").write_text(str(64 * 2**20))
     (group / "memory.swap.max").write_text("0")
     wall = MemoryWall()
-    wall._group, wall.why_not = group, ""
+    wall.stand_on(group)
 
     async def play() -> None:
         greedy = "import time; time.sleep(0.5); block = bytearray(200 * 2**20); print(len(block))"
