@@ -107,7 +107,9 @@ _MOMENT = "[DAY/]HH:MM[+LENGTH]"
 )
 def simulate(config_path: Path | None, *, as_json: bool, plot: Path | None, **asked: Any) -> None:
     """
-    Try a configuration on a simulated board, days in seconds: which rounds run, when, and what holds them back.
+    Try a configuration on a simulated board.
+
+    A week takes seconds; told is which rounds run, when, and what holds them back.
 
     The daemon, its buffer, its budgets and its rounds are the real ones; the board, the images and the trainer are models of
     them (docs/simulate.md).

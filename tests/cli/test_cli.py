@@ -78,6 +78,7 @@ def test_the_verbs_of_the_design_are_there_and_documented() -> None:
         "rounds",
         "prune",
         "compress",
+        "simulate",
         "predict",
         "bench",
         "events",

@@ -238,7 +238,7 @@ def test_every_quantity_has_words_and_every_budget_a_key() -> None:
     """A new quantity cannot be forgotten in either."""
     assert {quantity.value for quantity in Quantity} == set(QUANTITIES)
     for quantity in set(Quantity) - {Quantity.IS_THROTTLED}:
-        assert budget_key(quantity, Config()).startswith("budgets.")
+        assert budget_key(quantity, Config()).startswith(("budgets.", "serving."))
 
 
 def test_doctor_names_a_torchvision_that_does_not_match_torch() -> None:

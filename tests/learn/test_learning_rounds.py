@@ -103,7 +103,7 @@ def test_rounds_with_each_criterion_publish_networks_of_their_own(site: Site) ->
     for criterion in ("l1", "random", "taylor"):
         manifest, directory, said = do_round(site, criterion, recipe=replace(RECIPE, criterion=criterion))
         phases = [line["phase"] for line in said if line["event"] == "phase"]
-        assert phases == ["load", "tune", "score", "prune", "retrain", "export", "measure", "time", "publish"]
+        assert phases == ["load", "plan", "tune", "score", "prune", "retrain", "export", "measure", "time", "publish"]
         pruning = manifest.pruning
         assert pruning is not None
         assert (pruning.criterion, pruning.level_asked, pruning.round_to) == (criterion, 0.4, 8)
@@ -118,7 +118,7 @@ def test_a_round_at_level_zero_only_fine_tunes_the_factory_model(site: Site) -> 
     """No tune, score or prune phase; the factory's size, the accuracy of a trained model, no pruning recorded."""
     manifest, directory, said = do_round(site, "level-zero", recipe=replace(THOROUGH, level=0.0))
     assert [line["phase"] for line in said if line["event"] == "phase"] == [
-        "load", "retrain", "export", "measure", "time", "publish",
+        "load", "plan", "retrain", "export", "measure", "time", "publish",
     ]  # fmt: skip
     factory = read_manifest(site.root / "models" / "v000001")
     assert manifest.pruning is None
@@ -210,7 +210,7 @@ def test_a_searched_round_goes_towards_its_level_and_tells_every_trial(site: Sit
     assert journal["search"]["trials"][0]["share"] == 0.5
     assert not (site.root / "rounds" / "searched" / "search").exists()
     phases = [line["phase"] for line in said if line["event"] == "phase"]
-    assert phases == ["load", "tune", "score", "prune", "trial", "retrain", "export", "measure", "time", "publish"]
+    assert phases == ["load", "plan", "tune", "score", "prune", "trial", "retrain", "export", "measure", "time", "publish"]
 
 
 @pytest.mark.parametrize("search", ["none", "steps"])

@@ -488,12 +488,11 @@ def test_a_round_that_distils_publishes_other_weights_and_goes_on_after_a_stop(s
 
 
 def test_a_round_that_prunes_first_publishes_and_says_why(site: Site) -> None:
-    """Where the forecast passes the memory budget; what the tuning before would have taken goes to the retraining."""
-    recipe = replace(ROUND, level=0.3, round_to=4, memory_max_mib=10.0, epochs_before=1, epochs_after=1)
+    """What the tuning before would have taken goes to the retraining. When `auto` chooses it: test_memory.py."""
+    recipe = replace(ROUND, level=0.3, round_to=4, order="prune_first", epochs_before=1, epochs_after=1)
     manifest, _, journal = do_round(site, "prune_first", recipe)
-    assert "MiB of 10" in journal["pruned_first"]
-    assert journal["scoring_batch"] == min(8, recipe.batch_size)
+    assert journal["pruned_first"] == "pruning.order"
     assert manifest.pruning is not None
     assert manifest.pruning.level_achieved >= 0.3
-    _, _, usual = do_round(site, "tune_first", replace(recipe, memory_max_mib=None))
-    assert (usual["pruned_first"], usual["scoring_batch"]) == ("", recipe.batch_size)
+    _, _, usual = do_round(site, "tune_first", replace(recipe, order="auto"))
+    assert usual["pruned_first"] == ""
