@@ -42,7 +42,7 @@ _GAIN_AGE_MAX_S = 3600.0  # a gain that is older was another round's, or another
 _TELLS_RISE = 0.5  # duty
 _RISE_C_PER_S = 0.3  # at full duty, until it has been seen: fast for a board with a heatsink
 _RISE_MAX_C_PER_S = 3.0
-_STARTS_AT = 0.8  # of the duty before a pause for heat
+_STARTS_AT = 0.8  # of the duty before, at each reading at rest
 _CAP_STAYS = 10  # windows that a cap stays after it was lowered
 _CAP_GROWS = 1.25  # a window, once it may
 _BRAKES_MAX = 3  # readings
@@ -332,10 +332,12 @@ def _late(now: Governor, limit: float, limits: Limits, since_s: float) -> float:
     # The end of a line is twice as uncertain as its middle.
     margin = 2 * _NOISE * now.memories[Quantity.SOC_TEMP_C].noise / math.sqrt(len(now.samples))
     delay_s = 0.75 * limits.window_s
-    wanted_slope = (_below(limit, margin, limits.hysteresis) - level) / (2 * delay_s)
-    began = now.duty if now.samples[-1].worked > 0 else _STARTS_AT * now.duty
-    moved = (wanted_slope - slope) * since_s / (now.rise_c_per_s * delay_s)
-    return max(0.0, began + moved)
+    room = _below(limit, margin, limits.hysteresis) - level
+    is_working = now.samples[-1].worked > 0
+    began = now.duty if is_working else _STARTS_AT * now.duty  # so that it comes to rest at a duty that suits the room
+    moved = (room / (2 * delay_s) - slope) * since_s / (now.rise_c_per_s * delay_s)
+    least = DUTY_MIN if room > 0 and not is_working else 0.0  # a board that idles near its limit may try
+    return max(least, began + moved)
 
 
 def _with_cap(now: Governor, reading: Reading, limits: Limits) -> Governor:

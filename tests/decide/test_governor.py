@@ -71,6 +71,24 @@ def test_the_duty_is_the_one_that_fits_and_comes_back_when_others_leave(is_idle_
     assert board.now.verdict.kind is VerdictKind.RUN
 
 
+@pytest.mark.parametrize(("idle_c", "is_allowed"), [(40.0, True), (72.0, True), (76.0, False)])
+def test_a_board_that_idles_near_its_limit_may_try(idle_c: float, *, is_allowed: bool) -> None:
+    """For however long it has idled; the warmer it is the slower it begins, and over the limit not at all."""
+    board = Board(lambda _: {Q.SOC_TEMP_C: idle_c}, Limits(soc_temp_max_c=75))
+    for _ in range(10):
+        board.tick(100, is_training=False)
+        assert (board.now.verdict.duty > 0) is is_allowed
+    if is_allowed:
+        assert (board.now.verdict.duty == 1.0) is (idle_c < 50)
+
+
+def test_readings_that_come_less_often_than_the_window_pace_all_the_same() -> None:
+    """On a board that is cool enough at any duty nothing is held back, though no window holds two readings."""
+    board = Board(lambda worked: {Q.SOC_TEMP_C: 40 + 10 * worked}, Limits(soc_temp_max_c=75, window_s=1.0))
+    board.tick(50)
+    assert board.now.verdict.kind is VerdictKind.RUN
+
+
 def test_the_average_is_kept_below_the_limit_from_the_start() -> None:
     """A window's mean of what the board really took never lies over the limit, and soon near it."""
     true_w: list[float] = []
