@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edgetune import config as configuration
 from edgetune.clock import Clock
 from edgetune.config import Config
 from edgetune.daemon import settings
 from edgetune.daemon import status as words
+from edgetune.daemon.books import Books
+from edgetune.daemon.budgeting import Budgeting
 from edgetune.daemon.considering import Considering
 from edgetune.daemon.ingest import Inbox, Ingest
-from edgetune.daemon.ledger import STATE_KEY as LEDGER_KEY
 from edgetune.daemon.ledger import Ledger
-from edgetune.daemon.parts import Events, ServiceTime, StoreThread
+from edgetune.daemon.parts import Events, ServiceTime, StateLock, StoreThread
+from edgetune.daemon.planning import Planning
 from edgetune.daemon.rejecting import Rejecting
 from edgetune.daemon.returning import Returning
 from edgetune.daemon.round_records import RoundRecords, iso
@@ -34,8 +35,6 @@ from edgetune.daemon.round_settings import Trainer
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
-from edgetune.decide import governor
-from edgetune.decide.governor import Governor
 from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.device.board import identify
 from edgetune.device.memory_wall import MemoryWall
@@ -44,20 +43,15 @@ from edgetune.device.systemd import Notifier
 from edgetune.device.trainer_process import TrainerProcess
 from edgetune.errors import ConfigError, ConflictError, SensorError, StoreError
 from edgetune.images import ImageLimits
-from edgetune.store import durable
 from edgetune.store.buffer import Buffer
 from edgetune.store.history import History
-from edgetune.store.integrity import check_beside
 from edgetune.store.models import Models
 from edgetune.types import (
     BufferStats,
-    Measurement,
     Preprocess,
     Quantity,
-    Reading,
     RoundKind,
     RoundState,
-    Verdict,
 )
 
 log = logging.getLogger("edgetune")
@@ -143,6 +137,7 @@ class Daemon:
             image_limits=self.image_limits,
             policy=settings.watch_policy(config),
         )
+        memory_wall = MemoryWall()
         self.rounds = Rounds(
             records=records,
             settings=settings.round_settings(config),
@@ -153,8 +148,12 @@ class Daemon:
             clock=clock,
             service_time=self.service_time,
             serving=self.serving,
-            make_trainer=make_trainer or (lambda: TrainerProcess(clock=clock, wall=self.memory_wall)),
-            make_planner=lambda: TrainerProcess(clock=clock, wall=self.memory_wall, is_plan=True),
+            make_trainer=make_trainer or (lambda: TrainerProcess(clock=clock, wall=memory_wall)),
+        )
+        self.planning = Planning(
+            records=records,
+            store=self.store,
+            make_planner=lambda: TrainerProcess(clock=clock, wall=memory_wall, is_plan=True),
         )
         self._considering = Considering(
             buffer=self.buffer,
@@ -166,28 +165,43 @@ class Daemon:
             watching=self.watching,
             rounds=self.rounds,
         )
-        self.sensors: Sensors = sensors or settings.board_sensors(config, clock)
+        self.budgeting = Budgeting(
+            sensors=sensors or settings.board_sensors(config, clock),
+            ledger=ledger or Ledger(state_dir),
+            memory_wall=memory_wall,
+            serving=self.serving,
+            rounds=self.rounds,
+            history=self.history,
+            store=self.store,
+            service_time=self.service_time,
+            clock=clock,
+        )
+        self.books = Books(
+            buffer=self.buffer,
+            history=self.history,
+            store=self.store,
+            events=self.events,
+            service_time=self.service_time,
+            serving=self.serving,
+            rounds=self.rounds,
+            budgeting=self.budgeting,
+            clock=clock,
+        )
         self.notifier = Notifier()
         self.inbox: Inbox | None = None
         self._make_inbox = make_inbox or (lambda: settings.inbox(config, self.preprocess(), self.image_limits, clock))
         self.ingest: Ingest | None = None
-        self.memory_wall, self._walls_in = MemoryWall(), make_trainer is None
-        self.governor = Governor()
-        self.ledger = ledger or Ledger(state_dir)
-        self._last_trainer: tuple[int, Trainer] | None = None
-        self.reading: Reading | None = None
+        self._walls_in = make_trainer is None
         self.want = Want(is_wanted=False, kind=RoundKind.ADAPT, reason="starting")
         self._considered_s = float("-inf")
         self.is_paused = False
         self._manual: ManualRequest | None = None
         self.loaded_at = iso(clock.wall_s())
         self.restart_keys: list[str] = []
-        self._lock: IO[bytes] | None = None
+        self._lock = StateLock(state_dir)
         self.started_s = clock.now_s()
         self._ingest_task: asyncio.Task[None] | None = None
         self._check_task: asyncio.Task[None] | None = None
-        self.damage: list[str] = []
-        self.trouble = ""  # why the database cannot be written just now
         self.board: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------------- start and end
@@ -200,7 +214,11 @@ class Daemon:
             ConflictError: another daemon holds the state directory.
             SensorError: a budget is set on something that this board cannot measure.
         """
-        self._take_lock()
+        try:
+            self._lock.take()
+        except ConflictError:
+            self.let_go()
+            raise
         try:
             await self._open()
         except BaseException:
@@ -208,15 +226,15 @@ class Daemon:
             raise
 
     async def _open(self) -> None:
-        await self._check_sensors(self.config)
+        await self.budgeting.check(self.config)
         self.board = asdict(await asyncio.to_thread(identify))
         if self._walls_in:
-            self._raise_wall()
+            self.budgeting.raise_wall(self.config)
         self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
         said = await self.store(self.buffer.open)
         said += await self.store(self.models.recover)
         await self.store(self.service_time.load)
-        await self._open_ledger()
+        await self.budgeting.open()
         for sentence in said:
             await self.events.emit("recovered", sentence, level=logging.WARNING)
         self.is_paused = bool(await self.store(self.history.get_state, "operator_paused"))
@@ -227,50 +245,7 @@ class Daemon:
         await self.watching.load()
         await self.rounds.recover()
         self._start_ingest()
-        self._check_task = asyncio.create_task(self._check_buffer())
-
-    def _raise_wall(self) -> None:
-        """A control group for the trainer, where the kernel and systemd allow it."""
-        why_not = self.memory_wall.open()
-        if why_not:
-            log.info("no control group keeps the trainer's memory below its budget, readings do: %s", why_not)
-        self._place_wall()
-
-    def _place_wall(self) -> None:
-        try:
-            self.memory_wall.limit(configuration.limits(self.config).trainer_rss_max_mib)
-        except OSError as error:
-            log.warning("the limit of the trainer's control group cannot be set: %s", error)
-
-    async def _open_ledger(self) -> None:
-        saved = await self.store(self.history.get_state, LEDGER_KEY)
-        self.ledger.load(saved, wall_s=self.clock.wall_s(), service_s=self.service_time.now_s())
-
-    async def _check_buffer(self) -> None:
-        """The full check of the database, beside the work; the start made do with the quick one."""
-        self.damage = await asyncio.to_thread(check_beside, self.buffer.path)
-        if self.damage:
-            text = f"the sample buffer is damaged: {'; '.join(self.damage[:3])}; restart edgetune to have it rebuilt"
-            await self.events.emit("buffer.damaged", text, level=logging.ERROR)
-
-    def _take_lock(self) -> None:
-        directory = self.config.paths.state_dir
-        durable.make_dir(directory)
-        self._lock = (directory / "lock").open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.let_go()
-            raise ConflictError(
-                f"another edgetune holds {directory}", hint="stop it first: systemctl stop edgetune"
-            ) from None
-
-    async def _check_sensors(self, config: Config) -> None:
-        """A budget that this board cannot measure would withhold every round for ever; say so at once."""
-        supported = await asyncio.to_thread(self.sensors.supported)
-        problems = settings.unmeasurable(config, {**supported, **self._own_measurements(config)})
-        if problems:
-            raise SensorError("\n".join(problems), hint="take the key out; for power, budgets.estimate makes one up")
+        self._check_task = asyncio.create_task(self.books.check())
 
     async def _note_served(self) -> None:
         manifest = self.serving.manifest()
@@ -314,7 +289,7 @@ class Daemon:
             self.watching.close,
             self.rounds.close,
             self.serving.close,
-            self._save_times,
+            self.budgeting.save,
             *((self.serving.note_clean_stop,) if is_clean else ()),
             lambda: self.store(self.buffer.close),
         ):
@@ -327,9 +302,8 @@ class Daemon:
     def let_go(self) -> None:
         """What the end of the process gives back in any case."""
         self.store.close()
-        self.sensors.close()
-        if self._lock is not None:
-            self._lock.close()
+        self.budgeting.sensors.close()
+        self._lock.let_go()
 
     # ---------------------------------------------------------------------------------------------------- tick
 
@@ -337,82 +311,27 @@ class Daemon:
         """Look once, decide once, act once."""
         if self._ingest_task is not None and self._ingest_task.done():
             self._ingest_task.result()  # an unexpected fault there ends the process as one here does
-        reading = self.reading = await self._look()
-        self.governor = governor.step(
-            self.governor,
-            reading,
-            configuration.limits(self.config),
-            worked=self.rounds.duty,
-            is_training=self.rounds.trainer is not None and self.rounds.trainer.pid is not None,
-            withheld="paused by the operator: edgetune resume" if self.is_paused else "",
-        )
+        withheld = "paused by the operator: edgetune resume" if self.is_paused else ""
+        reading = await self.budgeting.tick(self.config, withheld=withheld)
+        self.planning.tick(self.budgeting.verdict)
         before = self.rounds.machine.state
         if before not in _DECIDED or self.clock.now_s() - self._considered_s >= _CONSIDERED_EVERY_S:
             self.want, self._considered_s = await self.consider(self._manual), self.clock.now_s()
-        await self.rounds.tick(self.verdict, self.want, reading.values.get(Quantity.POWER_W))
+        await self.rounds.tick(
+            self.budgeting.verdict, self.want, reading.values.get(Quantity.POWER_W), is_held=self.planning.is_busy
+        )
         now = self.rounds.machine.state
         if now is not before and now not in (RoundState.IDLE, RoundState.HELD):
             self._manual = None  # it was begun, well or badly
         is_round_active = now not in (RoundState.IDLE, RoundState.HELD, RoundState.COOLDOWN)
-        await self.returning.tick(self.verdict, is_round_active=is_round_active)
-        await self.watching.tick(self.verdict, is_round_active=is_round_active)
+        await self.returning.tick(self.budgeting.verdict, is_round_active=is_round_active)
+        await self.watching.tick(self.budgeting.verdict, is_round_active=is_round_active)
         if self.serving.rejecting.is_idle:
             await asyncio.to_thread(self.serving.rejecting.tidy)
-        await self._keep_books(reading)
+        await self.books.keep(reading)
         if self.notifier.is_active:
             self.notifier.status(words.in_words(await self.status()))
             self.notifier.watchdog()
-
-    async def _look(self) -> Reading:
-        """The board and the day's account as they are now."""
-        trainer = self.rounds.trainer
-        pid = None if trainer is None else trainer.pid
-        if self._last_trainer is not None and self._last_trainer[0] != pid:
-            self.ledger.trainer_ended(self._last_trainer[0], self._last_trainer[1].written_bytes)
-        self._last_trainer = None if trainer is None or pid is None else (pid, trainer)
-        reading = await asyncio.to_thread(self.sensors.read, pid)
-        await asyncio.to_thread(
-            self.ledger.take,
-            reading.values.get(Quantity.POWER_W),
-            is_training=self.rounds.duty > 0,
-            trainer_pid=pid,
-            now_s=reading.at_s,
-            wall_s=reading.wall_s,
-            service_s=self.service_time.now_s(),
-        )
-        return replace(reading, values={**reading.values, **self._own_measurements(self.config)})
-
-    def _own_measurements(self, config: Config) -> dict[Quantity, Measurement]:
-        """What the service measures by itself: the day's account, and how late its own predictions are."""
-        p99 = Measurement(value=self.serving.p99_ms(config.budgets.window), source="the service's own predictions")
-        return {**self.ledger.measurements(), Quantity.SERVING_P99_MS: p99}
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the budget says now."""
-        return self.governor.verdict
-
-    async def _save_times(self) -> None:
-        """Service time and the day's account, in one commit."""
-        states = {**self.service_time.as_state(), LEDGER_KEY: self.ledger.as_state()}
-        await self.store(self.history.set_states, states)
-
-    async def _keep_books(self, reading: Reading) -> None:
-        """Write what may wait: a full disk or a locked database delays it and stops nothing."""
-        try:
-            await self.serving.check_probation(self.rounds.settings.probation)
-            await self.serving.flush()
-            await self.store(self.history.record_reading, reading)
-            await self.serving.settle(self.clock.now_s() - self.started_s)
-            if self.service_time.is_due():
-                await self._save_times()
-                await self.rounds.save()
-        except StoreError as error:
-            if str(error) != self.trouble:
-                log.exception("the database cannot be written just now")
-            self.trouble = str(error)
-        else:
-            self.trouble = ""
 
     async def consider(self, manual: ManualRequest | None) -> Want:
         """Is a round wanted?"""
@@ -460,7 +379,7 @@ class Daemon:
         self.notifier.reloading()
         try:
             new = configuration.load(self.config_path)
-            await self._check_sensors(new)
+            await self.budgeting.check(new)
         except (ConfigError, SensorError) as error:
             await self.events.emit("config.refused", error.message, level=logging.ERROR)
             raise
@@ -470,7 +389,7 @@ class Daemon:
         self.restart_keys = configuration.needs_restart(self.config, new)
         self.config = settings.merged(self.config, new)
         self.loaded_at = iso(self.clock.wall_s())
-        self._place_wall()
+        self.budgeting.place_wall(self.config)
         self.rounds.settings = settings.round_settings(self.config)
         self.returning.policy = settings.return_policy(self.config)
         self.returning.interval_s = self.config.triggers.returned_class_interval

@@ -93,7 +93,7 @@ def _samples(daemon: Daemon) -> list[Metric]:
 
 
 def _round(daemon: Daemon) -> list[Metric]:
-    state, verdict = daemon.rounds.machine.state, daemon.verdict.kind
+    state, verdict = daemon.rounds.machine.state, daemon.budgeting.verdict.kind
     return [
         (
             "edgetune_round_state",
@@ -107,7 +107,12 @@ def _round(daemon: Daemon) -> list[Metric]:
             "1 for what the budget allows.",
             [({"verdict": each.value}, float(each is verdict)) for each in VerdictKind],
         ),
-        ("edgetune_round_duty", "gauge", "Share of the time a trainer may compute.", [({}, daemon.verdict.duty)]),
+        (
+            "edgetune_round_duty",
+            "gauge",
+            "Share of the time a trainer may compute.",
+            [({}, daemon.budgeting.verdict.duty)],
+        ),
         (
             "edgetune_round_failures",
             "gauge",
@@ -118,13 +123,13 @@ def _round(daemon: Daemon) -> list[Metric]:
 
 
 def _board(daemon: Daemon) -> list[Metric]:
-    if daemon.reading is None:
+    if daemon.budgeting.reading is None:
         return []
-    account = daemon.ledger.account
+    account = daemon.budgeting.ledger.account
     disk_bytes = None if account.disk_bytes is None else float(account.disk_bytes)
     read: list[Metric] = [
         (f"edgetune_{quantity.value}", "gauge", f"Read from {measurement.source}.", [({}, measurement.value)])
-        for quantity, measurement in daemon.reading.values.items()
+        for quantity, measurement in daemon.budgeting.reading.values.items()
     ]
     return [
         *read,

@@ -1,17 +1,20 @@
-"""What every part of the daemon shares: the store's one thread, time that survives restarts, and the event log."""
+"""What every part of the daemon shares: the state directory, the store's one thread, time that survives restarts, and the event log."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import IO, Any, ParamSpec, TypeVar
 
 from edgetune.clock import Clock
-from edgetune.errors import StoreError
+from edgetune.errors import ConflictError, StoreError
+from edgetune.store import durable
 from edgetune.store.history import History
 
 log = logging.getLogger("edgetune")
@@ -21,6 +24,35 @@ T = TypeVar("T")
 
 _SERVICE_TIME_KEY = "service_s"
 _SERVICE_TIME_SAVED_EVERY_S = 60.0
+
+
+class StateLock:
+    """One daemon a state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """
+        Take the directory, which is made where it is missing.
+
+        Raises:
+            ConflictError: another daemon holds it.
+        """
+        durable.make_dir(self._directory)
+        self._file = (self._directory / "lock").open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConflictError(
+                f"another edgetune holds {self._directory}", hint="stop it first: systemctl stop edgetune"
+            ) from None
+
+    def let_go(self) -> None:
+        """Give it back, if it was taken."""
+        if self._file is not None:
+            self._file.close()
 
 
 class StoreThread:

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
 
 from edgetune.clock import Clock
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
@@ -24,7 +23,7 @@ from edgetune.daemon.spending import Spending
 from edgetune.decide import rounds
 from edgetune.decide.rounds import Action, Event, EventKind, Round
 from edgetune.decide.trigger import Want
-from edgetune.errors import ConflictError, EdgetuneError, NoSamplesError, StoreError
+from edgetune.errors import EdgetuneError, NoSamplesError, StoreError
 from edgetune.store.history import History
 from edgetune.store.models import Models
 from edgetune.types import (
@@ -40,7 +39,6 @@ from edgetune.types import (
 
 _STATE_KEY = "round"
 _VERIFY_TIMEOUT_S = 600.0
-_PLAN_TIMEOUT_S = 50.0  # the client that asked waits for a minute
 _EXPECTED = (EdgetuneError, OSError)
 _WITH_TRAINER = (RoundState.TRAINING, RoundState.PAUSED, RoundState.STOPPING)
 
@@ -61,14 +59,12 @@ class Rounds:
         service_time: ServiceTime,
         serving: Serving,
         make_trainer: Callable[[], Trainer],
-        make_planner: Callable[[], Trainer],
     ) -> None:
         self.records = records
         self.settings = settings
         self._models, self._history, self._store = models, history, store
         self._events, self._clock, self._time, self._serving = events, clock, service_time, serving
-        self._make_trainer, self._make_planner = make_trainer, make_planner
-        self._is_planning = False  # a second heavy process beside it is what budgets are there to prevent
+        self._make_trainer = make_trainer
         self.machine = Round()
         self.spec: RoundSpec | None = None
         self.want: Want | None = None
@@ -123,15 +119,23 @@ class Rounds:
         """Whether the database has not taken the end of the last round yet."""
         return self._unrecorded is not None
 
-    async def tick(self, verdict: Verdict, want: Want, power: Measurement | None) -> None:
-        """Turn what has happened since the last tick into events and take them; `power` is the board's now, in watts."""
+    async def tick(self, verdict: Verdict, want: Want, power: Measurement | None, *, is_held: bool = False) -> None:
+        """
+        Turn what has happened since the last tick into events and take them.
+
+        Args:
+            verdict: what the budget says.
+            want: a round, or none.
+            power: the board's now, in watts.
+            is_held: no round may begin just now, for a reason that passes.
+        """
         if self._fault is not None:
             raise self._fault
         async with self._lock:
             if not self._is_saved:
                 await self._save_now_or_later()
             self._count(power)
-            if not self._is_planning:
+            if not is_held:
                 await self._look(verdict, want)
 
     def _count(self, power: Measurement | None) -> None:
@@ -209,40 +213,6 @@ class Rounds:
         if state is RoundState.COOLDOWN and self._time.now_s() >= self.cooldown_ends_s:
             return Event(kind=EventKind.COOLDOWN_OVER)
         return None
-
-    async def plan(self, want: Want) -> tuple[dict[str, Any] | None, str]:
-        """
-        What a round that is wanted now would take, as a trainer finds that only plans; no round begins meanwhile.
-
-        Returns:
-            The forecast, and why there is none.
-
-        Raises:
-            ConflictError: a round is planned already.
-        """
-        manifest = self._serving.manifest()
-        if manifest is None:
-            return None, "no model is served"
-        if self._is_planning:
-            raise ConflictError("a round is being planned already", hint="ask again in a minute")
-        self._is_planning = True
-        planner = self._make_planner()
-        try:
-            directory = await self._store(
-                self.records.write_plan, want, manifest, self.settings, generation=self._serving.generation
-            )
-            await planner.start(directory, nice=self.settings.nice, oom_score_adj=self.settings.oom_score_adj)
-            try:
-                end = await asyncio.wait_for(planner.wait(), _PLAN_TIMEOUT_S)
-                why = end.message
-            except asyncio.TimeoutError:
-                planner.kill()
-                await planner.wait()
-                why = f"planning took longer than {_PLAN_TIMEOUT_S:.0f} s"
-            forecast = await self._store(self.records.take_plan, directory)
-        finally:
-            self._is_planning = False
-        return forecast, "" if forecast is not None else why
 
     async def cancel(self) -> None:
         """An operator's wish to end the round; it will not be promoted."""

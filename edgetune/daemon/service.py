@@ -11,7 +11,7 @@ import numpy as np
 from edgetune import __version__, images
 from edgetune.config import to_plain as config_to_plain
 from edgetune.daemon import labelling, metrics
-from edgetune.decide.trigger import ManualRequest
+from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.errors import ConflictError, NoModelError, RefusedError, UsageError
 from edgetune.serve.service import Inferred
 from edgetune.types import AddOutcome, Answer, LabelSource, Manifest, NewSample, RoundKind, RoundState
@@ -155,11 +155,11 @@ class DaemonService:
             "kind": want.kind.value,
             "reason": want.reason,
             "missing": list(want.missing),
-            "verdict": daemon.verdict.kind.value,
-            "verdict_reasons": list(daemon.verdict.reasons),
+            "verdict": daemon.budgeting.verdict.kind.value,
+            "verdict_reasons": list(daemon.budgeting.verdict.reasons),
         }
         if dry_run:
-            forecast, why = await daemon.rounds.plan(want) if want.is_wanted else (None, "no round would start")
+            forecast, why = await self._plan(want) if want.is_wanted else (None, "no round would start")
             return {"dry_run": True, **plan, "forecast": forecast, "no_forecast": why, "budgets": _budgets(daemon)}
         if not want.is_wanted:
             raise RefusedError(
@@ -167,6 +167,12 @@ class DaemonService:
             )
         daemon.ask_for_round(request)
         return {"id": await daemon.store(daemon.rounds.records.next_round_id), **plan}
+
+    async def _plan(self, want: Want) -> tuple[dict[str, Any] | None, str]:
+        daemon = self._daemon
+        return await daemon.planning.plan(
+            want, daemon.serving.manifest(), daemon.rounds.settings, generation=daemon.serving.generation
+        )
 
     async def pause(self) -> dict[str, Any]:
         """Withhold training until resume, also over a restart. Predictions go on."""

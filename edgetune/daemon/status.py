@@ -151,10 +151,13 @@ def whole(
         "trigger": trigger(daemon.want),
         "returning": daemon.returning.summary(),
         "watching": {**daemon.watching.summary(), "kept": estimates},
-        "verdict": verdict(daemon.verdict),
-        "readings": readings(daemon.reading, limits, daemon.governor.averages),
+        "verdict": verdict(daemon.budgeting.verdict),
+        "readings": readings(daemon.budgeting.reading, limits, daemon.budgeting.governor.averages),
         "day": _day(daemon),
-        "memory_wall": {"is_up": not daemon.memory_wall.why_not, "why_not": daemon.memory_wall.why_not},
+        "memory_wall": {
+            "is_up": not daemon.budgeting.memory_wall.why_not,
+            "why_not": daemon.budgeting.memory_wall.why_not,
+        },
         "last_round": last_round(last),
         "operator": {"paused": daemon.is_paused},
         "warnings": _warnings(daemon),
@@ -168,7 +171,7 @@ def whole(
 
 def _day(daemon: Daemon) -> dict[str, Any]:
     """The day's account against what is allowed."""
-    account, budgets = daemon.ledger.account, daemon.config.budgets
+    account, budgets = daemon.budgeting.ledger.account, daemon.config.budgets
     return {
         **asdict(account),
         "energy_max_j": budgets.energy_per_day_max,
@@ -228,7 +231,7 @@ def _round(daemon: Daemon) -> dict[str, Any]:
 def _round_message(daemon: Daemon) -> str:
     state = daemon.rounds.machine.state
     if state is RoundState.HELD:
-        return "; ".join(daemon.verdict.reasons) or "about to start"
+        return "; ".join(daemon.budgeting.verdict.reasons) or "about to start"
     return "" if state in (RoundState.IDLE, RoundState.TRAINING) else daemon.rounds.machine.reason
 
 
@@ -240,11 +243,11 @@ def _warnings(daemon: Daemon) -> list[str]:
         warnings += daemon.inbox.problems
         if daemon.inbox.quarantined > _QUARANTINE_FULL:
             warnings.append(f"{daemon.inbox.quarantined} bad files lie in the quarantine: edgetune data quarantine")
-    if daemon.trouble:
-        warnings.append(f"the database cannot be written: {daemon.trouble}")
+    if daemon.books.trouble:
+        warnings.append(f"the database cannot be written: {daemon.books.trouble}")
     if daemon.rounds.is_unrecorded:
         warnings.append("the end of the last round could not be written down; no other begins before it is")
-    warnings += [f"the sample buffer is damaged: {problem}" for problem in daemon.damage]
+    warnings += [f"the sample buffer is damaged: {problem}" for problem in daemon.books.damage]
     if daemon.restart_keys:
         warnings.append(f"changed in the configuration, in force after a restart: {', '.join(daemon.restart_keys)}")
     return warnings

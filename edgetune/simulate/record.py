@@ -84,7 +84,7 @@ class Record:
 
     def note(self, daemon: Daemon, world: World) -> None:
         """Note a tick: what it read and decided, and what has passed since the one before."""
-        reading, verdict = daemon.reading, daemon.verdict
+        reading, verdict = daemon.budgeting.reading, daemon.budgeting.verdict
         assert reading is not None
         state = daemon.rounds.machine.state
         why = self._why(verdict.reasons)
@@ -123,13 +123,13 @@ class Record:
 
     def _note_limits(self, day: Day, daemon: Daemon, passed_s: float, *, is_at_work: bool) -> None:
         """By the averages over budgets.window, as the daemon judges them; what is over by half a sensor's step cannot be told."""
-        assert daemon.reading is not None
-        averages = daemon.governor.averages
+        assert daemon.budgeting.reading is not None
+        averages = daemon.budgeting.governor.averages
         for quantity, rule in self._limits.items():
-            value, limit = averages.get(quantity, daemon.reading.value(quantity)), rule.limit
+            value, limit = averages.get(quantity, daemon.budgeting.reading.value(quantity)), rule.limit
             assert limit is not None
             key = settings.budget_key(quantity, self.config)
-            measured = daemon.reading.values.get(quantity)
+            measured = daemon.budgeting.reading.values.get(quantity)
             slack = 0.0 if measured is None or measured.resolution is None else measured.resolution / 2
             is_over = value is not None and (value < limit if rule.is_floor else value > limit + slack)
             if is_over and is_at_work:

@@ -186,18 +186,18 @@ class _Pace:
         fine_s, now_s, state = daemon.tick_interval_s(), daemon.clock.now_s(), daemon.rounds.machine.state
         if state not in _AT_WORK:
             self._since_s = now_s
-            is_blocked = daemon.verdict.kind in (VerdictKind.PAUSE, VerdictKind.STOP)
+            is_blocked = daemon.budgeting.verdict.kind in (VerdictKind.PAUSE, VerdictKind.STOP)
             return max(fine_s, _PAUSED_S if is_blocked and daemon.rounds.is_training else _IDLE_S)
-        if state is not RoundState.TRAINING or abs(daemon.verdict.duty - self._duty) > _STILL:
-            self._since_s, self._duty = now_s, daemon.verdict.duty
+        if state is not RoundState.TRAINING or abs(daemon.budgeting.verdict.duty - self._duty) > _STILL:
+            self._since_s, self._duty = now_s, daemon.budgeting.verdict.duty
         if now_s - self._since_s <= _SETTLED_S:
             return fine_s
-        is_free = daemon.verdict.kind is VerdictKind.RUN and _is_far_from_limits(daemon)
+        is_free = daemon.budgeting.verdict.kind is VerdictKind.RUN and _is_far_from_limits(daemon)
         return max(fine_s, _STEADY_S if is_free else _HELD_STEADY_S)
 
 
 def _is_far_from_limits(daemon: Daemon) -> bool:
-    reading = daemon.reading
+    reading = daemon.budgeting.reading
     if reading is None:
         return False
     for rule in rules(limits(daemon.config)):

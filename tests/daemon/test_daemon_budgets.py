@@ -58,7 +58,7 @@ def test_a_used_up_day_pauses_the_round_and_the_next_day_goes_on(tmp_path: Path)
             await site.take_all()
             await site.until(S.TRAINING)
             await site.until(S.PAUSED)
-            used_j = site.daemon.ledger.account.trained_j
+            used_j = site.daemon.budgeting.ledger.account.trained_j
             assert 100 < used_j < 110
             assert "energy_day_j value=" in (await site.daemon.status())["round"]["message"]
             text = as_text(describe(await site.daemon.status()))
@@ -71,11 +71,11 @@ def test_a_used_up_day_pauses_the_round_and_the_next_day_goes_on(tmp_path: Path)
         async with Site(tmp_path, make_trainer=held, budgets=budgets) as site:
             site.clock.set_wall(1.7e9 + 3600)
             await site.tick(3)
-            assert site.daemon.ledger.account.trained_j >= used_j
+            assert site.daemon.budgeting.ledger.account.trained_j >= used_j
             assert site.state is S.SUSPENDED
             site.clock.set_wall(1.7e9 + 86_400)
             await site.until(S.TRAINING)
-            assert site.daemon.ledger.account.trained_j < 20
+            assert site.daemon.budgeting.ledger.account.trained_j < 20
 
     run(play())
 
@@ -148,11 +148,11 @@ def test_a_limit_that_is_lowered_during_a_round_is_kept_from_the_next_tick(tmp_p
             await site.take_all()
             await site.until(S.TRAINING)
             await site.tick(12)
-            assert site.daemon.verdict.duty == 1.0
+            assert site.daemon.budgeting.verdict.duty == 1.0
             write_config(tmp_path, budgets="power_max: 3W, window: 10s")
             await site.daemon.reload()
             await site.tick()
-            assert site.daemon.verdict.duty <= 0.1
+            assert site.daemon.budgeting.verdict.duty <= 0.1
             await site.until(S.PAUSED)
             assert "power_w value=4 limit=3" in (await site.daemon.status())["round"]["message"]
             write_config(tmp_path, budgets="power_max: 9W, window: 10s")
@@ -171,13 +171,13 @@ def test_serving_has_the_first_claim(tmp_path: Path) -> None:
             await site.take_all()
             await site.until(S.TRAINING)
             await site.tick(3)
-            assert site.daemon.verdict.duty == 1.0
+            assert site.daemon.budgeting.verdict.duty == 1.0
             version = site.daemon.serving.served.version
             assert version is not None
             for _ in range(20):
                 site.daemon.serving._count(version, 80.0)
             await site.tick()
-            assert site.daemon.verdict.duty == pytest.approx(0.62, abs=0.01)
+            assert site.daemon.budgeting.verdict.duty == pytest.approx(0.62, abs=0.01)
             assert "99 of 100 predictions within 80ms, budget at most 50ms" in as_text(
                 describe(await site.daemon.status())
             )

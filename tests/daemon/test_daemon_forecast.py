@@ -13,7 +13,7 @@ from site_on_disk import Site, drop
 from edgetune.daemon import forecasts
 from edgetune.daemon.service import DaemonService
 from edgetune.errors import ConflictError
-from edgetune.types import BoardHistory, RoundFigures, RoundState, TrainerOutcome
+from edgetune.types import BoardHistory, Quantity, RoundFigures, RoundState, TrainerOutcome
 
 WORKLOAD = {
     "kept_mib": 1.0, "largest_mib": 0.2, "mega_macs": 40.0, "grouped_mega_macs": 0.0, "layers": 20, "mega_weights": 0.3,
@@ -80,7 +80,7 @@ def test_a_dry_run_plans_and_begins_nothing(tmp_path: Path) -> None:
         drop(tmp_path, 40)
         async with Site(tmp_path, new_samples=1000) as site:
             await site.take_all()
-            site.daemon.rounds._make_planner = lambda: Planning(site.clock)
+            site.daemon.planning.make_planner = lambda: Planning(site.clock)
             service = DaemonService(site.daemon)
             answer = await service.start_round(kind=None, force=True, dry_run=True)
             assert answer["forecast"] == FORECAST
@@ -100,7 +100,7 @@ def test_no_round_begins_while_one_is_planned(tmp_path: Path) -> None:
         drop(tmp_path, 40)
         async with Site(tmp_path, new_samples=20) as site:
             planner = Planning(site.clock, is_held=True)
-            site.daemon.rounds._make_planner = lambda: planner
+            site.daemon.planning.make_planner = lambda: planner
             service = DaemonService(site.daemon)
             await site.take_all()
             if site.state is not RoundState.IDLE:
@@ -115,6 +115,34 @@ def test_no_round_begins_while_one_is_planned(tmp_path: Path) -> None:
             planner.finish()
             assert (await asked)["forecast"] == FORECAST
             await site.until_served(2)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("is_client_gone", [True, False])
+def test_a_plan_that_nobody_waits_for_or_that_takes_too_much_ends(tmp_path: Path, *, is_client_gone: bool) -> None:
+    """Its process is killed, and the next plan and the next round may begin."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, new_samples=1000) as site:
+            await site.take_all()
+            planner = FakeTrainer(site.clock, is_held=True)
+            site.daemon.planning.make_planner = lambda: planner
+            service = DaemonService(site.daemon)
+            asked = asyncio.create_task(service.start_round(kind=None, force=True, dry_run=True))
+            while "start" not in planner.said:  # noqa: ASYNC110 - the fake says when, in a list
+                await asyncio.sleep(0.01)
+            if is_client_gone:
+                asked.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asked
+            else:
+                site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 100.0
+                await site.tick()
+                assert "mem_available_mib value=100" in (await asked)["no_forecast"]
+            assert "kill" in planner.said
+            assert not site.daemon.planning.is_busy
 
     asyncio.run(play())
 

@@ -245,7 +245,7 @@ def test_a_full_disk_ends_no_tick(tmp_path: Path, what: str) -> None:
             await allow(site)
             await site.tick(3, seconds=100)
             assert site.daemon.serving.trial.version is None
-            assert site.daemon.trouble == ""
+            assert site.daemon.books.trouble == ""
 
     run(play())
 

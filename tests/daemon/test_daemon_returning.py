@@ -201,7 +201,7 @@ def test_no_image_is_asked_about_beside_another_version_than_the_watched_one(tmp
             await site.tick(seconds=0.1)
             await site.daemon.serving.change_to(1, "by hand", is_by_hand=True)
             site.clock.advance(6)
-            await site.daemon.returning.tick(site.daemon.verdict, is_round_active=False)
+            await site.daemon.returning.tick(site.daemon.budgeting.verdict, is_round_active=False)
             await site._end_of_look()
             assert site.daemon.returning.summary()["looked_at"] == 0
             await site.daemon.serving.change_to(2, "by hand", is_by_hand=True)

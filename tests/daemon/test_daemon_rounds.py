@@ -541,7 +541,7 @@ def test_a_version_under_which_the_daemon_keeps_dying_is_quarantined(tmp_path: P
             await asyncio.gather(site.daemon._ingest_task, return_exceptions=True)
             await site.daemon.store(site.daemon.buffer.close)
             site.daemon.store.close()
-            site.daemon._lock.close()  # type: ignore[union-attr]
+            site.daemon._lock.let_go()
 
     run(play())
 

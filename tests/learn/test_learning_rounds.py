@@ -210,7 +210,19 @@ def test_a_searched_round_goes_towards_its_level_and_tells_every_trial(site: Sit
     assert journal["search"]["trials"][0]["share"] == 0.5
     assert not (site.root / "rounds" / "searched" / "search").exists()
     phases = [line["phase"] for line in said if line["event"] == "phase"]
-    assert phases == ["load", "plan", "tune", "score", "prune", "trial", "retrain", "export", "measure", "time", "publish"]
+    assert phases == [
+        "load",
+        "plan",
+        "tune",
+        "score",
+        "prune",
+        "trial",
+        "retrain",
+        "export",
+        "measure",
+        "time",
+        "publish",
+    ]
 
 
 @pytest.mark.parametrize("search", ["none", "steps"])
