@@ -14,21 +14,17 @@ from benchmarks.rows import append_row, read_rows
 CELL = Cell(subset="aquatic", labels=5, choice="random", unlabelled="ignore", seed=0, accuracy=50.0)
 
 
-def test_the_queue_asks_about_doubtful_images_and_no_image_twice() -> None:
-    """Those whose two best classes are close come before the certain ones; chance takes any."""
-    rng = np.random.default_rng(0)
-    certain = np.tile(np.array([[9.0, 0.0, 0.0]], np.float32), (60, 1)) + rng.normal(0, 0.1, (60, 3)).astype(np.float32)
-    doubtful = np.tile(np.array([[1.0, 0.9, 0.0]], np.float32), (40, 1)) + rng.normal(0, 0.1, (40, 3)).astype(
-        np.float32
-    )
-    logits = np.concatenate([certain, doubtful])
-    asked = choose(logits, 30, "queue", rng)
-    assert len(set(asked.tolist())) == 30
-    assert min(asked) >= 60
-    drawn = choose(logits, 30, "random", np.random.default_rng(0))
-    assert len(set(drawn.tolist())) == 30
-    assert min(drawn) < 60
-    assert softmax(logits).sum(axis=1) == pytest.approx(np.ones(100))
+def test_the_queue_asks_evenly_over_the_guesses_and_about_no_image_twice() -> None:
+    """Of a class that is guessed seldom as often as of a common one, also over several times twenty; chance takes any."""
+    logits = np.zeros((1000, 3), np.float32)
+    logits[:950, 0], logits[950:, 1] = 5.0, 5.0
+    asked = choose(logits, 60, "queue", np.random.default_rng(0))
+    assert len(set(asked.tolist())) == 60
+    assert (asked >= 950).sum() == 30
+    drawn = choose(logits, 60, "random", np.random.default_rng(0))
+    assert len(set(drawn.tolist())) == 60
+    assert (drawn >= 950).sum() < 15
+    assert softmax(logits).sum(axis=1) == pytest.approx(np.ones(1000))
 
 
 def test_gains_are_of_pairs_with_the_same_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
