@@ -103,6 +103,7 @@ uninstall:  ## as root: remove what install laid down; samples, models and confi
 	rm -f "$(DESTDIR)$(UNITDIR)/edgetune.service" "$(DESTDIR)/usr/local/bin/edgetune" \
 	    "$(DESTDIR)$(SYSCONFDIR)/sysusers.d/edgetune.conf" "$(DESTDIR)$(SYSCONFDIR)/tmpfiles.d/edgetune.conf"
 	rm -rf "$(DESTDIR)$(PREFIX)"
+	@test -n "$(DESTDIR)" || test ! -d /run/systemd/system || systemctl daemon-reload
 	@echo 'Left in place: $(SYSCONFDIR)/edgetune (configuration), /var/lib/edgetune (samples and models), user edgetune.'
 
 clean:  ## remove what can be made again
