@@ -190,9 +190,9 @@ def _see(now: Governor, reading: Reading, limits: Limits, worked: float) -> Gove
     kept = tuple(each for each in now.samples if reading.at_s - limits.window_s < each.at_s < reading.at_s)
     since_s = min(limits.window_s, reading.at_s - kept[-1].at_s) if kept else limits.window_s
     keeps = math.exp(-since_s / (_MEMORY * limits.window_s))
-    memories = {q: now.memories.get(q, Memory()).with_reading(value, worked, keeps) for q, value in values.items()}
+    seen = {q: now.memories.get(q, Memory()).with_reading(value, worked, keeps) for q, value in values.items()}
     sample = Sample(at_s=reading.at_s, worked=worked, values=values)
-    return replace(now, samples=(*kept, sample), memories=memories)
+    return replace(now, samples=(*kept, sample), memories={**now.memories, **seen})
 
 
 def _learn(now: Governor, limits: Limits) -> Governor:
@@ -215,7 +215,8 @@ def _learn(now: Governor, limits: Limits) -> Governor:
 def _learn_gains(now: Governor) -> Governor:
     newest = now.samples[-1]
     idle, gains, memories, averages = dict(now.idle), dict(now.gains), dict(now.memories), {}
-    for quantity, memory in now.memories.items():
+    for quantity in newest.values:
+        memory = now.memories[quantity]
         rows = [(each.worked, each.values[quantity]) for each in now.samples if quantity in each.values]
         mean, worked = sum(value for _, value in rows) / len(rows), sum(share for share, _ in rows)
         averages[quantity] = mean

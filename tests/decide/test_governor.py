@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgetune.decide.governor import DUTY_MIN, Governor, step
@@ -231,6 +231,7 @@ def test_a_board_that_throttles_by_itself_is_spared_and_never_given_up() -> None
     assert board.now.verdict.duty == 1.0
 
 
+@example(power=[0.0, None, 0.0], steps=[1.0])
 @given(
     power=st.lists(st.one_of(st.none(), st.floats(0, 1e6)), min_size=1, max_size=60),
     steps=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=60),
