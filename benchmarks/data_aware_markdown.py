@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from benchmarks.data_aware_report import (
     arms_in,
     average_over_levels,
     bootstrap,
+    by_series,
     gains,
-    series,
     subsets_in,
 )
 from benchmarks.rows import rows_to_report
@@ -38,9 +37,7 @@ def markdown(work: Path) -> int:
     cells = rows_to_report(work / "data_aware.csv", Cell)
     if not cells:
         return 1
-    for key, group in itertools.groupby(sorted(cells, key=series), key=series):
-        mine = list(group)
-        net, images, unit, schedule = key
+    for (net, images, unit, schedule), mine in by_series(cells):
         say(f"<!-- {net}, device images {images} in training, level in {unit}, {schedule} -->\n")
         say("\n".join(accuracy_lines(mine)))
         if lines := gain_lines(mine):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -31,9 +31,7 @@ def report(work: Path) -> int:
     cells = rows_to_report(work / "data_aware.csv", Cell)
     if not cells:
         return 1
-    for key, group in itertools.groupby(sorted(cells, key=series), key=series):
-        mine = list(group)
-        net, images, unit, schedule = key
+    for (net, images, unit, schedule), mine in by_series(cells):
         say(f"\n== {net}, device images {images} in training, level in {unit}, {schedule}\n")
         say(table(_accuracies(mine)))
         say("")
@@ -49,6 +47,12 @@ def report(work: Path) -> int:
 def series(cell: Cell) -> tuple[str, str, str, str]:
     """What cells have in common that are compared with each other."""
     return cell.net, cell.images, cell.unit, cell.schedule
+
+
+def by_series(cells: Iterable[Cell]) -> Iterator[tuple[tuple[str, str, str, str], list[Cell]]]:
+    """Each series with its cells."""
+    for key, group in itertools.groupby(sorted(cells, key=series), key=series):
+        yield key, list(group)
 
 
 def arms_in(cells: Iterable[Cell]) -> list[str]:

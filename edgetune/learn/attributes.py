@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from edgetune.learn.network import show
 from edgetune.types import Workload
 
 _FLOAT_BYTES = 4
@@ -76,15 +77,7 @@ def layers_of(module: nn.Module, image: torch.Tensor, only: Collection[nn.Module
         found.append(_layer(layer, inputs[0], output))
 
     watched = [m for m in module.modules() if isinstance(m, _KINDS) and (only is None or m in only)]
-    hooks = [layer.register_forward_hook(look) for layer in watched]
-    was_training = module.training
-    try:
-        with torch.no_grad():
-            module.eval()(image)
-    finally:
-        module.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    show(module, image, [layer.register_forward_hook(look) for layer in watched])
     return [layer for layer in found if layer.out_channels > 0]
 
 

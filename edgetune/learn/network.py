@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from edgetune.errors import ModelError, UnprunableError
 from edgetune.learn.cifar import CIFAR_BUILDERS
@@ -329,6 +330,18 @@ def widen_head(network: Network, old_classes: Sequence[str], new_classes: Sequen
 def count_parameters(module: nn.Module) -> int:
     """How many weights a module has, frozen ones included, buffers not."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def show(module: nn.Module, image: torch.Tensor, hooks: Iterable[RemovableHandle]) -> None:
+    """Let an image [N, 3, H, W] through in eval mode, without gradients, for what hooks see of it; they are removed."""
+    was_training = module.training
+    try:
+        with torch.no_grad():
+            module.eval()(image)
+    finally:
+        module.train(was_training)
+        for hook in hooks:
+            hook.remove()
 
 
 def count_macs(module: nn.Module, height: int, width: int) -> int:

@@ -22,7 +22,7 @@ from torch import nn
 
 from edgetune.errors import ModelError
 from edgetune.learn.data import Integers, LabelledImages, Normaliser
-from edgetune.learn.network import Network
+from edgetune.learn.network import Network, show
 
 IN_MEMORY_BYTES = 64 * 2**20  # of latents; more go to a file
 _BATCH = 64
@@ -211,15 +211,7 @@ def _run(module: nn.Module, image: torch.Tensor) -> list[tuple[str, tuple[int, .
 
         return note
 
-    hooks = [layer.register_forward_hook(look(name)) for name, layer in _chain(module, "")]
-    was_training = module.training
-    try:
-        with torch.no_grad():
-            module.eval()(image)
-    finally:
-        module.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    show(module, image, [layer.register_forward_hook(look(name)) for name, layer in _chain(module, "")])
     return seen
 
 
