@@ -26,6 +26,7 @@ import itertools
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,8 @@ from edgetune.types import Limits, Measurement, Quantity, Reading
 
 TICK_S = 2.0
 WINDOW_S = 30.0
+SAMPLE_S = {"pi5": 0.5}  # the firmware's command; other boards have a file
+SAMPLE_DEFAULT_S = 0.25
 REST_SHARE = 0.03  # of the cores, of all else on the board
 HEAT = (
     ("pi3", 60.0),
@@ -146,7 +149,7 @@ def run_board(row: BoardRow, hours: float) -> BoardRow:
         is_training, duty = at_s >= 60, now.verdict.duty
         tick_s = TICK_S * chance.uniform(0.75, 1.0)  # as the daemon's
         worker.power_j = 0.0
-        worker.run(board, duty if is_training else 0.0, tick_s)
+        power_w = _mean_power(board, worker, duty if is_training else 0.0, tick_s, is_sampled=is_training)
         at_s += tick_s
         true.append((at_s, board.chip_c if is_heat else worker.power_j / tick_s))
         while true[0][0] <= at_s - WINDOW_S:
@@ -155,7 +158,7 @@ def run_board(row: BoardRow, hours: float) -> BoardRow:
         in_a_row = in_a_row + 1 if mean > row.limit else 0
         over += in_a_row > 2
         worst = max(worst, (worker.hottest_c if is_heat else mean) - row.limit)
-        values = {Quantity.SOC_TEMP_C: board.read_temp_c(), Quantity.POWER_W: board.read_power_w()}
+        values = {Quantity.SOC_TEMP_C: board.read_temp_c(), Quantity.POWER_W: power_w}
         measured = {quantity: Measurement(value=value, source="model") for quantity, value in values.items()}
         reading = Reading(at_s=at_s, wall_s=at_s, local_minute=0, values=measured)
         now = step(now, reading, limits, worked=duty if is_training else 0.0, is_training=is_training)
@@ -165,6 +168,18 @@ def run_board(row: BoardRow, hours: float) -> BoardRow:
         worst=round(worst, 2), worked=round(worker.done_s / (hours * 3600), 4), oracle=round(oracle(row, hours), 4),
         flaps=flaps,
     )  # fmt: skip
+
+
+def _mean_power(board: BoardModel, worker: Worker, duty: float, for_s: float, *, is_sampled: bool) -> float | None:
+    """Let a tick pass; what `edgetune.device.mean_power` would say at its end."""
+    says: list[float] = []
+    while for_s > 1e-9:
+        part_s = min(for_s, SAMPLE_S.get(board.facts.name, SAMPLE_DEFAULT_S)) if is_sampled else for_s
+        worker.run(board, duty, part_s)
+        for_s -= part_s
+        if (said_w := board.read_power_w()) is not None:
+            says.append(said_w)
+    return statistics.fmean(says) if says else None
 
 
 def boards(arguments: argparse.Namespace) -> int:

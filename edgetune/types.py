@@ -347,6 +347,7 @@ class Recipe:
     timing_runs: int = 50
     seed: int = 0
     threads: int = 2  # of the trainer; part of the result, because sums depend on it
+    cores_max: float | None = None  # that may be busy: `threads` at most, as trains fastest; None: exactly `threads`
     memory_format: str = "auto"  # "contiguous" | "channels_last" | "auto": the faster one is measured at the start
     dtype: str = "auto"  # "float32" | "bfloat16" | "auto": measured, where the processor has instructions for it
     distillation: float = 0.0  # 0..1, share of the loss in which the factory model has its say, absent classes too

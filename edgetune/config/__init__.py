@@ -118,6 +118,7 @@ def recipe(config: Config) -> Recipe:
         timing_runs=training.timing_runs,
         seed=training.seed,
         threads=training.threads or _cores(),
+        cores_max=None if training.threads else _cores() * (config.budgets.cpu_max or 1.0),
         memory_format=training.memory_format,
         dtype=training.dtype,
         distillation=training.share,

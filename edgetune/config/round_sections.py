@@ -99,7 +99,9 @@ class Training(Section):
         _RECIPE.timing_runs, "Predictions that base and candidate are timed on.", le=10_000
     )
     seed: int = key(_RECIPE.seed, "Where the trainer's random numbers start.", ge=0, lt=2**31)
-    threads: PositiveCount | None = key(None, "Threads of the trainer; null: as many as the board has cores.", le=256)
+    threads: PositiveCount | None = key(
+        None, "Threads of the trainer; null: as many as train fastest within budgets.cpu_max.", le=256
+    )
     absent_classes: Literal["keep", "may_forget"] = key(
         "keep",
         "Classes the samples do not show: keep (the factory model has its say) or may_forget (best on this site).",

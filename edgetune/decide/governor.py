@@ -30,10 +30,12 @@ _START = Verdict(kind=VerdictKind.RUN, duty=1.0)
 _BLOCKED = (VerdictKind.PAUSE, VerdictKind.STOP)
 
 _NOISE = 2.0  # standard errors that are kept free below a limit
+_STRAY = 2.5  # likewise, once it has been seen how far a window's average strays
+_KNOWN = 3.0  # windows of readings after which it has
 _MARGIN_MIN = 0.003  # of the limit
 _LESSER_SQUARE = 0.90  # the mean lesser square of two differences in a row, in variances of one reading, if normal
 _MEMORY = 32  # windows after which a reading counts a third of a new one for the gain
-_NEWS = 4.0  # standard errors that a window's average must be off for the memory to be no guide any more
+_NEWS = 6.0  # standard errors that a window's average must be off for the memory to be no guide any more
 _SURE = 3.0  # standard deviations of a reading
 _SAMPLES_MIN = 4  # of which noise and slope can be told
 _WORKED_MIN = 1.0  # readings at full duty that tell a gain
@@ -68,6 +70,7 @@ class Memory:
     value: float = 0.0
     worked: float = 0.0
     squares: float = 0.0  # of the differences of neighbours, each time the lesser of two in a row: a step is no noise
+    strays: float = 0.0  # squares of how far the window's average was off what the gain led to
     last: float | None = None
     last_change: float = 0.0
 
@@ -79,6 +82,7 @@ class Memory:
             value=keeps * self.value + value,
             worked=keeps * self.worked + worked,
             squares=keeps * self.squares + min(abs(change), abs(self.last_change)) ** 2,
+            strays=keeps * self.strays,
             last=value,
             last_change=change,
         )
@@ -87,6 +91,16 @@ class Memory:
     def noise(self) -> float:
         """The standard deviation of one reading about a slow course, after von Neumann."""
         return math.sqrt(self.squares / self.readings / _LESSER_SQUARE) if self.readings > _SAMPLES_MIN else 0.0
+
+    def added(self, idle: float) -> float:
+        """What full duty adds to `idle`."""
+        return (self.value - idle * self.readings) / self.worked
+
+    def margin(self, rows: int) -> float:
+        """How far the average of so many readings, a window's, may lie above what it is led to."""
+        if self.readings < _KNOWN * rows:
+            return _NOISE * self.noise / math.sqrt(rows)
+        return _STRAY * math.sqrt(self.strays / self.readings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,24 +242,20 @@ def _learn_gains(now: Governor) -> Governor:
         if worked < _WORKED_MIN:
             continue
         idle[quantity] = min(idle.get(quantity, 0.0), mean)
-        # A sensor that is looked at now and then errs about a window; what the kernel counts is what the window was.
+        # A sensor that is sampled errs about a window; what the kernel counts is what the window was.
         is_sampled = quantity is Quantity.POWER_W
-        gain = _gain(memory, idle[quantity], newest.at_s, memory.readings if is_sampled else len(rows))
-        expected = idle[quantity] + gain.value * worked / len(rows)
-        if gain.value >= 0 and abs(mean - expected) <= _NEWS * memory.noise / math.sqrt(len(rows)):
-            averages[quantity] = expected if is_sampled else mean  # noise alone: the memory knows it better
+        expected = idle[quantity] + memory.added(idle[quantity]) * worked / len(rows)
+        memory = replace(memory, strays=memory.strays + (mean - expected) ** 2)
+        is_noise = abs(mean - expected) <= _NEWS * memory.noise / math.sqrt(len(rows))
+        if is_noise and memory.added(idle[quantity]) >= 0:
+            averages[quantity] = expected if is_sampled else mean  # the memory knows it better
         else:
-            memories[quantity] = _remembered(rows, memory.noise)
-            gain = _gain(memories[quantity], idle[quantity], newest.at_s, len(rows))
-        gains[quantity] = gain
+            memory = _remembered(rows, memory.noise)
+        memories[quantity] = memory
+        added, margin = memory.added(idle[quantity]), memory.margin(len(rows))
+        gains[quantity] = Gain(value=added, margin=margin, at_s=newest.at_s)
     gains = {quantity: gain for quantity, gain in gains.items() if newest.at_s - gain.at_s < _GAIN_AGE_MAX_S}
     return replace(now, idle=idle, gains=gains, memories=memories, averages=averages)
-
-
-def _gain(memory: Memory, idle: float, at_s: float, readings: float) -> Gain:
-    """`readings`: those that make up the average which is to be kept."""
-    value = (memory.value - idle * memory.readings) / memory.worked
-    return Gain(value=value, margin=_NOISE * memory.noise / math.sqrt(readings), at_s=at_s)
 
 
 def _remembered(rows: list[tuple[float, float]], noise: float) -> Memory:

@@ -33,6 +33,7 @@ _NOW = {
     2: "clocks are throttled",
     3: "it is over the soft limit of heat",
 }
+_PMIC_REFRESH_S = 0.5  # its mean over a tick is wanted
 _MISSING = "vcgencmd is not installed: apt install raspi-utils"
 _FORBIDDEN = (
     "vcgencmd may not open /dev/vcio: the user edgetune needs the group video and the unit its device"
@@ -45,7 +46,7 @@ class Vcgencmd:
 
     def __init__(self, *, clock: Clock | None = None, program: str = "vcgencmd") -> None:
         """`program` is another one in tests."""
-        self._pmic = CommandSensor((program, "pmic_read_adc"), clock=clock)
+        self._pmic = CommandSensor((program, "pmic_read_adc"), clock=clock, refresh_s=_PMIC_REFRESH_S)
         self._throttled = CommandSensor((program, "get_throttled"), clock=clock)
         self._temp = CommandSensor((program, "measure_temp"), clock=clock)
         self._is_without_pmic = False

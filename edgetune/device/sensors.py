@@ -23,6 +23,7 @@ from edgetune.device.board import identify
 from edgetune.device.frozen import FrozenCheck
 from edgetune.device.gpu_memory import gpu_memory
 from edgetune.device.jtop import JtopProbe
+from edgetune.device.mean_power import MeanPower
 from edgetune.device.pressure import pressure
 from edgetune.device.rails import RailPower
 from edgetune.device.rapl import RaplPower
@@ -112,6 +113,7 @@ class BoardSensors:
         self._throttling = Throttling(root, vcgencmd, is_raspberry=kind == "raspberry_pi")
         self._rails = RailPower(root)
         self._rapl = RaplPower(root)
+        self._mean_power = MeanPower(self._boards_power)
         self._last_cpu: tuple[float, CpuTimes] | None = None
         self._last_share: tuple[float, float] | None = None  # and its step
         self._frozen = {quantity: FrozenCheck(frozen_after_s) for quantity in (Quantity.SOC_TEMP_C, Quantity.POWER_W)}
@@ -119,6 +121,7 @@ class BoardSensors:
 
     def read(self, trainer_pid: int | None) -> Reading:
         """All quantities now. Never raises: what cannot be read is None with a reason."""
+        self._mean_power.keep_sampling(is_wanted=trainer_pid is not None)
         now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
         q, cpu = Quantity, _measured(lambda: self._cpu_share(now_s))
         return Reading(
@@ -165,7 +168,8 @@ class BoardSensors:
         return self._patiently(lambda: _measured(lambda: gpu_memory(self._root, self._jtop, ())))
 
     def close(self) -> None:
-        """End the jtop probe, and a command that still runs."""
+        """End the jtop probe, a command that still runs, and the thread that samples the power."""
+        self._mean_power.keep_sampling(is_wanted=False)
         for helper in (self._jtop, self._vcgencmd):
             if isinstance(helper, JtopProbe):
                 helper.stop()
@@ -194,7 +198,7 @@ class BoardSensors:
         )
 
     def _power(self, now_s: float, cpu_share: float | None) -> Measurement:
-        measured = self._live(Quantity.POWER_W, _measured(lambda: self._measured_power(now_s)), cpu_share, now_s)
+        measured = self._live(Quantity.POWER_W, _measured(self._measured_power), cpu_share, now_s)
         if measured.value is not None or self._estimate is None:
             return measured
         if cpu_share is None:
@@ -202,16 +206,17 @@ class BoardSensors:
         idle_w, busy_w = self._estimate
         return Measurement(value=idle_w + (busy_w - idle_w) * cpu_share, source=_ESTIMATE_SOURCE, is_estimated=True)
 
-    def _measured_power(self, now_s: float) -> SensorValue:
+    def _measured_power(self) -> SensorValue:
+        """The board's own monitors, averaged since the last look, before jtop."""
+        jtop = self._of_jtop("power_w", sysfs.possible_power_w)
+        return self._first_of(_NO_POWER, self._mean_power.value, jtop)
+
+    def _boards_power(self) -> SensorValue | None:
         """Monitors of the board first; what a battery gives, or the processor alone, only where there is none."""
-
-        def boards() -> SensorValue | None:
-            found = self._rails.read()
-            if found is None and self._vcgencmd is not None:
-                found = self._vcgencmd.power()
-            return found or battery_power(self._root) or self._rapl.read(now_s)
-
-        return self._first_of(_NO_POWER, boards, self._of_jtop("power_w", sysfs.possible_power_w))
+        found = self._rails.read()
+        if found is None and self._vcgencmd is not None:
+            found = self._vcgencmd.power()
+        return found or battery_power(self._root) or self._rapl.read(self._clock.now_s())
 
     def _of_jtop(self, field: str, possible: Callable[[float, str], float]) -> Callable[[], SensorValue] | None:
         jtop = self._jtop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,24 +81,68 @@ def fastest_layout(
     """
     medians: dict[Layout, float] = {}
     for layout in candidates:
-        copied = arrange(copy.deepcopy(module), images.device, layout.memory_format).train()
-        taken_s: list[float] = []
-        for step in range(1 + _STEPS):
-            began_s = now_s()
-            with computing_in(layout.dtype, images.device):
-                loss = functional.cross_entropy(copied(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            if images.device.type == "cuda":
-                torch.cuda.synchronize()
-            taken_s.append(now_s() - began_s)
-            copied.zero_grad(set_to_none=True)
-            beat()
-            if step == 0 and medians and taken_s[0] > _HOPELESS * min(medians.values()):
-                break
-        timed = sorted(taken_s[1:] or taken_s)
-        medians[layout] = timed[len(timed) // 2]
+        bored_s = _HOPELESS * min(medians.values(), default=math.inf)
+        medians[layout] = _median_step_s(module, images, labels, layout, bored_s=bored_s, beat=beat, now_s=now_s)
     best = min(candidates, key=lambda layout: medians[layout])
     return best, {f"{layout.memory_format} {layout.dtype}": round(s, 4) for layout, s in medians.items()}
+
+
+def best_threads(
+    module: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    layout: Layout,
+    *,
+    most: int,
+    cores: float,
+    beat: Callable[[], None] = lambda: None,
+    now_s: Callable[[], float] = time.perf_counter,
+) -> tuple[int, dict[int, float]]:
+    """
+    How many threads train fastest where only so many cores may be kept busy; torch is left with them.
+
+    More threads than that would have to sleep in turn, and two threads are rarely twice as fast as one.
+
+    Args:
+        module, images, labels, layout, beat, now_s: as for `fastest_layout`.
+        most: of the threads; this many, half of them, and so on down to one are tried.
+        cores: that may be busy on average, above 0.
+
+    Returns:
+        Their number, and the median seconds of a step with each, without those sleeps.
+    """
+    medians: dict[int, float] = {}
+    threads = most
+    while threads:
+        torch.set_num_threads(threads)
+        medians[threads] = _median_step_s(module, images, labels, layout, bored_s=math.inf, beat=beat, now_s=now_s)
+        threads //= 2
+    best = min(medians, key=lambda threads: medians[threads] * max(1.0, threads / cores))
+    torch.set_num_threads(best)
+    return best, {threads: round(s, 4) for threads, s in medians.items()}
+
+
+def _median_step_s(
+    module: nn.Module, images: torch.Tensor, labels: torch.Tensor, layout: Layout, *,
+    bored_s: float, beat: Callable[[], None], now_s: Callable[[], float],
+) -> float:  # fmt: skip
+    """Of a few steps of a copy, the first not counted; of the first alone where it took longer than `bored_s`."""
+    copied = arrange(copy.deepcopy(module), images.device, layout.memory_format).train()
+    taken_s: list[float] = []
+    for step in range(1 + _STEPS):
+        began_s = now_s()
+        with computing_in(layout.dtype, images.device):
+            loss = functional.cross_entropy(copied(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if images.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken_s.append(now_s() - began_s)
+        copied.zero_grad(set_to_none=True)
+        beat()
+        if step == 0 and taken_s[0] > bored_s:
+            break
+    timed = sorted(taken_s[1:] or taken_s)
+    return timed[len(timed) // 2]
 
 
 def candidate_layouts(memory_format: str, dtype: str, device: torch.device) -> list[Layout]:

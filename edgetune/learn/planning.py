@@ -116,7 +116,7 @@ class Planner:
             energy_j=times(duration, spread(watts, _NO_POWER)) if watts else None,
             batch_size=each,
             accumulation=accumulation,
-            threads=self._recipe.threads,
+            threads=self._tuner.threads,
             update=name,
             fits=False,
             reason="",

@@ -182,6 +182,7 @@ class _Round:
         )
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
+            self._tuner.use_threads(self._journal["threads"])
         if "forecast" in self._journal:
             self._follow(self._forecast())
         if "scoring_batch" in self._journal:
@@ -243,6 +244,8 @@ class _Round:
         if "layout" not in self._journal:  # a round that goes on keeps the one it began with: sums depend on it
             self._journal["layout_s"] = self._tuner.settle_layout(network)
             self._journal["layout"] = asdict(self._tuner.layout)
+            self._journal["threads_s"] = self._tuner.settle_threads(network)
+            self._journal["threads"] = self._tuner.threads
         if "forecast" not in self._journal:
             self._plan(network)
         plan = self._forecast()

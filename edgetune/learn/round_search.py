@@ -71,6 +71,8 @@ def search_round(
             recipe,
             memory_format=tuner.layout.memory_format,
             dtype=tuner.layout.dtype,
+            threads=tuner.threads,
+            cores_max=None,
             order="prune_first" if prunes_first else "tune_first",
         ),
         goal,

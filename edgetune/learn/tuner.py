@@ -27,7 +27,7 @@ from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_pe
 from edgetune.learn.forecaster import Forecaster, begin_peak, micro_profile, peak_mib, workload_of
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch
-from edgetune.learn.layout import arrange, candidate_layouts, fastest_layout
+from edgetune.learn.layout import arrange, best_threads, candidate_layouts, fastest_layout
 from edgetune.learn.memory import kept_by, pass_mib
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.partial import Part
@@ -74,7 +74,8 @@ class Tuner:
         self.scoring_mib: float | None = None  # that ranking filters takes; None: nothing is ranked
         self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
         self.accumulation = recipe.accumulation
-        self.forecaster = Forecaster(history or BoardHistory(), threads=recipe.threads)
+        self.threads = recipe.threads
+        self.forecaster = Forecaster(history or BoardHistory(), threads=self.threads)
         self.measured: dict[str, StepPoint] = {}  # of each phase of training so far, by its name
         self.peak_mib = 0.0  # of this process until the last phase of training ended
         self.stepping_s = 0.0  # spent in steps, in all phases so far
@@ -90,13 +91,33 @@ class Tuner:
         """Measure which of the recipe's layouts trains this network fastest, and use it from now on."""
         recipe = self._recipe
         candidates = candidate_layouts(recipe.memory_format, recipe.dtype, self._device)
-        part = np.resize(np.arange(len(self._training)), self.probing_batch(network))
-        images, labels = self.normaliser(self._training.images(part)), self._training.labels[part]
-        self.layout, measured_s = fastest_layout(
-            network.module, images, self.normaliser.labels(labels), candidates, beat=self._control.beat
-        )
+        images, labels = self._probe(self.probing_batch(network))
+        self.layout, measured_s = fastest_layout(network.module, images, labels, candidates, beat=self._control.beat)
         self.place(network)
         return measured_s
+
+    def settle_threads(self, network: Network) -> dict[int, float]:
+        """Likewise with how many threads, where the recipe says how many cores may be busy and not how many threads."""
+        recipe = self._recipe
+        if recipe.cores_max is None or self._device.type != "cpu":
+            return {}
+        images, labels = self._probe(self.probing_batch(network))
+        threads, measured_s = best_threads(
+            network.module, images, labels, self.layout,
+            most=recipe.threads, cores=recipe.cores_max, beat=self._control.beat,
+        )  # fmt: skip
+        self.use_threads(threads)
+        return measured_s
+
+    def use_threads(self, threads: int) -> None:
+        """Train with so many from now on."""
+        torch.set_num_threads(threads)
+        self.threads = self.forecaster.threads = threads
+
+    def _probe(self, size: int) -> Batch:
+        """So many images to try something out on."""
+        part = np.resize(np.arange(len(self._training)), size)
+        return self.normaliser(self._training.images(part)), self.normaliser.labels(self._training.labels[part])
 
     def fine_tune(
         self,
@@ -198,8 +219,7 @@ class Tuner:
 
     def _few(self) -> Batch:
         """Two images: what memory takes grows with their number."""
-        few = np.resize(np.arange(len(self._training)), 2)
-        return self.normaliser(self._training.images(few)), self.normaliser.labels(self._training.labels[few])
+        return self._probe(2)
 
     def workload(self, network: Network, part: Part | None = None, *, is_from_cut: bool = False) -> Workload:
         """What a training step of the network, or of a part of it, consists of; the network stays as it is."""
@@ -230,11 +250,7 @@ class Tuner:
     def profile(self, network: Network) -> list[StepPoint]:
         """Measure a few steps of a copy of the network in two small batches; see `forecaster.micro_profile`."""
         most = self.probing_batch(network)
-        batches = []
-        for size in sorted({max(2, most // 2), most}):
-            part = np.resize(np.arange(len(self._training)), size)
-            labels = self.normaliser.labels(self._training.labels[part])
-            batches.append((self.normaliser(self._training.images(part)), labels))
+        batches = [self._probe(size) for size in sorted({max(2, most // 2), most})]
         return micro_profile(network.module, batches, self.forecaster, self.layout, beat=self._control.beat)
 
     def _kept_by_scoring(self, network: Network, batch: Batch) -> int:

@@ -51,6 +51,13 @@ def test_every_key_can_be_written_and_read_back() -> None:
     assert parse(yaml.safe_dump(plain)) == Config()
 
 
+def test_a_trainer_has_as_many_threads_as_suit_the_cores_that_may_be_busy() -> None:
+    """All of the board's at most, unless the operator says how many."""
+    free, bounded = (configuration.recipe(parse(text)) for text in ("{}", "budgets: {cpu_max: 50%}"))
+    assert free.threads == bounded.threads == free.cores_max
+    assert bounded.cores_max == free.threads / 2
+
+
 def test_defaults_are_those_of_the_types() -> None:
     """The shipped recipe, gate and limits agree with the dataclasses that document them."""
     assert configuration.gate_policy(Config()) == GatePolicy()
@@ -65,6 +72,7 @@ def test_defaults_are_those_of_the_types() -> None:
         old_classes_drop_max=0.01,
         old_class_drop_max=0.1,
     )
+    assert made.cores_max is None  # the operator has said how many threads
     assert configuration.limits(Config()) == Limits(
         mem_available_min_mib=300, trainer_rss_max_mib=1536, disk_free_min_mib=500, hysteresis=0.05
     )

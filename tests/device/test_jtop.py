@@ -184,7 +184,10 @@ def test_gpu_memory_counts_into_the_trainers(tmp_path: Path) -> None:
 
     def memory(**options: object) -> Measurement:
         sensors = BoardSensors(root, clock=clock, disk_path=root, cpu_times=Load(clock), **options)  # type: ignore[arg-type]
-        return sensors.read(pid).values[Quantity.TRAINER_RSS_MIB]
+        try:
+            return sensors.read(pid).values[Quantity.TRAINER_RSS_MIB]
+        finally:
+            sensors.close()
 
     try:
         without = memory()

@@ -219,6 +219,7 @@ def test_memory_disk_and_the_trainers_memory_come_from_the_real_machine(tmp_path
     assert 5 < (values[Quantity.TRAINER_RSS_MIB].value or 0) < 5000
     assert sensors.read(None).value(Quantity.TRAINER_RSS_MIB) == 0
     assert sensors.read(2**22 + 5).value(Quantity.TRAINER_RSS_MIB) == 0
+    sensors.close()
 
 
 def test_the_minute_of_the_day_is_local(tmp_path: Path, clock: Hands, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from edgetune.learn.layout import Layout, arrange, candidate_layouts, computing_in, fastest_layout, has_bfloat16
+from edgetune.learn.layout import (
+    Layout,
+    arrange,
+    best_threads,
+    candidate_layouts,
+    computing_in,
+    fastest_layout,
+    has_bfloat16,
+)
 
 CPU = torch.device("cpu")
 
@@ -98,3 +106,34 @@ def test_a_step_in_bfloat16_keeps_the_weights_in_float32() -> None:
     assert answer.dtype == torch.bfloat16
     answer.float().sum().backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cores", "expected"),
+    [
+        ({4: 1.0, 2: 1.6, 1: 2.6}, 4.0, 4),  # all may be busy, and four are faster
+        ({4: 1.0, 2: 1.6, 1: 2.6}, 2.0, 2),  # four would sleep half of the time: 2 s a step
+        ({4: 1.0, 2: 1.6, 1: 2.6}, 1.0, 1),
+        ({4: 1.0, 2: 1.6, 1: 2.6}, 0.5, 1),  # one sleeps half of the time too, and still loses the least
+        ({4: 3.0, 2: 1.1, 1: 1.4}, 4.0, 2),  # others use the cores: threads wait for each other
+    ],
+)
+def test_as_many_threads_train_as_are_fastest_on_the_cores_that_may_be_busy(
+    seconds: dict[int, float], cores: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's seconds at each number are measured, and what the pace would add counts."""
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    at_s = [0.0]
+    is_begun = [False]
+
+    def now_s() -> float:
+        at_s[0] += seconds[given[-1]] if is_begun[0] else 0.0
+        is_begun[0] = not is_begun[0]
+        return at_s[0]
+
+    module, layout = net(16), Layout("contiguous", "float32")
+    images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
+    best, measured_s = best_threads(module, images, labels, layout, most=4, cores=cores, now_s=now_s)
+    assert best == given[-1] == expected
+    assert measured_s == pytest.approx(seconds)

@@ -196,6 +196,20 @@ def test_a_round_in_parts_of_a_step_goes_on_after_stops_to_the_same_bits(site: S
     assert weights[0] == weights[1]
 
 
+def test_the_threads_of_a_round_are_chosen_once(site: Site) -> None:
+    """On the cores that may be busy; a start that goes on uses those of the first, because sums depend on them."""
+    recipe = replace(RECIPE, level=0.0, threads=2, cores_max=0.5)
+    directory = site.round_dir("threads", kind=RoundKind.ADAPT, recipe=recipe)
+    spec = from_json(RoundSpec, (directory / "spec.json").read_bytes())
+    plan = plan_round(directory, spec, RecordingControl())
+    written = journal(directory)
+    assert set(written["threads_s"]) == {"2", "1"}  # type: ignore[call-overload]
+    assert written["threads"] == plan.threads == torch.get_num_threads() == 1  # never twice as fast, and twice the pace
+    (directory / "journal.json").write_text(json.dumps(written | {"threads": 2}))
+    plan_round(directory, spec, RecordingControl())
+    assert torch.get_num_threads() == journal(directory)["threads"] == 2
+
+
 def _prescribe(directory: Path, *, accumulation: int) -> None:
     """A plan as a start before this one would have left it."""
     spec = from_json(RoundSpec, (directory / "spec.json").read_bytes())
