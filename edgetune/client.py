@@ -28,6 +28,10 @@ class Client:
     def __init__(self, socket_path: Path | str, timeout_s: float = 60.0) -> None:
         self._path, self._timeout_s = Path(socket_path), timeout_s
 
+    def patient(self, timeout_s: float) -> Client:
+        """The same with another patience, for an answer that takes work."""
+        return Client(self._path, timeout_s)
+
     def get(self, path: str, **query: object) -> Any:
         """Read; JSON comes back decoded, other text as it is, bytes as bytes. A query of None is left out."""
         return self._ask("GET", path, None, {"accept": "application/json"}, query)

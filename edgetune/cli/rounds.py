@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from edgetune.errors import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, NotFoundError
 
 _POLL_S = 0.5
 _SECONDS_UNTIL_GONE = 60.0
+_PLANNING_MAX_S = 630.0  # the daemon gives up after ten minutes
 
 
 @click.command()
@@ -33,7 +35,12 @@ _SECONDS_UNTIL_GONE = 60.0
 @click.option("--wait", is_flag=True, help="Show progress until the round is over; exits 4 when the gate refused it.")
 def train(client: Client, *, as_json: bool, kind: str | None, force: bool, dry_run: bool, wait: bool) -> int:
     """Start a round now, as soon as the budget allows."""
-    plan = client.post("/v1/rounds", {"force": force, "dry_run": dry_run} | ({"kind": kind} if kind else {}))
+    order = {"force": force, "dry_run": dry_run} | ({"kind": kind} if kind else {})
+    if dry_run:
+        with _told("a trainer plans the round; a small board takes minutes"):
+            plan = client.patient(_PLANNING_MAX_S).post("/v1/rounds", order)
+    else:
+        plan = client.post("/v1/rounds", order)
     if not wait or dry_run:
         emit(plan, _plan_words(plan), as_json=as_json)
         return EXIT_OK
@@ -43,6 +50,15 @@ def train(client: Client, *, as_json: bool, kind: str | None, force: bool, dry_r
     if ended["outcome"] == "promoted":
         return EXIT_OK
     return EXIT_REFUSED if ended["outcome"] == "refused" else EXIT_FAILED
+
+
+def _told(words: str) -> AbstractContextManager[object]:
+    """Say what goes on, where there is somebody to see it."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(words)
 
 
 def _plan_words(plan: Mapping[str, Any]) -> str:
