@@ -3,18 +3,19 @@ The memory budget of real rounds, from generous to impossible, kept by readings 
 
     python -m benchmarks.budget_memory [--wall] [--most 1200] [--least 200] [--rounds 20] [--batch 128] [--csv FILE]
 
-Each round is the real trainer on a round directory of its own: random ResNet20, 600 images of noise, two epochs and a cut. Its
-memory is read once a second, as the daemon does, judged by `decide.budget`, and a breach stops it; the kernel's own high-water
-mark is read every 20 ms beside it. With --wall (root, cgroup v2 with the memory controller) the trainer also runs behind
-`memory.max`. Told are: how the round ended (a round that does not fit may be refused before it starts: "refused"), the peak
-over the budget, and the time from the first 20 ms over it until the trainer was gone.
+Each round is the real trainer on a round directory of its own: random ResNet20, 600 images of noise, two epochs and a cut. What
+finished rounds took teaches the forecasts of the next ones, as in the daemon; the first know this machine by their micro-profile.
+A trainer's memory is read once a second, as the daemon does, judged by `decide.budget`, and a breach stops it; its resident memory
+is read every 20 ms beside that. With --wall (root, cgroup v2 with the memory controller) the trainer also runs behind
+`memory.max`. Told are: how the round ended ("refused": by its forecast, before it trained; "no such budget": the configuration
+does not take it), the peak and how far it was over the budget, and the time from the first 20 ms over it until the trainer was gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import io
+import json
 import os
 import tempfile
 import time
@@ -22,36 +23,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from benchmarks.made_up import CLASSES, SIZE, fill
 from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import machine, say, table
-from edgetune.clock import SystemClock
+from edgetune.config.model import TRAINER_AT_REST
+from edgetune.daemon import forecasts
 from edgetune.decide import budget
 from edgetune.device.memory_wall import MemoryWall, kernel_lacks
 from edgetune.device.trainer_process import TrainerProcess, process_rss_mib
-from edgetune.images import digest
 from edgetune.learn.importer import import_model
-from edgetune.store.buffer import Buffer
-from edgetune.store.retention import BufferPolicy
 from edgetune.types import (
+    BoardHistory,
     FrozenSample,
-    LabelSource,
     Limits,
     Measurement,
-    NewSample,
-    Preprocess,
     Quantity,
     Reading,
     Recipe,
     RoundKind,
     RoundSpec,
+    TrainerOutcome,
     Verdict,
     VerdictKind,
 )
 from edgetune.wire import to_json
 
-CLASSES = ("red", "green", "blue")
 TICK_S = 1.0
 GRACE_S = 60.0
 
@@ -75,46 +72,7 @@ class Row:
         return (str(self.budget_mib), self.wall, str(self.batch))
 
 
-def picture(label: str, number: int) -> bytes:
-    """Noise in which the class's colour is the brightest."""
-    pixels = np.random.default_rng([number, len(label)]).integers(0, 120, (32, 32, 3))
-    pixels[..., CLASSES.index(label)] += 100
-    file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def make_site(root: Path, each: int) -> tuple[FrozenSample, ...]:
-    """A model and a buffer of so many samples of each class."""
-    policy = BufferPolicy(
-        quota_bytes=2**28,
-        validation_share=0.2,
-        holdout_share=0.2,
-        validation_min=1,
-        holdout_min=1,
-        new_classes="accept",
-    )
-    buffer = Buffer(root / "edgetune.db", policy, clock=SystemClock())
-    buffer.open()
-    images = [(label, picture(label, number), f"{label}{number}") for label in CLASSES for number in range(each)]
-    buffer.add([
-        NewSample(
-            digest=digest(data), image=data, width=32, height=32, label=label, label_source=LabelSource.FOLDER,
-            group=group, origin=group, taken_at_s=0.0,
-        )
-        for label, data, group in images
-    ])  # fmt: skip
-    samples = buffer.freeze(1)
-    buffer.close()
-    (root / "models").mkdir()
-    import_model(
-        root / "models", architecture="cifar:resnet20", weights=None, classes=CLASSES,
-        preprocess=Preprocess(height=32, width=32), version=1, allow_random=True, timing_runs=2,
-    )  # fmt: skip
-    return samples
-
-
-def write_round(root: Path, samples: tuple[FrozenSample, ...], row: Row) -> Path:
+def write_round(root: Path, samples: tuple[FrozenSample, ...], row: Row, history: BoardHistory) -> Path:
     """A round directory."""
     recipe = Recipe(
         level=0.5, search="none", epochs_before=1, epochs_after=1, batch_size=row.batch, scoring_batches=2, timing_runs=3,
@@ -126,7 +84,7 @@ def write_round(root: Path, samples: tuple[FrozenSample, ...], row: Row) -> Path
         round_id=1, kind=RoundKind.RESHAPE, reason="benchmark", base_version=1, factory_version=1, generation=0,
         candidate_version=2 + len(list((root / "rounds").iterdir())), classes=CLASSES, samples=samples,
         samples_digest="", recipe=recipe, models_dir=str(root / "models"), buffer_path=str(root / "edgetune.db"),
-        serving_threads=1, created_at="",
+        serving_threads=1, created_at="", history=history,
     )  # fmt: skip
     (directory / "spec.json").write_bytes(to_json(spec))
     return directory
@@ -160,9 +118,7 @@ async def run_round(directory: Path, row: Row, wall: MemoryWall) -> Row:
         elif stopped_s is not None and now_s - stopped_s > GRACE_S:
             trainer.kill()
     end, ended_s = ending.result(), time.monotonic()
-    outcome = end.outcome.value
-    if outcome == "out_of_memory" and trainer.last_progress is not None and trainer.last_progress.step == 0:
-        outcome = "refused" if not wall.kills() else outcome
+    outcome = "refused" if end.outcome is TrainerOutcome.WILL_NOT_FIT else end.outcome.value
     return replace(
         row, outcome=outcome, peak_mib=round(peak, 1), over_mib=round(max(0.0, peak - row.budget_mib), 1),
         reaction_s=None if over_s is None else round(ended_s - over_s, 2), seconds=round(ended_s - began_s, 1),
@@ -197,15 +153,28 @@ def main() -> int:
     kind = "cgroup" if arguments.wall else "readings"
     done = {row.key for row in read_rows(arguments.csv, Row)} if arguments.csv else set()
     shown: list[tuple[str, ...]] = [("budget", "kept by", "outcome", "peak", "over", "until it was gone", "took")]
+    history = BoardHistory()
     with tempfile.TemporaryDirectory(prefix="edgetune-memory-") as directory:
         root = Path(directory)
-        samples = make_site(root, 200)
+        samples = fill(root / "edgetune.db")
+        (root / "models").mkdir()
+        import_model(
+            root / "models", architecture="cifar:resnet20", weights=None, classes=CLASSES, preprocess=SIZE, version=1,
+            allow_random=True, timing_runs=2,
+        )  # fmt: skip
         for mib in np.linspace(arguments.most, arguments.least, arguments.rounds).round().astype(int):
             row = Row(int(mib), kind, arguments.batch)
             if row.key in done:
                 continue
             wall = open_wall(is_wanted=arguments.wall, memory_mib=row.budget_mib)
-            row = asyncio.run(run_round(write_round(root, samples, row), row, wall))
+            if row.budget_mib * 2**20 < TRAINER_AT_REST:
+                row = replace(row, outcome="no such budget")
+            else:
+                round_dir = write_round(root, samples, row, history)
+                row = asyncio.run(run_round(round_dir, row, wall))
+                if (round_dir / "journal.json").exists():
+                    journal = json.loads((round_dir / "journal.json").read_text())
+                    history = forecasts.learn(history, journal, trained_s=row.seconds, trained_j=None)
             if arguments.csv:
                 append_row(arguments.csv, row)
             gone = "" if row.reaction_s is None else f"{row.reaction_s:.1f} s"

@@ -8,7 +8,6 @@ this machine but its micro-profile. The daemon itself does not run: a round's du
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -20,31 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
-from PIL import Image
-
+from benchmarks.made_up import CLASSES, EACH, SIZE, fill
 from benchmarks.stage import machine, say, table
-from edgetune.clock import SystemClock
 from edgetune.daemon import forecasts
-from edgetune.images import digest
 from edgetune.learn.importer import import_model
-from edgetune.store.buffer import Buffer
-from edgetune.store.retention import BufferPolicy
-from edgetune.types import (
-    BoardHistory,
-    FrozenSample,
-    LabelSource,
-    NewSample,
-    Preprocess,
-    Recipe,
-    RoundKind,
-    RoundSpec,
-)
+from edgetune.types import BoardHistory, FrozenSample, Recipe, RoundKind, RoundSpec
 from edgetune.wire import to_json
 
-CLASSES = tuple(f"class{i}" for i in range(10))
-SIZE = Preprocess(height=32, width=32)
-EACH = 60  # images of a class
 RECIPE = Recipe(
     level=0.5, search="none", round_to=8, epochs_before=1, epochs_after=3, batch_size=64, scoring_batches=4, timing_runs=10,
     memory_format="contiguous", dtype="float32", threads=1, distillation=0.0,
@@ -77,26 +58,6 @@ ROUNDS = (
     Asked("cifar:resnet20", RoundKind.ADAPT, 64, memory_max_mib=200.0),
 )
 _LEARNT_FROM = 3  # rounds before the ones whose mean is told
-
-
-def fill(buffer: Buffer) -> tuple[FrozenSample, ...]:
-    """Made-up images, a colour and noise for each class."""
-    rng = np.random.default_rng(0)
-    samples = []
-    for number in range(EACH * len(CLASSES)):
-        label = number % len(CLASSES)
-        pixels = rng.integers(0, 120, (32, 32, 3)) + np.array([label * 12, 120 - label * 12, (label % 3) * 50])
-        file = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
-        data = file.getvalue()
-        samples.append(
-            NewSample(
-                digest=digest(data), image=data, width=32, height=32, label=CLASSES[label],
-                label_source=LabelSource.FOLDER, group=str(number), origin=str(number), taken_at_s=0.0,
-            )
-        )  # fmt: skip
-    buffer.add(samples)
-    return buffer.freeze(1)
 
 
 def run(
@@ -144,18 +105,7 @@ def play() -> None:
     history = BoardHistory()
     with tempfile.TemporaryDirectory(prefix="edgetune-own-") as name:
         root = Path(name)
-        policy = BufferPolicy(
-            quota_bytes=2**30,
-            validation_share=0.1,
-            holdout_share=0.2,
-            validation_min=1,
-            holdout_min=1,
-            new_classes="accept",
-        )
-        buffer = Buffer(root / "edgetune.db", policy, clock=SystemClock())
-        buffer.open()
-        samples = fill(buffer)
-        buffer.close()
+        samples = fill(root / "edgetune.db")
         for number, asked in enumerate(ROUNDS, start=1):
             journal = run(root, number, asked, samples, history)
             taken_s = float(str(journal["taken_s"]))

@@ -87,6 +87,17 @@ _MOMENT = "[DAY/]HH:MM[+LENGTH]"
     metavar=_MOMENT,
     help="The power goes, each day or on one day (from 1); for 5min or so long.",
 )
+@click.option(
+    "--battery",
+    metavar="ENERGY",
+    help="The board has a battery of so much, such as 50Wh, and tells of it and its mains.",
+)
+@click.option(
+    "--mains-out",
+    multiple=True,
+    metavar=_MOMENT,
+    help="The mains go and the battery feeds the board until it is empty; for 2h or so long.",
+)
 @click.option("--reboot", multiple=True, metavar=_MOMENT, help="The system restarts in good order; in 1min or so long.")
 @click.option("--disk-full", multiple=True, metavar=_MOMENT, help="The disk takes nothing; for 2h or so long.")
 @click.option(
@@ -144,6 +155,8 @@ def read_scenario(asked: Mapping[str, Any]) -> Scenario:
     from edgetune.simulate.network import NETWORKS
     from edgetune.simulate.scenario import LENGTHS_S, Scenario, happenings
 
+    if asked["mains_out"] and asked["battery"] is None:
+        raise UsageError("--mains-out needs a --battery; without one the board goes off: --brown-out")
     happen = [each for kind in LENGTHS_S for each in happenings(kind, asked[kind], days=asked["days"])]
     return Scenario(
         board=BOARDS[asked["board"]],
@@ -158,6 +171,7 @@ def read_scenario(asked: Mapping[str, Any]) -> Scenario:
         load=_quantity("load", asked["load"], "share"),
         disk_free_mib=_quantity("disk-free", asked["disk_free"], "bytes") / 2**20,
         disk_fill_mib_per_day=_quantity("disk-fill", asked["disk_fill"], "bytes") / 2**20,
+        battery_j=None if asked["battery"] is None else _quantity("battery", asked["battery"], "energy") or None,
         happenings=tuple(happen),
         seed=asked["seed"],
     )

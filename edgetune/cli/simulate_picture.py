@@ -10,7 +10,14 @@ from typing import Any
 _GREEN, _LIGHT, _GREY = "tab:green", "yellowgreen", "0.75"
 _HELD = ("tab:orange", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan", "tab:olive")
 _OUTCOMES = {"promoted": ("^", "tab:green"), "refused": ("v", "tab:orange")}
-_NAMES = {"brown_out": "power cut", "reboot": "restart", "disk_full": "disk full", "clock_jump": "clock set"}
+_NAMES = {
+    "brown_out": "power cut",
+    "mains_out": "mains out",
+    "battery_empty": "battery empty",
+    "reboot": "restart",
+    "disk_full": "disk full",
+    "clock_jump": "clock set",
+}
 _LABELS_MAX = 12  # of happenings: more would hide each other
 
 
@@ -72,6 +79,19 @@ def _watts(axes: Any, answer: Mapping[str, Any]) -> None:
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.set_ylabel("power [W]")
     axes.legend(fontsize=7, loc="lower left", ncols=3)
+    if answer["site"]["battery_wh"] is not None:
+        beside = axes.twinx()
+        hours, shares = _over_time(answer, "battery")
+        beside.plot(hours, [100 * share for share in shares], color="tab:green", linewidth=1, label="battery")
+        _limit(beside, _percent(answer["limits"].get("budgets.battery_min")), "budgets.battery_min")
+        beside.set_ylim(0, 140)
+        beside.set_ylabel("battery [%]")
+        beside.set_yticks([0, 50, 100])
+        beside.legend(fontsize=7, loc="upper right", ncols=2)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _limit(axes: Any, limit: float | None, name: str) -> None:

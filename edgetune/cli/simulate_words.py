@@ -11,6 +11,8 @@ from edgetune.cli.base import columns
 
 _KINDS = {
     "brown_out": "the power went, for {}",
+    "mains_out": "the mains went, for {}",
+    "battery_empty": "the battery was empty and the board off, for {}",
     "reboot": "the system restarted, in {}",
     "disk_full": "the disk was full, for {}",
     "clock_jump": "the clock was set by {}",
@@ -45,8 +47,9 @@ def _head(answer: Mapping[str, Any]) -> list[str]:
     low_c, high_c = site["ambient_c"]
     air = f"{low_c:g}C" if low_c == high_c else f"{low_c:g}C to {high_c:g}C"
     sensor = "" if board["power_sensor"] else ", which cannot measure its power"
+    battery = "" if site["battery_wh"] is None else f"; a battery of {site['battery_wh']:g} Wh"
     return [
-        f"{board['title']}, {board['cooling']}, {board['idle_w']:g} W to {board['busy_w']:g} W{sensor}; air of {air}",
+        f"{board['title']}, {board['cooling']}, {board['idle_w']:g} W to {board['busy_w']:g} W{sensor}{battery}; air of {air}",
         f"{site['network']}; {site['arrivals_per_h']:g} images an hour of {len(site['classes'])} classes, "
         f"{site['labelled']:.0%} labelled; {site['days']:g} days from {_day(site['start'])} on; seed {site['seed']}",
     ]
@@ -64,7 +67,7 @@ def _days(answer: Mapping[str, Any]) -> str:
             "withheld",
             "energy",
             "written",
-            "highest",
+            "highest" if answer["total"]["battery_min"] is None else "highest, battery",
             "serves",
         )
     ]
@@ -76,7 +79,7 @@ def _days(answer: Mapping[str, Any]) -> str:
             (
                 _day(day["date"]), str(day["images"]), _counted(day["rounds"]), _hours(day["trained_s"]), *slowed,
                 _by_key(day["withheld_s"]), f"{day['energy_wh']:.1f} Wh", f"{day['written_mib']:.0f} MiB",
-                f"{day['temp_max_c']:.0f}C {day['power_max_w']:.1f}W", f"v{version}",
+                _highest(day), f"v{version}",
             )
         )  # fmt: skip
     total = answer["total"]
@@ -85,7 +88,7 @@ def _days(answer: Mapping[str, Any]) -> str:
         (
             "all", f"{total['images']:.0f}", _counted(total["rounds"]), _hours(total["trained_s"]), *slowed,
             _by_key(total["withheld_s"]), f"{total['energy_wh']:.1f} Wh", f"{total['written_mib']:.0f} MiB",
-            f"{total['temp_max_c']:.0f}C {total['power_max_w']:.1f}W", "",
+            _highest(total), "",
         )
     )  # fmt: skip
     return columns(rows, right=(1,))
@@ -156,6 +159,12 @@ def _happened(happened: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{_when(each['at'])}: " + _KINDS[each["kind"]].format(sign + units.show(abs(each["length_s"]), "duration"))
         )
     return lines
+
+
+def _highest(sums: Mapping[str, Any]) -> str:
+    """The warmest, the most watts, and where there is a battery the least that was left of it."""
+    words = f"{sums['temp_max_c']:.0f}C {sums['power_max_w']:.1f}W"
+    return words if sums["battery_min"] is None else f"{words} {sums['battery_min']:.0%}"
 
 
 def _counted(outcomes: Mapping[str, int]) -> str:

@@ -33,6 +33,7 @@ class Moment:
     why: str  # the key of the budget that withholds or slows; empty: none
     duty: float
     version: int | None
+    battery: float | None  # 0..1
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Day:
     written_bytes: float = 0.0
     temp_max_c: float = float("-inf")
     power_max_w: float = 0.0
+    battery_min: float | None = None  # the least that was left, 0..1
     throttled_s: float = 0.0  # the firmware held the clocks down
     images: int = 0
     missing: str = ""  # what a round would have needed, when the day ended
@@ -93,6 +95,7 @@ class Record:
             Moment(
                 world.elapsed_s, world.board.ambient_c, temp_c, power_w, world.board.power_w, world.cpu_share, state.value,
                 verdict.kind.value, why, verdict.duty, daemon.serving.served.version,
+                world.supply.share,
             )
         )  # fmt: skip
         day = self.days[int(max(0.0, world.elapsed_s - 1e-6) // DAY_S)]
@@ -104,6 +107,8 @@ class Record:
         day.images += world.camera.seen - last_images
         day.temp_max_c = max(day.temp_max_c, world.board.chip_c)
         day.power_max_w = max(day.power_max_w, world.board.power_w)
+        if world.supply.share is not None:
+            day.battery_min = min(1.0 if day.battery_min is None else day.battery_min, world.supply.share)
         day.throttled_s += passed_s if world.board.is_throttled else 0.0
         is_active = state not in (RoundState.IDLE, RoundState.COOLDOWN, RoundState.VERIFYING)
         if is_active:

@@ -55,6 +55,7 @@ def _site(record: Record) -> dict[str, Any]:
         "ambient_c": [scenario.ambient.low_c, scenario.ambient.high_c], "arrivals_per_h": scenario.arrivals_per_h,
         "pattern": scenario.pattern, "labelled": scenario.labelled, "classes": list(scenario.classes),
         "network": scenario.network.name, "load": scenario.load,
+        "battery_wh": None if scenario.battery_j is None else round(scenario.battery_j / _WH, 2),
     }  # fmt: skip
 
 
@@ -83,6 +84,7 @@ def _day(record: Record, number: int, day: Day) -> dict[str, Any]:
         "written_mib": round(day.written_bytes / _MIB, 1),
         "temp_max_c": round(day.temp_max_c, 1),
         "power_max_w": round(day.power_max_w, 2),
+        "battery_min": None if day.battery_min is None else round(day.battery_min, 3),
         "throttled_s": round(day.throttled_s),
         "missing": day.missing,
     }
@@ -103,6 +105,8 @@ def _total(days: list[dict[str, Any]]) -> dict[str, Any]:
     longest = [day["over_longest_ticks"] for day in days]
     sums["over_longest_ticks"] = {key: max(each.get(key, 0) for each in longest) for key in sums["over_s"]}
     sums["temp_max_c"] = max((day["temp_max_c"] for day in days), default=None)
+    left = [day["battery_min"] for day in days if day["battery_min"] is not None]
+    sums["battery_min"] = min(left, default=None)
     sums["power_max_w"] = max((day["power_max_w"] for day in days), default=None)
     return sums
 
@@ -188,5 +192,5 @@ def _moment(moment: Moment) -> dict[str, Any]:
         "power_w": None if moment.power_w is None else round(moment.power_w, 2),
         "power_true_w": round(moment.power_true_w, 2), "cpu_share": round(moment.cpu_share, 3),
         "state": moment.state, "verdict": moment.verdict, "why": moment.why, "duty": round(moment.duty, 3),
-        "version": moment.version,
+        "version": moment.version, "battery": None if moment.battery is None else round(moment.battery, 3),
     }  # fmt: skip

@@ -14,7 +14,9 @@ from edgetune.simulate.network import NETWORKS, Network
 
 DAY_S = 86400.0
 _WHEN = re.compile(r"^(?:(?P<day>\d+)/)?(?P<hour>\d{1,2}):(?P<minute>\d{2})(?P<length>[+-].+)?$")
-LENGTHS_S = {"brown_out": 300.0, "reboot": 60.0, "disk_full": 2 * 3600.0, "clock_jump": 0.0}  # where none is given
+LENGTHS_S = {  # where none is given
+    "brown_out": 300.0, "mains_out": 2 * 3600.0, "reboot": 60.0, "disk_full": 2 * 3600.0, "clock_jump": 0.0,
+}  # fmt: skip
 
 # How much there is to see in each hour of a day; the mean is 1.
 PATTERNS = {
@@ -28,7 +30,7 @@ PATTERNS = {
 class Happening:
     """Something that befalls the board."""
 
-    kind: str  # one of LENGTHS_S
+    kind: str  # one of LENGTHS_S, or "battery_empty"
     at_s: float  # after the start
     length_s: float  # how long it lasts; of a clock jump: how far, which may be back
 
@@ -50,6 +52,7 @@ class Scenario:
     load: float = 0.10  # share of all cores that all else on the board uses, over the day's mean
     disk_free_mib: float = 8000.0
     disk_fill_mib_per_day: float = 0.0  # by all else
+    battery_j: float | None = None  # None: mains alone, and nothing that tells of them
     happenings: tuple[Happening, ...] = ()
     seed: int = 0
 

@@ -23,7 +23,7 @@ from edgetune.simulate.tiny import publish_factory
 from edgetune.simulate.trainer import SimulatedTrainer
 from edgetune.simulate.world import FullDisk, SimulatedSensors, World, let_grow
 from edgetune.store import durable
-from edgetune.types import RoundState, VerdictKind
+from edgetune.types import Quantity, RoundState, VerdictKind
 
 _MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - a directory of its own is made there
 # Time between two ticks. While a trainer computes it is the configured one, as on a board, and these where nothing changes: a
@@ -157,6 +157,10 @@ async def _tick_on(daemon: Daemon, world: World, clock: SimulatedClock, record: 
             return 0.0
         wait_s = min(pace.interval_s(daemon), world.next_s() - world.elapsed_s)
         await clock.sleep(max(1e-3, wait_s))
+        if world.supply.is_out:
+            off_s = world.mains_back_s - world.elapsed_s
+            record.befell(Happening(kind="battery_empty", at_s=world.elapsed_s, length_s=off_s))
+            return off_s
         while (happening := world.take()) is not None:
             record.befell(happening)
             if happening.kind == "brown_out":
@@ -169,6 +173,8 @@ async def _tick_on(daemon: Daemon, world: World, clock: SimulatedClock, record: 
 def _befall(happening: Happening, world: World, clock: SimulatedClock) -> None:
     if happening.kind == "disk_full":
         world.full_until_s = world.elapsed_s + happening.length_s
+    elif happening.kind == "mains_out":
+        world.mains_back_s = world.elapsed_s + happening.length_s
     else:
         world.jump(happening.length_s, clock)
 
@@ -202,6 +208,8 @@ def _is_far_from_limits(daemon: Daemon) -> bool:
         return False
     for rule in rules(limits(daemon.config)):
         value, limit = reading.value(rule.quantity), rule.limit
+        if rule.quantity is Quantity.ON_MAINS:  # they are there or not, and when that changes is known
+            continue
         if value is None or limit is None or (value - limit if rule.is_floor else limit - value) < _FAR * abs(limit):
             return False
     return True

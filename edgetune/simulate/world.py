@@ -10,6 +10,7 @@ from edgetune.simulate.board import BoardModel
 from edgetune.simulate.clock import SimulatedClock
 from edgetune.simulate.scenario import DAY_S, Happening, Scenario
 from edgetune.simulate.site import Camera
+from edgetune.simulate.supply import Supply
 from edgetune.simulate.trainer import SimulatedTrainer
 from edgetune.store import durable
 from edgetune.store.buffer import Buffer
@@ -17,12 +18,10 @@ from edgetune.types import Measurement, Quantity, Reading
 
 _MIB = 2**20
 _NO_POWER = "the board has no power sensor that edgetune knows; budgets.estimate makes it up from CPU use"
-_NO_SUPPLY = "the simulated board has no battery and nothing that tells its mains"
+_NO_SUPPLY = "the simulated board has nothing that tells; --battery gives it a battery"
 _SAME = {
     Quantity.MEM_PRESSURE: Measurement(value=0.0, source="/proc/pressure/memory"),
     Quantity.IO_PRESSURE: Measurement(value=0.0, source="/proc/pressure/io"),
-    Quantity.ON_MAINS: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
-    Quantity.BATTERY_SHARE: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY),
 }
 _DISK_FULL = 28  # ENOSPC
 # Bytes written to an SSD with ext4 by the real buffer: a kept reading, a saved value, and a stored image, whose bytes go into
@@ -38,6 +37,7 @@ class World:
     Attributes:
         elapsed_s: since the start of the simulation, whatever the board's clocks say.
         trainer: that runs, or ran last.
+        supply: what feeds the board.
         energy_j: that the board has drawn, as it is and not as its sensor says.
         written_bytes: by edgetune, to disk.
     """
@@ -50,6 +50,7 @@ class World:
         self.board = BoardModel(scenario.board, ambient_c=self._ambient_c(), seed=scenario.seed)
         self.camera = Camera(scenario, group_block_s=group_block_s, wall_s=self.wall_s)
         self.trainer: SimulatedTrainer | None = None
+        self.supply = Supply(scenario.battery_j)
         self.cpu_share = 0.0
         self.cpu_pressure = 0.0  # the share of the time in which somebody waits for a core
         self.energy_j = 0.0
@@ -57,6 +58,7 @@ class World:
         self._service_bytes = 0.0  # of this run of the service
         self.stored_mib = 0.0  # what edgetune keeps on the disk
         self.full_until_s = 0.0
+        self.mains_back_s = 0.0
         self._books_bytes_per_s = _READING_BYTES / max(1.0, readings_interval_s) + _VALUE_BYTES * _VALUES_PER_S
         self._happenings = sorted(scenario.happenings, key=lambda happening: happening.at_s)
 
@@ -77,6 +79,7 @@ class World:
         begin_s = self.elapsed_s
         self.elapsed_s += min(seconds, self.scenario.days * DAY_S - begin_s)
         self.board.rest(self.elapsed_s - begin_s)
+        self.supply.is_on_mains = self.elapsed_s >= self.mains_back_s - 1e-6
 
     def _pass(self, seconds: float) -> None:
         self.elapsed_s += seconds
@@ -85,7 +88,10 @@ class World:
         others = self.scenario.load * self.scenario.activity(self.elapsed_s)
         wanted = others + (0.0 if trainer is None else trainer.load)
         self.cpu_share, self.cpu_pressure = min(1.0, wanted), min(1.0, max(0.0, wanted - 1.0))
-        self.energy_j += self.board.step(seconds, self.cpu_share)
+        drawn_j = self.board.step(seconds, self.cpu_share)
+        self.energy_j += drawn_j
+        self.supply.feed(seconds, drawn_j)
+        self.supply.is_on_mains = self.elapsed_s >= self.mains_back_s - 1e-6
         self._write(self._books_bytes_per_s * seconds)
         if trainer is not None:
             before = trainer.written_so_far
@@ -101,7 +107,7 @@ class World:
     def next_s(self) -> float:
         """When the next thing happens, or the end."""
         end_s = self.scenario.days * DAY_S
-        ends = [self.full_until_s] if self.full_until_s > self.elapsed_s else []
+        ends = [end_s for end_s in (self.full_until_s, self.mains_back_s) if end_s > self.elapsed_s]
         return min([end_s, *ends, *(happening.at_s for happening in self._happenings[:1])])
 
     def take(self) -> Happening | None:
@@ -226,6 +232,16 @@ class SimulatedSensors:
             Quantity.IS_THROTTLED: Measurement(value=float(world.board.is_throttled), source="the firmware"),
             Quantity.CPU_PRESSURE: Measurement(value=world.cpu_pressure, source="/proc/pressure/cpu"),
             **_SAME,
+            **self._supply(),
+        }
+
+    def _supply(self) -> dict[Quantity, Measurement]:
+        supply = self._world.supply
+        told = {Quantity.ON_MAINS: float(supply.is_on_mains), Quantity.BATTERY_SHARE: supply.share}
+        if supply.share is None:
+            return {quantity: Measurement(value=None, source="none", why_unknown=_NO_SUPPLY) for quantity in told}
+        return {
+            quantity: Measurement(value=value, source="/sys/class/power_supply") for quantity, value in told.items()
         }
 
     def _power(self) -> Measurement:

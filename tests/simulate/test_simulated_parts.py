@@ -17,6 +17,7 @@ from edgetune.simulate.candidate import read_manifest
 from edgetune.simulate.clock import SimulatedClock, SimulatedLoop
 from edgetune.simulate.network import NETWORKS
 from edgetune.simulate.scenario import DAY_S, happenings
+from edgetune.simulate.supply import Supply
 from edgetune.simulate.tiny import publish_factory, tiny_model
 from edgetune.simulate.trainer import SimulatedTrainer
 from edgetune.types import FrozenSample, Recipe, RoundKind, RoundSpec, Split, TrainerOutcome
@@ -79,6 +80,25 @@ def test_a_loop_in_which_nothing_can_happen_says_so() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- moments
+
+
+def test_a_battery_is_emptied_by_what_the_board_draws_and_filled_in_five_hours() -> None:
+    """Between nothing and full, and only while mains are there."""
+    supply = Supply(36_000.0)
+    supply.is_on_mains = False
+    supply.feed(3600, 9_000.0)
+    assert (supply.share, supply.is_out) == (0.75, False)
+    supply.feed(3600, 90_000.0)
+    assert (supply.share, supply.is_out) == (0.0, True)
+    supply.is_on_mains = True
+    assert not supply.is_out
+    supply.feed(2.5 * 3600, 90_000.0)
+    assert supply.share == pytest.approx(0.5)
+    supply.feed(10 * 3600, 0.0)
+    assert supply.share == 1.0
+    plain = Supply(None)
+    plain.feed(10, 5.0)
+    assert (plain.share, plain.is_out) == (None, False)
 
 
 def test_a_moment_is_of_each_day_or_of_one() -> None:

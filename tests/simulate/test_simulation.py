@@ -146,6 +146,36 @@ def test_the_same_seed_gives_the_same_days() -> None:
     assert first["timeline"] != other["timeline"]
 
 
+def test_rounds_wait_for_the_mains_and_for_the_battery() -> None:
+    """Nothing trains away from the mains, nor before the battery is full enough, and both are told by their keys."""
+    away = befallen("mains_out", "00:20+40min", days=0.2, battery_j=10 * 3600.0)
+
+    record = simulate(config("{mains_only: true, battery_min: 85%}"), away)
+
+    told = report(record)["total"]
+    assert set(told["withheld_s"]) == {"budgets.mains_only", "budgets.battery_min"}
+    assert told["battery_min"] < 0.85
+    assert told["trained_s"] > 0
+    for span in report(record)["spans"]:
+        if span["what"] in ("trains", "slowed"):
+            assert not (1200 < span["from_s"] < 3600 or 1200 + 10 < span["to_s"] < 3600)
+
+
+def test_an_empty_battery_is_a_power_cut_until_the_mains_are_back() -> None:
+    """The board is off meanwhile, and goes on after it with what it had."""
+    away = befallen("mains_out", "00:30+60min", battery_j=1.0 * 3600)
+
+    record = simulate(config(), away)
+
+    cut, empty = record.happenings
+    assert (cut.kind, empty.kind) == ("mains_out", "battery_empty")
+    assert empty.at_s == pytest.approx(1800 + 3600 / 5, rel=0.4)  # an hour's watt at about five
+    assert empty.at_s + empty.length_s == pytest.approx(1800 + 3600)
+    assert record.boots == 2
+    assert report(record)["total"]["battery_min"] == 0
+    assert not [moment for moment in record.moments if empty.at_s < moment.at_s < 5400 - 1]
+
+
 def test_a_budget_that_the_board_cannot_measure_is_refused_as_by_the_daemon() -> None:
     """A Pi 4 has no power sensor; with the estimate it has one."""
     pi4 = replace(BUSY, board=BOARDS["pi4"], days=0.05)
