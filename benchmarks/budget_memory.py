@@ -169,6 +169,8 @@ def main() -> int:
             wall = open_wall(is_wanted=arguments.wall, memory_mib=row.budget_mib)
             if row.budget_mib * 2**20 < TRAINER_AT_REST:
                 row = replace(row, outcome="no such budget")
+            elif forecasts.why_none_fits(history, row.budget_mib):
+                row = replace(row, outcome="refused")
             else:
                 round_dir = write_round(root, samples, row, history)
                 row = asyncio.run(run_round(round_dir, row, wall))

@@ -260,6 +260,7 @@ class BoardHistory:
 
     points: tuple[StepPoint, ...] = ()
     rounds: tuple[RoundFigures, ...] = ()
+    bare_mib: float | None = None  # that a trainer takes before it has loaded anything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ def learn(
         trained_s: seconds in which its trainer was at work.
         trained_j: joules of the board meanwhile; None: not measured.
     """
+    history = replace(history, bare_mib=journal.get("bare_mib") or history.bare_mib)
     measured = journal.get("measured")
     if not measured or measured.get("points") is None:
         return history
@@ -48,6 +49,17 @@ def learn(
         share = measured["other_mib"] / max(peaks)
         rounds = (*rounds, RoundFigures(other_s=max(0.1, other_s), other_share=share, power_w=power_w))
     return replace(history, points=(*history.points, *points)[-_POINTS_MAX:], rounds=rounds[-_ROUNDS_MAX:])
+
+
+def why_none_fits(history: BoardHistory, memory_max_mib: float | None) -> str:
+    """Why no trainer need be started: it would be over the budget before it has loaded anything; empty: it would not."""
+    bare_mib = history.bare_mib
+    if memory_max_mib is None or bare_mib is None or bare_mib <= memory_max_mib:
+        return ""
+    return (
+        f"no round fits: a trainer takes {bare_mib:.0f} MiB of {memory_max_mib:.0f} (budgets.trainer_memory_max) before it"
+        " has loaded anything"
+    )
 
 
 def compare(journal: Mapping[str, Any], *, trained_s: float, trained_j: float | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from edgetune.daemon import forecasts
 from edgetune.daemon.parts import StoreThread
 from edgetune.daemon.round_records import RoundRecords
 from edgetune.daemon.round_settings import RoundSettings, Trainer
@@ -55,6 +56,9 @@ class Planning:
         """
         if manifest is None:
             return None, "no model is served"
+        history = await self._store(self._records.board_history)
+        if why := forecasts.why_none_fits(history, settings.recipe.memory_max_mib):
+            return None, why
         if self._planner is not None:
             raise ConflictError("a round is being planned already", hint="ask again when it is done")
         planner = self._planner = self.make_planner()

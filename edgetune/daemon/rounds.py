@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
 from edgetune.clock import Clock
+from edgetune.daemon import forecasts
 from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.promotion import Promotion
 from edgetune.daemon.round_records import RoundRecords
@@ -293,6 +294,10 @@ class Rounds:
 
     async def _start_trainer(self) -> None:
         assert self.spec is not None
+        if why := forecasts.why_none_fits(self.spec.history, self.spec.recipe.memory_max_mib):
+            self._outcome = TrainerOutcome.WILL_NOT_FIT
+            await self._arrived.put((self.spec.round_id, rounds.exit_event(self._outcome, why)))
+            return
         trainer = self._make_trainer()
         directory = self.records.directory(self.spec.round_id)
         await trainer.start(directory, nice=self.settings.nice, oom_score_adj=self.settings.oom_score_adj)

@@ -76,15 +76,16 @@ class Planner:
         self._board = tuner.forecaster
         self._whole = tuner.workload(network)
 
-    def plan(self) -> Forecast:
+    def plan(self, *, may_measure: bool = True) -> Forecast:
         """
-        Settle it. A board that has not run enough rounds to be sure measures a few steps first.
+        Settle it. A board that has not run enough rounds to be sure measures a few steps first, where it may.
 
         Returns:
             The forecast; where it does not fit, the caller ends the round.
         """
         guess = self._board.step_s(self._whole, self._recipe.batch_size)
-        if len(self._rounds) < _FEWEST_ROUNDS or guess.high > _SURE * guess.likely:
+        is_known = len(self._rounds) >= _FEWEST_ROUNDS and guess.high <= _SURE * guess.likely
+        if may_measure and not is_known:
             self._board.learn(self._tuner.profile(self._network))
         chosen = choose(self._ways(), allowance(self._recipe))
         self._tuner.updating.name, self._tuner.accumulation = chosen.update, chosen.accumulation

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from edgetune.errors import WillNotFitError
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
@@ -138,6 +140,7 @@ class _Round:
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal = self._read_journal()
         self._journal["starts"] = self._journal.get("starts", 0) + 1
+        self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / 2**20, 1))
         is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
@@ -238,6 +241,9 @@ class _Round:
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
         self._tuner.place(network)
+        if "forecast" not in self._journal and self._is_hopeless(network):
+            self._plan(network, may_measure=False)
+            self._refuse_what_does_not_fit()
         if self._is_pruned and "pruned_first" not in self._journal:
             self._journal["pruned_first"] = self._tuner.prunes_first(network)
             self._journal["scoring_batch"] = self._tuner.scoring_batch
@@ -248,10 +254,18 @@ class _Round:
             self._journal["threads"] = self._tuner.threads
         if "forecast" not in self._journal:
             self._plan(network)
+        self._refuse_what_does_not_fit()
+        return network
+
+    def _is_hopeless(self, network: Network) -> bool:
+        """Whether not even a try in the smallest batch fits into the memory, so that nothing may be tried."""
+        most_mib = self._recipe.memory_max_mib
+        return most_mib is not None and self._tuner.least_mib(network) > most_mib
+
+    def _refuse_what_does_not_fit(self) -> None:
         plan = self._forecast()
         if not plan.fits:
             raise WillNotFitError(f"the round does not fit: {plan.reason}")
-        return network
 
     def plan(self) -> Forecast:
         """Load and plan, and nothing more."""
@@ -259,7 +273,7 @@ class _Round:
             self._load_network()
         return self._forecast()
 
-    def _plan(self, network: Network) -> None:
+    def _plan(self, network: Network, *, may_measure: bool = True) -> None:
         """Forecast the round and choose how to run it; once, for what is chosen is part of the result."""
         self._control.phase("plan")
         planner = Planner(
@@ -270,7 +284,7 @@ class _Round:
             history=self._spec.history,
             control=self._control,
         )
-        plan = planner.plan()
+        plan = planner.plan(may_measure=may_measure)
         self._follow(plan)
         self._journal["forecast"] = to_plain(plan)
         if self._spec.kind is RoundKind.ADAPT:  # where something is cut, all that is left is trained

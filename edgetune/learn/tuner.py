@@ -42,6 +42,7 @@ TUNE, RETRAIN = "tune", "retrain"
 _BRANCH_BATCHES = 4
 # Filters are not scored in smaller ones: what is left of the memory then is the libraries'.
 _SMALLEST_BATCH = 8
+_FEWEST = 2  # images that something is tried out on
 _PROBING_BATCH = 16  # images on which layouts are timed, and in the larger batch of a micro-profile
 
 
@@ -219,7 +220,7 @@ class Tuner:
 
     def _few(self) -> Batch:
         """Two images: what memory takes grows with their number."""
-        return self._probe(2)
+        return self._probe(_FEWEST)
 
     def workload(self, network: Network, part: Part | None = None, *, is_from_cut: bool = False) -> Workload:
         """What a training step of the network, or of a part of it, consists of; the network stays as it is."""
@@ -243,14 +244,18 @@ class Tuner:
         batch = min(self.scoring_batch, _PROBING_BATCH)
         if most_mib is not None:
             work = self.workload(network)
-            while batch > 2 and self.forecaster.peak_mib(work, batch).high > most_mib:
+            while batch > _FEWEST and self.forecaster.peak_mib(work, batch).high > most_mib:
                 batch //= 2
         return batch
+
+    def least_mib(self, network: Network) -> float:
+        """What the smallest step that is ever tried out is likely to take, in MiB."""
+        return self.forecaster.peak_mib(self.workload(network), _FEWEST).likely
 
     def profile(self, network: Network) -> list[StepPoint]:
         """Measure a few steps of a copy of the network in two small batches; see `forecaster.micro_profile`."""
         most = self.probing_batch(network)
-        batches = [self._probe(size) for size in sorted({max(2, most // 2), most})]
+        batches = [self._probe(size) for size in sorted({max(_FEWEST, most // 2), most})]
         return micro_profile(network.module, batches, self.forecaster, self.layout, beat=self._control.beat)
 
     def _kept_by_scoring(self, network: Network, batch: Batch) -> int:

@@ -73,6 +73,26 @@ def test_a_finished_round_is_compared_and_learnt_from(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+def test_no_trainer_is_started_where_a_bare_one_is_over_the_budget(tmp_path: Path) -> None:
+    """A board that knows what Python and torch take refuses by that, rounds and plans alike, with the number and the key."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, budgets="trainer_memory_max: 250MiB") as site:
+            history = forecasts.learn(BoardHistory(), {"bare_mib": 266.4}, trained_s=1.0, trained_j=None)
+            await site.daemon.store(site.daemon.history.set_state, forecasts.KEY, history)
+            await site.take_all()
+            await site.until(RoundState.COOLDOWN)
+            row = await DaemonService(site.daemon).round(1)
+            assert row["outcome"] == "will_not_fit"
+            assert "takes 266 MiB of 250 (budgets.trainer_memory_max)" in row["message"]
+            answer = await DaemonService(site.daemon).start_round(kind=None, force=True, dry_run=True)
+            assert "266 MiB of 250" in answer["no_forecast"]
+            assert site.trainers == []
+
+    asyncio.run(play())
+
+
 def test_a_dry_run_plans_and_begins_nothing(tmp_path: Path) -> None:
     """The forecast and the budgets are in the answer; no sample stays pinned, no round has begun, no directory is left."""
 
@@ -162,3 +182,14 @@ def test_a_history_is_bounded_and_an_unreadable_one_is_none() -> None:
     assert history.rounds[0] == RoundFigures(other_s=pytest.approx(9.9), other_share=0.5, power_w=5.0)
     assert forecasts.read({"points": "none"}) == BoardHistory()
     assert forecasts.learn(history, {}, trained_s=1.0, trained_j=None) == history
+
+
+def test_a_bare_trainer_is_known_from_any_round_and_counts_where_memory_is_limited() -> None:
+    """The last round's word holds, also of one that was refused: another torch may take less."""
+    history = forecasts.learn(BoardHistory(), {"bare_mib": 300.0}, trained_s=1.0, trained_j=None)
+    assert forecasts.why_none_fits(history, 299.0)
+    assert not forecasts.why_none_fits(history, 301.0)
+    assert not forecasts.why_none_fits(history, None)
+    assert not forecasts.why_none_fits(BoardHistory(), 1.0)
+    history = forecasts.learn(history, {"bare_mib": 180.0}, trained_s=1.0, trained_j=None)
+    assert not forecasts.why_none_fits(forecasts.learn(history, {}, trained_s=1.0, trained_j=None), 200.0)

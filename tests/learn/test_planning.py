@@ -22,6 +22,7 @@ from edgetune.learn.finetune import fine_tune
 from edgetune.learn.network import state_tensors
 from edgetune.learn.planning import Course, Planner, allowance
 from edgetune.learn.recipe import plan_round
+from edgetune.learn.tuner import Tuner
 from edgetune.types import BoardHistory, Forecast, Recipe, RoundFigures, RoundKind, RoundSpec, TrainerOutcome
 from edgetune.wire import from_json
 
@@ -150,6 +151,23 @@ def test_a_round_that_does_not_fit_is_refused_before_it_trains(site: Site) -> No
         assert "training.update" in hint
         assert not any(line.get("phase") in ("tune", "retrain") for line in control.said)
     assert not (site.root / "models" / "v000002").exists()
+
+
+def test_a_round_that_cannot_fit_is_refused_before_anything_is_tried(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timing layouts and measuring steps would themselves take more than there is."""
+
+    def tried(*_: object, **__: object) -> None:
+        pytest.fail("a step was tried")
+
+    for name in ("settle_layout", "settle_threads", "profile"):
+        monkeypatch.setattr(Tuner, name, tried)
+    directory = site.round_dir("hopeless", recipe=replace(RECIPE, memory_max_mib=50.0))
+    outcome, message, _ = run_here(directory)
+    assert outcome is TrainerOutcome.WILL_NOT_FIT
+    assert "MiB of 50 (budgets.trainer_memory_max)" in message
+    assert journal(directory)["bare_mib"] > 50  # type: ignore[operator]
 
 
 def test_a_round_only_planned_trains_nothing(site: Site) -> None:
