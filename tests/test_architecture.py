@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": BASE,
     "client": BASE,
     "teach": BASE | {"store.durable"},
-    "learn": BASE | {"store", "serve.engine", "decide.search", "decide.forecast", "teach"},
+    "learn": BASE | {"store", "serve.engine", "serve.timing", "decide.search", "decide.forecast", "teach"},
     "daemon": BASE | FOLDERS,
     "trainer": BASE | {"learn", "store"},
     "simulate": BASE | FOLDERS | {"daemon"},

@@ -18,7 +18,8 @@ from edgetune.learn.folders import Folders
 from edgetune.learn.importer import assemble, read_artefact
 from edgetune.learn.measure import ask, summarise
 from edgetune.learn.network import Network
-from edgetune.serve.engine import Engine, time_interleaved
+from edgetune.serve.engine import Engine
+from edgetune.serve.timing import time_interleaved
 from edgetune.store import durable
 from edgetune.store.models import publish, version_name
 from edgetune.types import Comparison, Latency, Manifest, Metrics, Preprocess, Pruning

@@ -49,7 +49,8 @@ def bench(ctx: click.Context, client: Client, *, runs: int, as_json: bool) -> No
     import numpy as np
 
     from edgetune.config import Config, serving_threads
-    from edgetune.serve.engine import Engine, time_interleaved
+    from edgetune.serve.engine import Engine
+    from edgetune.serve.timing import time_interleaved
 
     served, config = client.get("/v1/status")["served"], client.get("/v1/config")
     if served is None:

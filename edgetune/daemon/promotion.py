@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgetune.daemon.parts import StoreThread
-from edgetune.daemon.round_records import RoundRecords, doubted
+from edgetune.daemon.round_records import RoundRecords
+from edgetune.daemon.round_told import doubted
 from edgetune.daemon.serving import Serving
 from edgetune.decide import gate
 from edgetune.decide.probation import Observed

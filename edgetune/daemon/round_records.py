@@ -21,6 +21,7 @@ from typing import Any
 from edgetune.clock import Clock
 from edgetune.daemon import forecasts
 from edgetune.daemon.round_settings import RoundSettings
+from edgetune.daemon.round_told import asked, comparison_summary, told
 from edgetune.decide import imprinting
 from edgetune.decide.returning import SHOWN_MIN
 from edgetune.decide.trigger import Want
@@ -48,8 +49,6 @@ _ROUND_DIRS_KEPT = 5
 _PLAN_DIR = "plan"
 _TO_GO_ON_WITH = ("checkpoint*", "search*", "candidate*")  # of a round's directory: as large as a few models
 _TRIED_KEY = "imprints_tried"
-_NAMED = 3  # classes, the most contradicted ones
-_MANY = 0.2  # of a class's labels contradicted, where they are suspected and not only told
 _SHOWN_BEFORE = 1_000  # training samples of a class, where nothing but that there were some is known
 
 
@@ -230,10 +229,10 @@ class RoundRecords:
     ) -> None:
         """Write down how a round ended and let its samples go."""
         journal = self.journal(spec.round_id)
-        summary = {**self._summary(spec.candidate_version), **_asked(spec, journal)}
+        summary = {**self._summary(spec.candidate_version), **asked(spec, journal)}
         unlabelled = journal.get("unlabelled", {})
         spent: dict[str, Any] = {"trained_s": trained_s, "trained_j": trained_j}
-        told = _told(journal) | forecasts.compare(journal, **spent)
+        words = told(journal) | forecasts.compare(journal, **spent)
         # One commit: an ended round whose samples still count as new would be followed by the same round again.
         with transaction(self._buffer.database, "round.end"):
             self._history.update_round(
@@ -250,7 +249,7 @@ class RoundRecords:
                 decision=decision,
                 summary=summary | ({"unlabelled": unlabelled} if unlabelled else {}),
                 shown=self._shown_in(spec, unlabelled),
-                **told,
+                **words,
             )
             learnt = forecasts.learn(self.board_history(), journal, **spent)
             self._history.set_state(forecasts.KEY, learnt)
@@ -318,7 +317,7 @@ class RoundRecords:
         """A round's row; while it is under way, with what its trainer has told so far."""
         row: dict[str, Any] = self._history.round(round_id)
         if row["ended_at_s"] is None:
-            row["details"] |= _told(self.journal(round_id))
+            row["details"] |= told(self.journal(round_id))
         return row
 
     def _summary(self, version: int) -> dict[str, Any]:
@@ -344,53 +343,8 @@ def _kept_classes(base: Manifest, kind: RoundKind, labels: Collection[str]) -> t
     return tuple(label for label in base.classes if label not in borrowed)
 
 
-def _told(journal: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trainer writes down for people."""
-    return {name: journal[name] for name in ("left_whole", "update", "doubts") if journal.get(name)}
-
-
-def _asked(spec: RoundSpec, journal: Mapping[str, Any]) -> dict[str, Any]:
-    """What asking a teacher outside the trainer took."""
-    if spec.teacher.kind == "ancestor" or not journal:
-        return {}
-    return {"teacher": {"kind": spec.teacher.kind, "server": spec.teacher.server, **journal.get("teacher", {})}}
-
-
-def doubted(journal: Mapping[str, Any]) -> str:
-    """Which labels of a round's training samples the served version contradicts, in a sentence; empty: none."""
-    doubts = journal.get("doubts") or {}
-    classes = sorted(doubts.get("classes", {}).items(), key=lambda each: -each[1]["contradicted"] / each[1]["samples"])
-    if not classes:
-        return ""
-    worst = classes[0][1]
-    claim = "labels may be wrong: " if worst["contradicted"] >= _MANY * worst["samples"] else ""
-    counts = [f"{found['contradicted']} of {found['samples']} labelled {label!r}" for label, found in classes[:_NAMED]]
-    ids = ", ".join(str(each["sample"]) for each in doubts["worst"])
-    return (
-        f"{claim}of the training samples the served version contradicts {', '.join(counts)}, most of all samples {ids}"
-    )
-
-
 def _training_counts(spec: RoundSpec) -> Counter[str]:
     return Counter(s.label for s in spec.samples if s.split is Split.TRAINING and s.label is not None)
-
-
-def comparison_summary(manifest: Manifest) -> dict[str, Any]:
-    """The figures of a comparison that people ask for first."""
-    c = manifest.comparison
-    if c is None:
-        return {}
-    return {
-        "accuracy_before": c.base.top1,
-        "accuracy_after": c.candidate.top1,
-        "holdout": c.base.count,
-        "latency_before_ms": c.base_latency.median_ms,
-        "latency_after_ms": c.candidate_latency.median_ms,
-        "latency_ratio": round(c.latency_ratio, 4),
-        "parameters_before": c.base_cost.parameters,
-        "parameters_after": c.candidate_cost.parameters,
-        "new_classes": list(c.new_classes),
-    }
 
 
 def samples_digest(samples: tuple[FrozenSample, ...]) -> str:

@@ -14,7 +14,8 @@ from edgetune.learn.export import artefact_files, check_export, draft_manifest, 
 from edgetune.learn.measure import ask, summarise
 from edgetune.learn.network import Network
 from edgetune.learn.reference import load_reference
-from edgetune.serve.engine import Engine, time_interleaved
+from edgetune.serve.engine import Engine
+from edgetune.serve.timing import time_interleaved
 from edgetune.store.models import publish, version_name
 from edgetune.types import (
     AbsentClasses,

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from edgetune.errors import ArtefactError, ModelError, UsageError
 from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
 from edgetune.learn.network import NETWORK_FILE, WEIGHTS_FILE, Network, load_network, load_strictly, new_network
-from edgetune.serve.engine import Engine, time_interleaved
+from edgetune.serve.engine import Engine
+from edgetune.serve.timing import time_interleaved
 from edgetune.store.models import MANIFEST, MANIFEST_HASH, publish
 from edgetune.types import Manifest, Preprocess
 from edgetune.wire import from_json

@@ -14,7 +14,8 @@ from edgetune.learn.data import Images
 from edgetune.learn.export import artefact_files, draft_manifest, selftest_images, stage
 from edgetune.learn.network import Network
 from edgetune.learn.prune import Limit
-from edgetune.serve.engine import Engine, as_latency, taken_in_turn
+from edgetune.serve.engine import Engine
+from edgetune.serve.timing import as_latency, taken_in_turn
 from edgetune.types import Latency, Preprocess
 
 _TRIALS = 6  # each halves what is left of the range: 1/64 of the operations at the end

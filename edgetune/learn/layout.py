@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Layout:
     dtype: str  # "float32" | "bfloat16": of the convolutions' inputs and weights; the weights themselves stay float32
 
 
-def pin_torch(threads: int, journal: dict[str, Any]) -> torch.device:
+def pin_torch(threads: int, journal: MutableMapping[str, Any]) -> torch.device:
     """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -27,6 +27,32 @@ _ENDS = ("low", "likely", "high")
 _FORWARD = 1 / 3  # of a training step's work
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Of the two phases of training."""
+
+    before: int
+    after: int
+
+
+def steps_of(recipe: Recipe, epoch_steps: int, *, is_cut: bool, is_cut_first: bool) -> Steps:
+    """
+    How long a round trains.
+
+    Args:
+        recipe: of the round.
+        epoch_steps: steps of one epoch.
+        is_cut: it has a phase before the cut.
+        is_cut_first: all of it comes after the cut.
+    """
+    before = math.ceil(recipe.epochs_before * epoch_steps) if is_cut else 0
+    after = math.ceil(recipe.epochs_after * epoch_steps)
+    if recipe.max_steps is not None and before + after > recipe.max_steps:
+        before = before * recipe.max_steps // (before + after)
+        after = recipe.max_steps - before
+    return Steps(0, before + after) if is_cut_first else Steps(before, after)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """What a round would do."""

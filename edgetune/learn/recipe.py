@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -32,6 +30,7 @@ from edgetune.learn.doubts import contradicted_by
 from edgetune.learn.forecaster import peak_mib
 from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
+from edgetune.learn.journal import Journal
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import Layout, pin_torch
 from edgetune.learn.network import (
@@ -41,7 +40,7 @@ from edgetune.learn.network import (
     state_tensors,
     widen_head,
 )
-from edgetune.learn.planning import Course, Planner
+from edgetune.learn.planning import Course, Planner, Steps, steps_of
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.rehearsal import (
     LOGITS_FILE,
@@ -59,12 +58,11 @@ from edgetune.learn.shaping import as_pruning, describe_cut
 from edgetune.learn.transfer import has_teacher
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.serve.engine import Engine
-from edgetune.store.durable import remove_dir, remove_file, write_atomic
+from edgetune.store.durable import remove_dir, remove_file
 from edgetune.store.models import version_name
 from edgetune.types import Cost, Forecast, Manifest, Pruning, RoundKind, RoundSpec, Split
-from edgetune.wire import from_json, to_json, to_plain
+from edgetune.wire import to_json, to_plain
 
-JOURNAL_FILE = "journal.json"
 _PRUNE, _FINISH = "prune", "finish"
 _TRIALS = 4  # of a search that finds what it looks for
 
@@ -117,14 +115,6 @@ def plan_round(round_dir: Path, spec: RoundSpec, control: Control) -> Forecast:
         round_.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Budget:
-    """Steps of the two phases of training."""
-
-    before: int
-    after: int
-
-
 class _Round:
     """What all steps of a round share."""
 
@@ -133,12 +123,12 @@ class _Round:
         self._spec = spec
         self._control = control
         self._digest = hashlib.sha256(to_json(spec)).hexdigest()
+        self._journal = Journal(round_dir, self._digest)
         self._base = needed_manifest(spec, spec.base_version)
         self._factory = needed_manifest(spec, spec.factory_version)
         self._source = self._factory if spec.kind is RoundKind.RESHAPE else self._base
         self._recipe = recipe = settle(spec.recipe, self._source.architecture)
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
-        self._journal = self._read_journal()
         self._journal["starts"] = self._journal.get("starts", 0) + 1
         self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / 2**20, 1))
         is_begun = "samples" in self._journal
@@ -186,23 +176,15 @@ class _Round:
         if "layout" in self._journal:
             self._tuner.layout = Layout(**self._journal["layout"])
             self._tuner.use_threads(self._journal["threads"])
-        if "forecast" in self._journal:
-            self._follow(self._forecast())
+        if self._journal.forecast is not None:
+            self._follow(self._journal.forecast)
         if "scoring_batch" in self._journal:
             self._tuner.scoring_batch = self._journal["scoring_batch"]
         # Without validation samples there is nothing that a search could go by: then exactly the level.
         self._is_searched &= len(self._splits[Split.VALIDATION]) > 0
-        self._write_journal()
+        self._journal.write()
 
     # ------------------------------------------------------------------------------------------- load
-
-    def _read_journal(self) -> dict[str, Any]:
-        path = self._dir / JOURNAL_FILE
-        journal = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return journal if journal.get("spec") == self._digest else {"spec": self._digest}
-
-    def _write_journal(self) -> None:
-        write_atomic(self._dir / JOURNAL_FILE, json.dumps(self._journal, indent=1).encode())
 
     def _gather(self) -> dict[Split, LabelledImages]:
         """The round's samples, of old classes those that are replayed beside new ones."""
@@ -241,7 +223,7 @@ class _Round:
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
         self._tuner.place(network)
-        if "forecast" not in self._journal and self._is_hopeless(network):
+        if self._journal.forecast is None and self._is_hopeless(network):
             self._plan(network, may_measure=False)
             self._refuse_what_does_not_fit()
         if self._is_pruned and "pruned_first" not in self._journal:
@@ -252,7 +234,7 @@ class _Round:
             self._journal["layout"] = asdict(self._tuner.layout)
             self._journal["threads_s"] = self._tuner.settle_threads(network)
             self._journal["threads"] = self._tuner.threads
-        if "forecast" not in self._journal:
+        if self._journal.forecast is None:
             self._plan(network)
         self._refuse_what_does_not_fit()
         return network
@@ -286,13 +268,15 @@ class _Round:
         )
         plan = planner.plan(may_measure=may_measure)
         self._follow(plan)
-        self._journal["forecast"] = to_plain(plan)
+        self._journal.forecast = plan
         if self._spec.kind is RoundKind.ADAPT:  # where something is cut, all that is left is trained
             self._journal["update"] = {"update": plan.update, "why": plan.reason}
-        self._write_journal()
+        self._journal.write()
 
     def _forecast(self) -> Forecast:
-        return from_json(Forecast, json.dumps(self._journal["forecast"]))
+        plan = self._journal.forecast
+        assert plan is not None, "a round is planned before it is begun"
+        return plan
 
     def _follow(self, plan: Forecast) -> None:
         self._tuner.updating.name, self._tuner.accumulation = plan.update, plan.accumulation
@@ -300,14 +284,14 @@ class _Round:
 
     def _course(self) -> Course:
         """What the round would do, as far as it is known before it begins."""
-        recipe, budget, epoch = self._recipe, self._budget(), self._tuner.epoch_steps
+        recipe, steps, epoch = self._recipe, self._steps(), self._tuner.epoch_steps
         return Course(
-            before=budget.before,
-            after=budget.after,
+            before=steps.before,
+            after=steps.after,
             level=recipe.level if self._is_pruned else 0.0,
             trials=_TRIALS if self._is_searched else 0,
             trial_steps=math.ceil(recipe.trial_epochs * epoch),
-            judged_images=len(self._splits[Split.VALIDATION]) * math.ceil((budget.before + budget.after) / epoch),
+            judged_images=len(self._splits[Split.VALIDATION]) * math.ceil((steps.before + steps.after) / epoch),
             is_taught=self._teacher is not None and recipe.distillation > 0,
         )
 
@@ -328,7 +312,7 @@ class _Round:
     def _note_teacher(self) -> None:
         if self._teacher is not None:
             self._teacher.note()
-            self._write_journal()
+            self._journal.write()
 
     def close(self) -> None:
         """End what runs beside the round."""
@@ -349,10 +333,10 @@ class _Round:
             phase = checkpoint.phase
         if self._is_searched and phase == TUNE:
             network, phase = self._search(network)
-        budget = self._budget()
+        steps = self._steps()
         if phase == TUNE:
             self._control.phase(TUNE)
-            self._tuner.fine_tune(network, TUNE, budget.before, resume=checkpoint, save=self._keep)
+            self._tuner.fine_tune(network, TUNE, steps.before, resume=checkpoint, save=self._keep)
             phase, checkpoint = _PRUNE, None
             self._save(_PRUNE, network)
         if phase == _PRUNE:
@@ -361,7 +345,7 @@ class _Round:
             self._save(RETRAIN, network)
         if phase == RETRAIN:
             self._control.phase(RETRAIN)
-            self._tuner.fine_tune(network, RETRAIN, budget.after, resume=checkpoint, save=self._keep)
+            self._tuner.fine_tune(network, RETRAIN, steps.after, resume=checkpoint, save=self._keep)
             self._hold_back(network)
             self._save(_FINISH, network)
         return network
@@ -377,19 +361,11 @@ class _Round:
             normaliser=self._tuner.normaliser,
             beat=self._control.beat,
         )
-        self._write_journal()
+        self._journal.write()
 
-    def _budget(self) -> _Budget:
-        recipe = self._recipe
-        epoch = self._tuner.epoch_steps
-        before = math.ceil(recipe.epochs_before * epoch) if self._is_pruned else 0
-        after = math.ceil(recipe.epochs_after * epoch)
-        if recipe.max_steps is not None and before + after > recipe.max_steps:
-            before = before * recipe.max_steps // (before + after)
-            after = recipe.max_steps - before
-        if self._journal.get("pruned_first"):
-            before, after = 0, before + after
-        return _Budget(before, after)
+    def _steps(self) -> Steps:
+        is_first = bool(self._journal.get("pruned_first"))
+        return steps_of(self._recipe, self._tuner.epoch_steps, is_cut=self._is_pruned, is_cut_first=is_first)
 
     def _keep(self, state: Checkpoint) -> None:
         save_checkpoint(self._dir, state, self._digest)
@@ -415,7 +391,7 @@ class _Round:
         if is_smaller:
             self._journal["pruning"] = {**asdict(outcome.best), "round_to": outcome.network.describe().round_to()}
         self._is_pruned = is_smaller
-        self._write_journal()
+        self._journal.write()
         found = self._tuner.place(outcome.network)
         phase = _FINISH if is_smaller else RETRAIN
         self._save(phase, found)
@@ -441,7 +417,7 @@ class _Round:
         shape = self._tuner.shape(network, ranking, share=1 - recipe.level, whole=whole, stopwatch=stopwatch)
         engine.close()
         self._journal["pruning"] = describe_cut(shape, ranking)
-        self._write_journal()
+        self._journal.write()
         return shape.network
 
     def publish(self, network: Network) -> Manifest:
@@ -471,7 +447,7 @@ class _Round:
             "stepping_s": round(self._tuner.stepping_s, 3),
             "slept_s": round(self._control.slept_s, 3),
         }
-        self._write_journal()
+        self._journal.write()
 
     def _note_doubts(self) -> None:
         """In the journal, for the case that the gate refuses: which labels the served version contradicts."""
@@ -480,7 +456,7 @@ class _Round:
         self._journal["doubts"] = contradicted_by(
             self._base, self._spec, self._splits[Split.TRAINING], beat=self._control.beat
         )
-        self._write_journal()
+        self._journal.write()
 
     def _pruning(self, cost: Cost) -> Pruning | None:
         """What the manifest says of the cut, once the candidate's cost is known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def gather(
     kept_in: Path,
     digest: str,
     control: Control,
-    journal: dict[str, Any],
+    journal: MutableMapping[str, Any],
 ) -> dict[Split, LabelledImages]:
     """
     Read and decode them, ask about those without a label, and see to it that there is something to learn.
@@ -71,7 +71,7 @@ def _with_unlabelled(  # noqa: PLR0917 - one caller
     path: Path,
     digest: str,
     control: Control,
-    journal: dict[str, Any],
+    journal: MutableMapping[str, Any],
 ) -> LabelledImages:
     """The training with those unlabelled samples that the teacher is sure of."""
     recipe = spec.recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class RoundTeacher:
         preprocess: Preprocess,
         device: torch.device,
         control: Control,
-        journal: dict[str, Any],
+        journal: MutableMapping[str, Any],
     ) -> None:
         """
         Find it.

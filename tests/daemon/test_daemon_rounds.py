@@ -13,7 +13,7 @@ from fakes import HALF, FakeTrainer, picture
 from site_on_disk import COLOURS, Site, drop, held, run
 
 from edgetune.cli.installing import sweep
-from edgetune.daemon.round_records import doubted
+from edgetune.daemon.round_told import doubted
 from edgetune.daemon.service import DaemonService
 from edgetune.decide.trigger import ManualRequest
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError

@@ -12,7 +12,8 @@ import pytest
 from serving_fakes import CLASSES, SIZE, model_bytes, write_version
 
 from edgetune.errors import ModelError, NoModelError, SelfTestError, UsageError
-from edgetune.serve.engine import Engine, Served, as_latency, rank, time_interleaved
+from edgetune.serve.engine import Engine, Served, rank
+from edgetune.serve.timing import as_latency, time_interleaved
 
 
 def images(count: int = 2) -> np.ndarray:
