@@ -57,6 +57,9 @@ def judge(
         return end(TrainerOutcome.FAILED, f"the trainer exited with 0{what}")
     if exit_code == EXIT_TRAINER_CHECKPOINTED:
         return end(TrainerOutcome.CHECKPOINTED, message)
+    if exit_code == -signal.SIGTERM and outcome is not None and not is_kill_sent:
+        # Asked to leave when it had recorded how it ended and Python had given its signal handlers back.
+        return end(outcome, message)
     success = (TrainerOutcome.PUBLISHED, TrainerOutcome.CHECKPOINTED)
     if exit_code == EXIT_TRAINER_OUTCOME and outcome is not None and outcome not in success:
         return end(outcome, message)

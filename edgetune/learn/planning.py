@@ -17,7 +17,7 @@ from edgetune.types import BoardHistory, Forecast, Interval, Recipe, Workload
 _MIB = 2**20
 _SMALLEST_BATCH = 8  # a batch norm's statistics of fewer images are noise
 _SURE = 1.25  # high over likely of a step's seconds: a board that is known better needs no micro-profile
-_FEWEST_ROUNDS = 3  # of which the same is said
+FEWEST_ROUNDS = 3  # of which the same is said
 # What a round does beside its steps, where no round has told: seconds, and MiB beyond what the process held before.
 _OTHER_S = Interval(low=5.0, likely=20.0, high=90.0)
 _OTHER_MIB = Interval(low=40.0, likely=80.0, high=160.0)
@@ -110,7 +110,7 @@ class Planner:
             The forecast; where it does not fit, the caller ends the round.
         """
         guess = self._board.step_s(self._whole, self._recipe.batch_size)
-        is_known = len(self._rounds) >= _FEWEST_ROUNDS and guess.high <= _SURE * guess.likely
+        is_known = len(self._rounds) >= FEWEST_ROUNDS and guess.high <= _SURE * guess.likely
         if may_measure and not is_known:
             self._board.learn(self._tuner.profile(self._network))
         chosen = choose(self._ways(), allowance(self._recipe))

@@ -40,7 +40,7 @@ from edgetune.learn.network import (
     state_tensors,
     widen_head,
 )
-from edgetune.learn.planning import Course, Planner, Steps, steps_of
+from edgetune.learn.planning import FEWEST_ROUNDS, Course, Planner, Steps, steps_of
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.rehearsal import (
     LOGITS_FILE,
@@ -242,7 +242,11 @@ class _Round:
     def _is_hopeless(self, network: Network) -> bool:
         """Whether not even a try in the smallest batch fits into the memory, so that nothing may be tried."""
         most_mib = self._recipe.memory_max_mib
-        return most_mib is not None and self._tuner.least_mib(network) > most_mib
+        if most_mib is None:
+            return False
+        least = self._tuner.least_mib(network)
+        is_known = len(self._spec.history.rounds) >= FEWEST_ROUNDS  # else measuring may bring the upper end down
+        return most_mib < (least.high if is_known else least.likely)
 
     def _refuse_what_does_not_fit(self) -> None:
         plan = self._forecast()

@@ -35,7 +35,7 @@ from edgetune.learn.schedules import PAPER
 from edgetune.learn.shaping import Ranking, Shape, Shaper
 from edgetune.learn.transfer import Shown, Teacher, telling_logits
 from edgetune.learn.updating import Updating
-from edgetune.types import BoardHistory, Preprocess, Recipe, StepPoint, Workload
+from edgetune.types import BoardHistory, Interval, Preprocess, Recipe, StepPoint, Workload
 
 TUNE, RETRAIN = "tune", "retrain"
 # Scoring batches that each residual branch is tried out on.
@@ -248,9 +248,9 @@ class Tuner:
                 batch //= 2
         return batch
 
-    def least_mib(self, network: Network) -> float:
-        """What the smallest step that is ever tried out is likely to take, in MiB."""
-        return self.forecaster.peak_mib(self.workload(network), _FEWEST).likely
+    def least_mib(self, network: Network) -> Interval:
+        """What the smallest step that is ever tried out will take, in MiB."""
+        return self.forecaster.peak_mib(self.workload(network), _FEWEST)
 
     def profile(self, network: Network) -> list[StepPoint]:
         """Measure a few steps of a copy of the network in two small batches; see `forecaster.micro_profile`."""

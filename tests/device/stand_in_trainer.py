@@ -46,6 +46,10 @@ def main() -> int:  # noqa: C901, PLR0912  one branch a play
     if play == "crash":
         sys.stderr.write("Traceback: the reason\n")
         return 1
+    if play == "late":
+        record(directory, "will_not_fit", "too large")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Python does on its way out
+        os.kill(os.getpid(), signal.SIGTERM)
     if play == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if play == "flood":

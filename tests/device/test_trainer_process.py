@@ -111,6 +111,12 @@ def test_a_crash_points_to_the_log_which_holds_the_traceback(tmp_path: Path) -> 
     assert "the reason" in (tmp_path / "trainer.log").read_text()
 
 
+def test_a_trainer_that_is_asked_to_leave_while_it_leaves_has_ended_as_it_recorded(tmp_path: Path) -> None:
+    """Python gives its signal handlers back before it is gone."""
+    end = play(tmp_path, "late")[1]
+    assert (end.exit_code, end.outcome, end.message) == (-15, TrainerOutcome.WILL_NOT_FIT, "too large")
+
+
 def test_a_killed_trainer_says_by_whom(tmp_path: Path) -> None:
     """A SIGKILL that the daemon did not send is most likely the kernel's, for want of memory."""
     end = play(tmp_path, "die")[1]
