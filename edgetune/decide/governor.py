@@ -242,18 +242,20 @@ def _learn_gains(now: Governor) -> Governor:
         if worked < _WORKED_MIN:
             continue
         idle[quantity] = min(idle.get(quantity, 0.0), mean)
-        # A sensor that is sampled errs about a window; what the kernel counts is what the window was.
-        is_sampled = quantity is Quantity.POWER_W
-        expected = idle[quantity] + memory.added(idle[quantity]) * worked / len(rows)
-        memory = replace(memory, strays=memory.strays + (mean - expected) ** 2)
-        is_noise = abs(mean - expected) <= _NEWS * memory.noise / math.sqrt(len(rows))
-        if is_noise and memory.added(idle[quantity]) >= 0:
-            averages[quantity] = expected if is_sampled else mean  # the memory knows it better
-        else:
-            memory = _remembered(rows, memory.noise)
-        memories[quantity] = memory
-        added, margin = memory.added(idle[quantity]), memory.margin(len(rows))
-        gains[quantity] = Gain(value=added, margin=margin, at_s=newest.at_s)
+        rest, last = idle[quantity], gains.get(quantity)
+        if quantity is Quantity.POWER_W:  # sampled, so that many windows know it better than one
+            added = memory.added(rest)
+            expected = rest + added * worked / len(rows)
+            if added < 0 or abs(mean - expected) > _NEWS * memory.noise / math.sqrt(len(rows)):
+                memory = _remembered(rows, memory.noise)
+                added = memory.added(rest)
+            else:
+                averages[quantity] = expected
+        else:  # counted by the kernel: the window was what it says
+            added = (mean - rest) * len(rows) / worked
+            expected = mean if last is None else rest + last.value * worked / len(rows)
+        memories[quantity] = memory = replace(memory, strays=memory.strays + (mean - expected) ** 2)
+        gains[quantity] = Gain(value=added, margin=memory.margin(len(rows)), at_s=newest.at_s)
     gains = {quantity: gain for quantity, gain in gains.items() if newest.at_s - gain.at_s < _GAIN_AGE_MAX_S}
     return replace(now, idle=idle, gains=gains, memories=memories, averages=averages)
 

@@ -53,6 +53,7 @@ class Control:
         self._computed_s = computed_s
         self._began = (now_s(), computed_s())
         self._said_at_s = float("-inf")
+        self._told_at_s = float("-inf")  # how far a phase is
         self._phase = "load"
         self.duty = 1.0
         self.energy_j: float | None = None
@@ -71,6 +72,8 @@ class Control:
     def say(self, event: str, **values: object) -> None:
         """Write one line."""
         self._said_at_s = self._now_s()
+        if event == "progress":
+            self._told_at_s = self._said_at_s
         self._output.write(json.dumps({"event": event, **values}) + "\n")
         self._output.flush()
 
@@ -85,8 +88,8 @@ class Control:
             self.say(LEFT_WHOLE, words=left_whole_words(layers))
 
     def progress(self, **values: object) -> None:
-        """Say how far the phase is; dropped when something was said a moment ago."""
-        if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:
+        """Say how far the phase is; dropped when that was said a moment ago."""
+        if self._now_s() - self._told_at_s >= BEAT_INTERVAL_S:
             self.say("progress", phase=self._phase, **values)
 
     def alive(self) -> None:

@@ -355,6 +355,6 @@ def validation_score(
             logits, target = module(normaliser(images)), normaliser.labels(labels)
             correct += int((logits.argmax(dim=1) == target).sum())
             loss += float(functional.cross_entropy(logits, target, reduction="sum"))
-            control.progress(validated=len(labels))
+            control.alive()
     mean = loss / len(data)
     return correct / len(data), -mean if math.isfinite(mean) else -1e30

@@ -212,7 +212,10 @@ class _Round:
 
     def _load_network(self) -> Network:
         """The source version with its head widened; proven prunable when it is to be pruned."""
-        network = self._load(self._source)
+        network = self._tuner.place(self._load(self._source))
+        if self._journal.forecast is None and self._is_hopeless(network):
+            self._plan(network, may_measure=False)
+            self._refuse_what_does_not_fit()
         if self._is_pruned:
             size = self._source.preprocess
             groups = check_prunable(network, size.height, size.width, self._control.beat)
@@ -223,9 +226,6 @@ class _Round:
             self._control.beat()
         widen_head(network, self._source.classes, self._spec.classes)
         self._tuner.place(network)
-        if self._journal.forecast is None and self._is_hopeless(network):
-            self._plan(network, may_measure=False)
-            self._refuse_what_does_not_fit()
         if self._is_pruned and "pruned_first" not in self._journal:
             self._journal["pruned_first"] = self._tuner.prunes_first(network)
             self._journal["scoring_batch"] = self._tuner.scoring_batch

@@ -457,7 +457,7 @@ def test_a_trial_that_goes_on_in_its_middle_is_named(capsys: pytest.CaptureFixtu
         teller.phase("load")
         teller.progress(step=5, steps=5)
         teller.searches_after(2)
-        teller.progress(validated=64)
+        teller.alive()
         teller.progress(step=7, steps=9, loss=0.5)
     lines = capsys.readouterr().err.splitlines()
     assert lines[-2:] == ["going on after 2 trials of an earlier call", "trial 3: retraining"]

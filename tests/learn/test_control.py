@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 
@@ -106,3 +107,18 @@ def test_what_is_not_an_order_is_not_obeyed(order: str) -> None:
     control, _ = make(Clock())
     control.obey(order)
     assert control.duty == 1.0
+
+
+def test_heartbeats_do_not_take_the_turn_of_progress() -> None:
+    """A phase of short epochs beats while it validates: how far it is must be heard all the same."""
+    clock = Clock()
+    control, output = make(clock)
+    for step in range(20):
+        clock.work(0.6)
+        control.alive()
+        clock.work(0.5)
+        control.alive()
+        control.progress(step=step, steps=20)
+    told = [json.loads(line) for line in output.getvalue().splitlines()]
+    assert sum(line["event"] == "progress" for line in told) == 20
+    assert all("step" in line for line in told if line["event"] == "progress")
