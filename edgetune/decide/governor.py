@@ -8,7 +8,7 @@ through the window, and the duty is moved until the level nears the limit at the
 controller in velocity form: it goes on from the duty that was used, so that nothing winds up). Late predictions and a
 firmware that lowers the clocks have no such model: they halve a cap, which comes back slowly. The least of all is sent.
 
-A limit is approached to within what the noise of the readings leaves in doubt. `decide.budget` judges the averages: what
+A limit is approached to within what the averages of windows have been seen to stray. `decide.budget` judges them: what
 comes over its limit all the same is met by the least duty for a few readings, then by a pause, which lasts a window at
 least, and twice as long each time that it comes again soon.
 """
