@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ _SAME = {
     Quantity.MEM_PRESSURE: Measurement(value=0.0, source="/proc/pressure/memory"),
     Quantity.IO_PRESSURE: Measurement(value=0.0, source="/proc/pressure/io"),
 }
+_POWER_SAMPLES = 4  # of a tick beside a trainer, as `device.mean_power` takes them of a Raspberry Pi 5
 _DISK_FULL = 28  # ENOSPC
 # Bytes written to an SSD with ext4 by the real buffer: a kept reading, a saved value, and a stored image, whose bytes go into
 # the log and the database and take whole pages there.
@@ -245,8 +247,11 @@ class SimulatedSensors:
         }
 
     def _power(self) -> Measurement:
-        watts, facts = self._world.board.read_power_w(), self._world.scenario.board
-        if watts is not None:
+        board, facts = self._world.board, self._world.scenario.board
+        samples = 1 if self._world.trainer is None else _POWER_SAMPLES
+        said = [watts for _ in range(samples) if (watts := board.read_power_w()) is not None]
+        if said:
+            watts = statistics.fmean(said)
             return Measurement(value=watts, source=str(facts.power_sensor), resolution=facts.power_resolution_w)
         if self._estimate is None:
             return Measurement(value=None, source="none", why_unknown=_NO_POWER)

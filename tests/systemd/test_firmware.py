@@ -38,6 +38,8 @@ def documented_drop_in() -> str:
 def pi(machine: Machine) -> Iterator[Machine]:
     """The unit on a Pi 5's /sys, with the firmware's device and a stand-in of its command."""
     tree = {**trees.PI_5, "sys/firmware/devicetree/base/model": trees.PI_5["proc/device-tree/model"]}
+    # systemd mounts the control groups in the service's namespace: there must be a place for them
+    tree["sys/fs/cgroup/system.slice/edgetune.service/memory.pressure"] = ""
     trees.plant(machine.root / BOARD.lstrip("/"), tree)
     machine.write("/usr/bin/vcgencmd", COMMAND)
     machine.must("chmod", "0755", "/usr/bin/vcgencmd")
