@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
@@ -16,12 +14,14 @@ class Sensor:
     """Says what it is told to, in turn, and the last for ever."""
 
     def __init__(self, *says: float | Exception | None) -> None:
-        self.says, self.reads = list(says), 0
+        self.says, self.reads, self.was_read_often = list(says), 0, threading.Event()
 
     def __call__(self) -> SensorValue | None:
         """One reading."""
         said = self.says[min(self.reads, len(self.says) - 1)]
         self.reads += 1
+        if self.reads > 10:
+            self.was_read_often.set()
         if isinstance(said, Exception):
             raise said
         return None if said is None else SensorValue(said, "rail", 0.04)
@@ -80,10 +80,11 @@ def test_it_samples_only_while_it_is_told_to() -> None:
     before = set(threading.enumerate())
     power.keep_sampling(is_wanted=True)
     power.keep_sampling(is_wanted=True)
-    assert len(set(threading.enumerate()) - before) == 1
-    _wait_until(lambda: sensor.reads > 10)
+    (sampling,) = set(threading.enumerate()) - before
+    assert sensor.was_read_often.wait(10)
     power.keep_sampling(is_wanted=False)
-    _wait_until(lambda: not set(threading.enumerate()) - before)
+    sampling.join(10)
+    assert not sampling.is_alive()
     power.value()
     reads = sensor.reads
     power.value()
@@ -96,13 +97,8 @@ def test_a_board_without_a_sensor_is_not_asked_again_and_again() -> None:
     power = MeanPower(sensor, every_s=0.001)
     before = set(threading.enumerate())
     power.keep_sampling(is_wanted=True)
-    _wait_until(lambda: not set(threading.enumerate()) - before)
+    for sampling in set(threading.enumerate()) - before:
+        sampling.join(10)
+    assert not set(threading.enumerate()) - before
     assert sensor.reads == 1
     assert power.value() is None
-
-
-def _wait_until(is_so: Callable[[], bool]) -> None:
-    ends_s = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < ends_s
-        time.sleep(0.005)
