@@ -37,7 +37,7 @@ def train(client: Client, *, as_json: bool, kind: str | None, force: bool, dry_r
     """Start a round now, as soon as the budget allows."""
     order = {"force": force, "dry_run": dry_run} | ({"kind": kind} if kind else {})
     if dry_run:
-        with _told("a trainer plans the round; a small board takes minutes"):
+        with _told("a trainer plans the round; that may take minutes"):
             plan = client.patient(_PLANNING_MAX_S).post("/v1/rounds", order)
     else:
         plan = client.post("/v1/rounds", order)
