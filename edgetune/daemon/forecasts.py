@@ -52,14 +52,8 @@ def learn(
 
 
 def why_none_fits(history: BoardHistory, memory_max_mib: float | None) -> str:
-    """Why no trainer need be started: it would be over the budget before it has loaded anything; empty: it would not."""
-    bare_mib = history.bare_mib
-    if memory_max_mib is None or bare_mib is None or bare_mib <= memory_max_mib:
-        return ""
-    return (
-        f"no round fits: a trainer takes {bare_mib:.0f} MiB of {memory_max_mib:.0f} (budgets.trainer_memory_max) before it"
-        " has loaded anything"
-    )
+    """Why no trainer need be started: it would be over the budget before it has loaded its model; empty: it may not."""
+    return "" if history.bare_mib is None else forecast.why_not_loaded(history.bare_mib, memory_max_mib)
 
 
 def compare(journal: Mapping[str, Any], *, trained_s: float, trained_j: float | None) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 from edgetune import units
 from edgetune.types import Forecast, Interval
 
+LEAST_OTHER_MIB = 40.0  # that any round takes beside what its process held before: a model and its first pass
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
@@ -41,6 +43,24 @@ def excess(forecast: Forecast, allowed: Allowance) -> str:
         needed, most = (units.show(j, "energy") for j in (energy.likely, allowed.energy_j))
         found.append(f"it would take {needed} of {most} (budgets.round_energy_max)")
     return "; ".join(found)
+
+
+def why_not_loaded(bare_mib: float, memory_max_mib: float | None, loaded_mib: float = 0.0) -> str:
+    """
+    Why a round need not even load its model: there is no room for that; empty: there may be.
+
+    Args:
+        bare_mib: that a trainer takes with its libraries alone.
+        memory_max_mib: the budget; None: any.
+        loaded_mib: of the images and weights, as far as they are known.
+    """
+    least_mib = bare_mib + loaded_mib + LEAST_OTHER_MIB
+    if memory_max_mib is None or least_mib <= memory_max_mib:
+        return ""
+    return (
+        f"any round takes at least {least_mib:.0f} MiB of {memory_max_mib:.0f} (budgets.trainer_memory_max), "
+        f"{bare_mib:.0f} of them Python's and torch's"
+    )
 
 
 def choose(ways: Iterable[Forecast], allowed: Allowance) -> Forecast:

@@ -19,6 +19,7 @@ from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, Integers, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.layout import computing_in
 from edgetune.learn.network import Network, load_strictly, state_tensors
+from edgetune.learn.optimiser import Sgd
 from edgetune.learn.partial import Part
 from edgetune.learn.transfer import Output, Shown, Teacher, TransferLoss, group_taps, look, make_transfer
 
@@ -213,19 +214,16 @@ class _Run:
         self.best_score: tuple[float, float] | None = None
         self.step = 0
         self._parameters = {n: p for n, p in network.module.named_parameters() if p.requires_grad}
-        self._optimiser = torch.optim.SGD(
-            list(self._parameters.values()),
-            lr=phase.learning_rate,
+        self._optimiser = Sgd(
+            self._parameters,
+            learning_rate=phase.learning_rate,
             momentum=phase.momentum,
             nesterov=phase.nesterov,
             weight_decay=phase.weight_decay,
-            foreach=False,
         )
         if resume is not None:
             self._best, self.best_score, self.step = dict(resume.best), resume.best_score, resume.step
-            for name, buffer in resume.momentum.items():
-                parameter = self._parameters[name]
-                self._optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+            self._optimiser.restore(resume.momentum)
 
     @property
     def is_label_free(self) -> bool:
@@ -236,12 +234,11 @@ class _Run:
         """One step; labels int64 [B]. Returns the loss before it."""
         phase = self._phase
         torch.manual_seed(step_seed(phase.seed, phase.round_id, sum(phase.name.encode()), self.step))
-        for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(phase, self.step)
+        self._optimiser.learning_rate = learning_rate(phase, self.step)
         self._network.module.train()
         if self._part is not None:
             self._part.rest()
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.forget_gradients()
         value = 0.0
         for part, mine in _parts(shown, labels, phase.accumulation):
             with _quick_statistics(self._network.module):
@@ -289,12 +286,11 @@ class _Run:
 
     def checkpoint(self) -> Checkpoint:
         """All of it."""
-        state = self._optimiser.state
         return Checkpoint(
             phase=self._phase.name,
             description=self._network.describe(),
             network=state_tensors(self._network.module),
-            momentum={n: state[p]["momentum_buffer"] for n, p in self._parameters.items() if state.get(p)},
+            momentum=self._optimiser.momentum_buffers,
             best=self._best,
             best_score=self.best_score,
             step=self.step,

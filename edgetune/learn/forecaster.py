@@ -16,6 +16,7 @@ from edgetune.learn.attributes import layers_of, workload
 from edgetune.learn.calibration import Coefficients, Kernel, Physics, StepModel, memory_terms, time_terms
 from edgetune.learn.layout import Layout, arrange, computing_in
 from edgetune.learn.memory import kept_bytes
+from edgetune.learn.optimiser import Sgd
 from edgetune.types import BoardHistory, Interval, StepPoint, Workload
 
 _MIB = 2**20
@@ -125,8 +126,8 @@ def micro_profile(
         now_s: the clock, replaceable in tests.
     """
     copied = arrange(copy.deepcopy(module), batches[0][0].device, layout.memory_format).train()
-    parameters = [p for p in copied.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, foreach=False)
+    parameters = {name: p for name, p in copied.named_parameters() if p.requires_grad}
+    optimiser = Sgd(parameters, learning_rate=1e-6, momentum=0.9)
     few = batches[0][0][:2], batches[0][1][:2]
     work = workload_of(copied, *few)
     points: list[StepPoint] = []
@@ -138,7 +139,7 @@ def micro_profile(
             if points and now_s() - began_s > PROFILE_S:
                 return points
             step_began_s = now_s()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.forget_gradients()
             with computing_in(layout.dtype, images.device):
                 loss = functional.cross_entropy(copied(images), labels)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -34,7 +34,8 @@ class Layout:
 def pin_torch(threads: int, journal: MutableMapping[str, Any]) -> torch.device:
     """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The same as use_deterministic_algorithms(True, warn_only=True), which also imports the compiler: see `learn.optimiser`.
+    torch.set_deterministic_debug_mode("warn")
     chosen = journal.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
     journal["torch"] = torch.__version__
     return torch.device(chosen)

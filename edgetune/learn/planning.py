@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from edgetune.decide.forecast import Allowance, choose, largest, spread, times, total
+from edgetune.decide.forecast import LEAST_OTHER_MIB, Allowance, choose, largest, spread, times, total
 from edgetune.learn.control import Control
 from edgetune.learn.network import Network
 from edgetune.learn.tuner import Tuner
@@ -20,7 +20,7 @@ _SURE = 1.25  # high over likely of a step's seconds: a board that is known bett
 FEWEST_ROUNDS = 3  # of which the same is said
 # What a round does beside its steps, where no round has told: seconds, and MiB beyond what the process held before.
 _OTHER_S = Interval(low=5.0, likely=20.0, high=90.0)
-_OTHER_MIB = Interval(low=40.0, likely=80.0, high=160.0)
+_OTHER_MIB = Interval(low=LEAST_OTHER_MIB, likely=80.0, high=160.0)
 _NO_POWER = Interval(low=0.0, likely=0.0, high=0.0)
 _RANKING = Interval(low=0.75, likely=0.87, high=1.0)  # of what `pass_mib` says: the CIFAR ResNet20 took 0.84 to 0.96
 _ENDS = ("low", "likely", "high")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from edgetune.decide.forecast import why_not_loaded
 from edgetune.errors import WillNotFitError
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
@@ -64,6 +65,7 @@ from edgetune.types import Cost, Forecast, Manifest, Pruning, RoundKind, RoundSp
 from edgetune.wire import to_json, to_plain
 
 _PRUNE, _FINISH = "prune", "finish"
+_MIB, _FLOAT_BYTES = 2**20, 4
 _TRIALS = 4  # of a search that finds what it looks for
 
 
@@ -130,7 +132,8 @@ class _Round:
         self._recipe = recipe = settle(spec.recipe, self._source.architecture)
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal["starts"] = self._journal.get("starts", 0) + 1
-        self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / 2**20, 1))
+        self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / _MIB, 1))
+        self._refuse_what_cannot_be_loaded()
         is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
@@ -238,6 +241,14 @@ class _Round:
             self._plan(network)
         self._refuse_what_does_not_fit()
         return network
+
+    def _refuse_what_cannot_be_loaded(self) -> None:
+        size = self._source.preprocess
+        image_bytes = len(self._spec.samples) * size.height * size.width * 3
+        loaded_mib = (image_bytes + self._source.cost.parameters * _FLOAT_BYTES) / _MIB
+        if why := why_not_loaded(self._journal["bare_mib"], self._recipe.memory_max_mib, loaded_mib):
+            self._journal.write()
+            raise WillNotFitError(f"the round does not fit: {why}")
 
     def _is_hopeless(self, network: Network) -> bool:
         """Whether not even a try in the smallest batch fits into the memory, so that nothing may be tried."""

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.decide.forecast import Allowance, choose, errors, excess, largest, spread, times, total
+from edgetune.decide.forecast import (
+    LEAST_OTHER_MIB,
+    Allowance,
+    choose,
+    errors,
+    excess,
+    largest,
+    spread,
+    times,
+    total,
+    why_not_loaded,
+)
 from edgetune.types import Forecast, Interval
 
 
@@ -76,6 +87,17 @@ def test_the_first_way_that_fits_is_taken_and_says_why_it_is_not_the_first() -> 
 def test_an_energy_that_is_not_known_refuses_nothing() -> None:
     """The first round on a board measures it; the governor still stops it."""
     assert choose([way()], Allowance(energy_j=1.0)).fits
+
+
+def test_what_cannot_be_loaded_is_named_with_its_number() -> None:
+    """The libraries, the images and a model's first pass; without a budget all can."""
+    assert why_not_loaded(200.0, None) == ""
+    assert why_not_loaded(200.0, 200.0 + LEAST_OTHER_MIB) == ""
+    words = why_not_loaded(200.0, 210.0 + LEAST_OTHER_MIB, loaded_mib=30.0)
+    assert (
+        words
+        == f"any round takes at least {230 + LEAST_OTHER_MIB:.0f} MiB of 250 (budgets.trainer_memory_max), 200 of them Python's and torch's"
+    )
 
 
 @given(st.floats(1, 1e6), st.floats(1, 1e6), st.floats(1, 1e6), st.floats(1, 1e6))
