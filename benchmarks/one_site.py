@@ -1,4 +1,4 @@
-"""What several benchmarks begin with: the given ResNet20, and a site that shows images which it was not trained on."""
+"""What several benchmarks begin with: a network of a hundred classes, and a site that shows images which it was not trained on."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from edgetune.learn.finetune import validation_score
 from edgetune.learn.importer import read_weights
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, load_strictly, new_network
-from edgetune.learn.schedules import settle
+from edgetune.learn.schedules import PAPER, settle
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
 from edgetune.types import Recipe
-
-ARCHITECTURE = "cifar:resnet20"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those that `OneSite` reads."""
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--net", default="cifar:resnet20", choices=sorted(PAPER), help="of --weights")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--subset", default="aquatic")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -47,7 +46,8 @@ class OneSite:
         """`subset`: default is the arguments'."""
         torch.set_num_threads(arguments.threads)
         self.archive = read_archive(arguments.data, arguments.work)
-        self.given = new_network(ARCHITECTURE, len(self.archive.classes))
+        self.architecture = arguments.net
+        self.given = new_network(self.architecture, len(self.archive.classes))
         load_strictly(self.given.module, read_weights(arguments.weights))
         self.shown = classes_of(subset or arguments.subset)
         self.validation = self.archive.samples("train", self.shown, range(480, 500))
@@ -63,7 +63,7 @@ class OneSite:
         """A round's hands, by default on all of the site's images; the given network is the teacher."""
         device = torch.device("cpu")
         return Tuner(
-            settle(recipe, ARCHITECTURE), self.training(recipe.seed) if training is None else training,
+            settle(recipe, self.architecture), self.training(recipe.seed) if training is None else training,
             self.validation if validation is None else validation, preprocess=PREPROCESS,
             device=device, control=SilentControl(),
             teacher=arrange(copy.deepcopy(self.given).module, device, "contiguous").eval(),
@@ -71,7 +71,7 @@ class OneSite:
 
     def pruned(self, recipe: Recipe) -> Network:
         """Tuned, cut to the recipe's level of parameters, retrained."""
-        recipe = settle(recipe, ARCHITECTURE)
+        recipe = settle(recipe, self.architecture)
         tuner = self.tuner(recipe)
         network = tuner.place(copy.deepcopy(self.given))
         tuner.fine_tune(network, TUNE, round(recipe.epochs_before * tuner.epoch_steps))

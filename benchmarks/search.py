@@ -2,9 +2,9 @@
 How small and fast a network may become for a site, and what finding out costs: `steps` against the paper's `dapr`.
 
     python -m benchmarks.search --data DIR_WITH_cifar100.zip --weights resnet20_cifar100.safetensors
-        [--subset aquatic] [--strategies steps dapr] [--seeds 0] [--ratio 0.333] [--work DIR]
+        [--net cifar:resnet20] [--subset aquatic] [--strategies steps dapr] [--seeds 0] [--ratio 0.333] [--work DIR]
 
-The given ResNet20 was not trained on the site's images: 80 of each class are learnt from, 20 select, the 100 test images of
+The given network was not trained on the site's images: 80 of each class are learnt from, 20 select, the 100 test images of
 each class are asked once at the end. The least latency is looked for at which validation accuracy is at most one point below
 that of the network as given; with `--ratio` a search by steps ends where it is reached. Both strategies tune, rank and
 retrain with the same recipe: 2 epochs before, 12 after (a trial of `steps` has at most 4).
@@ -21,6 +21,7 @@ from benchmarks.cifar import PREPROCESS
 from benchmarks.one_site import OneSite, add_arguments
 from benchmarks.stage import machine, say, table
 from edgetune.learn.compress import Goal, Material, compress
+from edgetune.learn.network import count_parameters
 from edgetune.types import Recipe
 
 
@@ -34,9 +35,10 @@ def main() -> int:
     parser.add_argument("--distillation", type=float, default=0.5)
     arguments = parser.parse_args()
     site = OneSite(arguments)
-    say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads, {arguments.subset}")
+    say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads, {arguments.net}, {arguments.subset}")
     rows = [("strategy", "seed", "test top-1", "parameters", "latency", "trials", "epochs", "seconds", "ended because")]
-    rows.append(("as given", "", f"{site.top1(site.given, site.test):.1%}", "278,324", "1.00x", "", "", "", ""))
+    whole = count_parameters(site.given.module)
+    rows.append(("as given", "", f"{site.top1(site.given, site.test):.1%}", f"{whole:,}", "1.00x", "", "", "", ""))
     for seed in arguments.seeds:
         material = Material(
             training=site.training(seed),
