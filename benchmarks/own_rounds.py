@@ -114,6 +114,10 @@ def play() -> None:
             what = f"{number} {asked.net.removeprefix('cifar:')} {asked.kind.value} {asked.update}, batch {asked.batch}"
             if asked.memory_max_mib is not None:
                 what += f", {asked.memory_max_mib:.0f} MiB"
+            if "forecast" not in told:
+                rows.append((what, "not loaded", str(journal["outcome"]), *[""] * 6))
+                say("  " + "  ".join(rows[-1]))
+                continue
             made = told["forecast"]
             peak, duration = made["peak_mib"], made["duration_s"]
             said = (what, _range(peak, "MiB"))

@@ -246,12 +246,25 @@ class StepPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """What was left of a network when so much of its weights was left, as powers of that share."""
+
+    macs: float
+    kept: float  # activations that autograd keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundFigures:
     """What a finished round took beside its training steps."""
 
     other_s: float  # loading, ranking, exporting, comparing
     other_share: float  # the process's peak in what came after its steps, as a share of that in its steps
     power_w: float | None = None  # of the board while it trained; None: not measured
+    is_reshape: bool = False
+    ranking_share: float | None = (
+        None  # memory that ranking filters took, of what a pass was said to; None: none ranked
+    )
+    cut: Cut | None = None  # None: nothing was cut, or the whole network was not trained before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

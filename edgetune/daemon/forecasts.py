@@ -47,7 +47,15 @@ def learn(
         other_s = trained_s - measured["stepping_s"] - measured["slept_s"]
         power_w = None if trained_j is None or trained_s <= 0 else trained_j / trained_s
         share = measured["other_mib"] / max(peaks)
-        rounds = (*rounds, RoundFigures(other_s=max(0.1, other_s), other_share=share, power_w=power_w))
+        figures = RoundFigures(
+            other_s=max(0.1, other_s),
+            other_share=share,
+            power_w=power_w,
+            is_reshape="pruning" in journal,
+            ranking_share=measured.get("ranking_share"),
+            cut=forecast.cut_of([point.workload for point in points]),
+        )
+        rounds = (*rounds, figures)
     return replace(history, points=(*history.points, *points)[-_POINTS_MAX:], rounds=rounds[-_ROUNDS_MAX:])
 
 

@@ -7,12 +7,13 @@ because a round that passes those is stopped in time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgetune import units
-from edgetune.types import Forecast, Interval
+from edgetune.types import Cut, Forecast, Interval, Workload
 
 LEAST_OTHER_MIB = 40.0  # that any round takes beside what its process held before: a model and its first pass
 
@@ -125,6 +126,19 @@ def spread(values: Sequence[float], prior: Interval) -> Interval:
     ordered = sorted(values)
     middle = ordered[len(ordered) // 2]
     return Interval(low=min(ordered[0], 0.9 * middle), likely=middle, high=max(ordered[-1], 1.1 * middle))
+
+
+def cut_of(workloads: Sequence[Workload]) -> Cut | None:
+    """What a cut between the first and the last of a round's phases left; None: there was none that could be seen."""
+    if len(workloads) < 2:
+        return None
+    whole, left = workloads[0], workloads[-1]
+    weights = left.mega_weights / whole.mega_weights
+    macs = (left.mega_macs + left.grouped_mega_macs) / (whole.mega_macs + whole.grouped_mega_macs)
+    kept = left.kept_mib / whole.kept_mib
+    if not (0 < weights < 1 and 0 < macs < 1 and 0 < kept <= 1):
+        return None
+    return Cut(macs=math.log(macs, weights), kept=math.log(kept, weights))
 
 
 def errors(forecast: Forecast, actual: dict[str, float | None]) -> dict[str, float]:

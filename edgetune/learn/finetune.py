@@ -18,6 +18,7 @@ from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, Integers, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.layout import computing_in
+from edgetune.learn.memory import give_back_memory
 from edgetune.learn.network import Network, load_strictly, state_tensors
 from edgetune.learn.optimiser import Sgd
 from edgetune.learn.partial import Part
@@ -241,6 +242,8 @@ class _Run:
         self._optimiser.forget_gradients()
         value = 0.0
         for part, mine in _parts(shown, labels, phase.accumulation):
+            if phase.accumulation > 1:  # memory is short: what a part leaves in pieces is not to be added to the next
+                give_back_memory()
             with _quick_statistics(self._network.module):
                 loss = self._loss(part, mine) * (len(mine) / len(labels))
             value += loss.item()
@@ -272,7 +275,8 @@ class _Run:
         """Keep the weights if they are the best so far; the top-1, if there is anything to judge on."""
         if len(validation) == 0:
             return []
-        score = validation_score(self._network.module, validation, normaliser, self._phase.batch_size, control)
+        each = math.ceil(self._phase.batch_size / self._phase.accumulation)  # what a step holds at once, and no more
+        score = validation_score(self._network.module, validation, normaliser, each, control)
         if self.is_label_free:  # labels choose nothing either
             self.best_score = score
         elif self.best_score is None or score > self.best_score:

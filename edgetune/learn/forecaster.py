@@ -15,7 +15,7 @@ from torch.nn import functional
 from edgetune.learn.attributes import layers_of, workload
 from edgetune.learn.calibration import Coefficients, Kernel, Physics, StepModel, memory_terms, time_terms
 from edgetune.learn.layout import Layout, arrange, computing_in
-from edgetune.learn.memory import kept_bytes
+from edgetune.learn.memory import give_back_memory, kept_bytes
 from edgetune.learn.optimiser import Sgd
 from edgetune.types import BoardHistory, Interval, StepPoint, Workload
 
@@ -162,12 +162,19 @@ def micro_profile(
     return points
 
 
-def begin_peak() -> None:
-    """Start this process's high-water mark of resident memory anew, where the kernel allows it."""
+def begin_peak() -> bool:
+    """
+    Hand what was freed back to the system and start this process's high-water mark of resident memory anew.
+
+    Returns:
+        Whether the next mark is of what follows alone: glibc and the kernel can both do it.
+    """
+    is_given_back = give_back_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:  # then the mark is the whole process's so far
-        return
+    except OSError:
+        return False
+    return is_given_back
 
 
 def peak_mib() -> float | None:

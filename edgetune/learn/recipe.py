@@ -459,6 +459,7 @@ class _Round:
             "points": [to_plain(point) for point in self._tuner.measured.values()],
             "peak_mib": None if other_mib is None else max(other_mib, self._tuner.peak_mib),
             "other_mib": other_mib,
+            "ranking_share": self._tuner.ranking_share,
             "stepping_s": round(self._tuner.stepping_s, 3),
             "slept_s": round(self._control.slept_s, 3),
         }

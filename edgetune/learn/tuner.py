@@ -72,13 +72,15 @@ class Tuner:
         self.normaliser = Normaliser(preprocess, device)
         self.layout = candidate_layouts(recipe.memory_format, recipe.dtype, device)[0]
         self.scoring_batch = recipe.batch_size  # less, where memory is short
-        self.scoring_mib: float | None = None  # that ranking filters takes; None: nothing is ranked
+        self.scoring_mib: float | None = None  # that ranking filters may take; None: nothing is ranked
+        self.ranking_mib: float | None = None  # that it took
         self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
         self.accumulation = recipe.accumulation
         self.threads = recipe.threads
         self.forecaster = Forecaster(history or BoardHistory(), threads=self.threads)
         self.measured: dict[str, StepPoint] = {}  # of each phase of training so far, by its name
-        self.peak_mib = 0.0  # of this process until the last phase of training ended
+        self._is_peak_own = False  # nothing that came before is in it
+        self.peak_mib = 0.0  # of this process until `_end_peak` was called last
         self.stepping_s = 0.0  # spent in steps, in all phases so far
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
@@ -156,8 +158,7 @@ class Tuner:
             accumulation=self.accumulation,
         )
         self._control.begin_count()
-        self.peak_mib = max(self.peak_mib, peak_mib() or 0.0)
-        begin_peak()
+        self._end_peak()
         with self.updating.partly(network, self.layout.dtype) as (part, teacher):
             work = self.workload(network, part, is_from_cut=part is not None and part.kept is not None)
             score = fine_tune(
@@ -184,11 +185,15 @@ class Tuner:
         each = math.ceil(self._recipe.batch_size / self.accumulation)
         self.measured[name] = replace(
             self.forecaster.point(work, each),
-            peak_mib=None if self.measured else peak_mib(),  # what came before a later phase is in its peak
+            peak_mib=peak_mib() if self._is_peak_own or not self.measured else None,
             step_s=taken_s[len(taken_s) // 2] / self.accumulation if taken_s else None,
         )
+        self._end_peak()
+
+    def _end_peak(self) -> None:
+        """What follows has a peak of its own, where the system lets it."""
         self.peak_mib = max(self.peak_mib, peak_mib() or 0.0)
-        begin_peak()  # what follows has a peak of its own
+        self._is_peak_own = begin_peak()
 
     def prunes_first(self, network: Network) -> str:
         """
@@ -217,6 +222,11 @@ class Tuner:
             self.scoring_batch //= 2
         self.scoring_mib = pass_mib(kept_of_image * self.scoring_batch)
         network.module.train(was_training)
+
+    @property
+    def ranking_share(self) -> float | None:
+        """Of what ranking was said to take, as much as it took; None: one of them is not known."""
+        return None if self.scoring_mib is None or self.ranking_mib is None else self.ranking_mib / self.scoring_mib
 
     def _few(self) -> Batch:
         """Two images: what memory takes grows with their number."""
@@ -289,9 +299,11 @@ class Tuner:
 
     def rank(self, network: Network) -> Ranking:
         """Score all filters on training samples."""
+        self._end_peak()
         network.module.eval()
         groups, criterion = self._groups(network), self._criterion()
         scores = criterion.score(network.module, groups, self._scoring_batches())
+        self.ranking_mib = peak_mib()
         return Ranking(groups, tuple(scores), criterion.adds_up)
 
     def cut(self, network: Network, *, share: float, whole: Size, stopwatch: Stopwatch | None) -> tuple[Shape, Ranking]:

@@ -12,6 +12,7 @@ from edgetune.decide.forecast import (
     LEAST_OTHER_MIB,
     Allowance,
     choose,
+    cut_of,
     errors,
     excess,
     largest,
@@ -20,7 +21,7 @@ from edgetune.decide.forecast import (
     total,
     why_not_loaded,
 )
-from edgetune.types import Forecast, Interval
+from edgetune.types import Forecast, Interval, Workload
 
 
 def about(likely: float, by: float = 1.2) -> Interval:
@@ -123,6 +124,35 @@ def test_what_was_seen_replaces_the_prior() -> None:
     assert spread([], prior) == prior
     assert spread([10.0], prior) == Interval(low=9.0, likely=10.0, high=11.0)
     assert spread([8.0, 10.0, 30.0], prior) == Interval(low=8.0, likely=10.0, high=30.0)
+
+
+def workload(weights: float, macs: float, kept: float) -> Workload:
+    """Of a network."""
+    return Workload(
+        kept_mib=kept, largest_mib=1.0, mega_macs=macs / 2, grouped_mega_macs=macs / 2, layers=3, mega_weights=weights
+    )
+
+
+def test_a_cut_is_told_as_powers_of_the_share_of_weights_that_it_left() -> None:
+    """A quarter of the weights, half of the operations, all activations: powers of a half and of nothing."""
+    cut = cut_of([workload(4.0, 8.0, 2.0), workload(1.0, 4.0, 2.0)])
+    assert cut is not None
+    assert (cut.macs, cut.kept) == (pytest.approx(0.5), pytest.approx(0.0))
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [workload(4.0, 8.0, 2.0)],
+        [workload(4.0, 8.0, 2.0)] * 2,
+        [workload(4.0, 8.0, 2.0), workload(1.0, 8.0, 2.0)],
+        [workload(4.0, 8.0, 2.0), workload(5.0, 4.0, 2.0)],
+        [],
+    ],
+)
+def test_where_nothing_was_cut_there_is_nothing_to_tell(phases: list[Workload]) -> None:
+    """One phase, two of the same network, one with a grown head: no division by nothing."""
+    assert cut_of(phases) is None
 
 
 def test_errors_are_of_what_both_have() -> None:

@@ -24,7 +24,7 @@ from edgetune.learn.network import state_tensors
 from edgetune.learn.planning import Course, Planner, allowance
 from edgetune.learn.recipe import plan_round
 from edgetune.learn.tuner import Tuner
-from edgetune.types import BoardHistory, Forecast, Recipe, RoundFigures, RoundKind, RoundSpec, TrainerOutcome
+from edgetune.types import BoardHistory, Cut, Forecast, Recipe, RoundFigures, RoundKind, RoundSpec, TrainerOutcome
 from edgetune.wire import from_json
 
 TRAINING = noisy_data(46, 1)
@@ -36,9 +36,12 @@ def planned(recipe: Recipe, course: Course = COURSE, **more: object) -> Forecast
     """The plan of a tiny network."""
     control = more.pop("control", RecordingControl())
     history = more.pop("history", BoardHistory())
+    may_measure = bool(more.pop("may_measure", True))
     network = tiny_network()
     tuner = make_tuner(recipe, TRAINING)
-    plan = Planner(tuner, network, recipe=recipe, course=course, history=history, control=control).plan()
+    plan = Planner(tuner, network, recipe=recipe, course=course, history=history, control=control).plan(
+        may_measure=may_measure
+    )
     assert same_bits(network, tiny_network())
     assert (tuner.updating.name, tuner.accumulation) == (plan.update, plan.accumulation)
     return plan
@@ -85,6 +88,32 @@ def test_a_trainer_that_is_slowed_down_takes_longer() -> None:
     slow.obey('{"duty": 0.5}')
     one, other = (planned(AUTO, history=history, control=control).duration_s for control in (fast, slow))
     assert other.likely == pytest.approx(2 * one.likely, rel=0.05)
+
+
+def test_a_round_takes_beside_its_steps_what_rounds_of_its_kind_took() -> None:
+    """Ranking, cutting and timing are no part of an adapt round; where there was none of a kind, any tells."""
+    adapt = RoundFigures(other_s=1000.0, other_share=0.5)
+    reshape = RoundFigures(other_s=5000.0, other_share=0.5, is_reshape=True)
+    cut = replace(COURSE, level=0.5)
+    assert planned(AUTO, history=BoardHistory(rounds=(adapt, reshape))).duration_s.likely < 1500
+    assert planned(AUTO, cut, history=BoardHistory(rounds=(adapt, reshape))).duration_s.likely > 4500
+    assert planned(AUTO, cut, history=BoardHistory(rounds=(adapt,))).duration_s.likely < 1500
+
+
+@pytest.mark.parametrize("level_of", ["parameters", "macs"])
+def test_what_a_cut_leaves_is_learnt_from_the_cuts_there_were(level_of: str) -> None:
+    """Half of the weights were half of the work here, or hardly less of it."""
+
+    def plan(cut: Cut | None) -> Forecast:
+        figures = RoundFigures(other_s=1.0, other_share=0.1, is_reshape=True, cut=cut)
+        recipe = replace(AUTO, batch_size=4096, level_of=level_of)
+        return planned(recipe, replace(COURSE, level=0.5), history=BoardHistory(rounds=(figures,)), may_measure=False)
+
+    thin, wide, unknown = plan(Cut(macs=1.0, kept=1.0)), plan(Cut(macs=1.0, kept=0.1)), plan(None)
+    assert thin.peak_mib.likely < wide.peak_mib.likely
+    assert unknown.peak_mib.high / unknown.peak_mib.likely > wide.peak_mib.high / wide.peak_mib.likely
+    if level_of == "parameters":
+        assert plan(Cut(macs=1.0, kept=0.1)).step_s.likely < plan(Cut(macs=0.1, kept=0.1)).step_s.likely
 
 
 def test_power_that_was_measured_makes_an_energy_and_a_refusal() -> None:
@@ -213,7 +242,8 @@ def test_a_finished_round_says_what_it_took(site: Site) -> None:
     assert tune["workload"]["mega_weights"] > retrain["workload"]["mega_weights"]
     assert tune["step_s"] > 0
     assert measured["peak_mib"] >= tune["peak_mib"]  # type: ignore[index]
-    assert retrain["peak_mib"] is None  # ranking came before it
+    assert retrain["peak_mib"] is None or measured["peak_mib"] >= retrain["peak_mib"] > 0  # by what the system lets see
+    assert 0.2 < measured["ranking_share"] < 5  # type: ignore[index]
 
 
 def test_a_round_in_parts_of_a_step_goes_on_after_stops_to_the_same_bits(site: Site) -> None:
