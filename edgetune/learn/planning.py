@@ -9,13 +9,14 @@ from statistics import fmean
 
 import psutil
 
-from edgetune.decide.forecast import LEAST_OTHER_MIB, Allowance, choose, largest, spread, times, total
+from edgetune.decide.forecast import LEAST_OTHER_MIB, Allowance, choose, largest, spread, times, total, why_not_loaded
+from edgetune.errors import WillNotFitError
 from edgetune.learn.control import Control
 from edgetune.learn.network import Network
 from edgetune.learn.tuner import Tuner
-from edgetune.types import BoardHistory, Cut, Forecast, Interval, Recipe, Workload
+from edgetune.types import BoardHistory, Cut, Forecast, Interval, Manifest, Recipe, RoundSpec, Workload
 
-_MIB = 2**20
+_MIB, _FLOAT_BYTES = 2**20, 4
 _SMALLEST_BATCH = 8  # a batch norm's statistics of fewer images are noise
 _SURE = 1.25  # high over likely of a step's seconds: a board that is known better needs no micro-profile
 FEWEST_ROUNDS = 3  # of which the same is said
@@ -86,6 +87,34 @@ def allowance(recipe: Recipe) -> Allowance:
         duration_s=recipe.time_max_s,
         energy_j=recipe.energy_max_j,
     )
+
+
+def refuse_to_load(spec: RoundSpec, recipe: Recipe, source: Manifest, *, bare_mib: float) -> None:
+    """
+    End a round whose images and model there is no room for.
+
+    Args:
+        spec: of the round.
+        recipe: of the round.
+        source: the version that it begins with.
+        bare_mib: resident memory of this process now, with its libraries alone.
+
+    Raises:
+        WillNotFitError: with the number that does not fit.
+    """
+    size = source.preprocess
+    loaded_bytes = len(spec.samples) * size.height * size.width * 3 + source.cost.parameters * _FLOAT_BYTES
+    if why := why_not_loaded(bare_mib, recipe.memory_max_mib, loaded_bytes / _MIB):
+        raise WillNotFitError(f"the round does not fit: {why}")
+
+
+def is_hopeless(network: Network, tuner: Tuner, recipe: Recipe, history: BoardHistory) -> bool:
+    """Whether not even a try in the smallest batch fits into the memory, so that nothing may be tried."""
+    if recipe.memory_max_mib is None:
+        return False
+    least = tuner.least_mib(network)
+    is_known = len(history.rounds) >= FEWEST_ROUNDS  # else measuring may bring the upper end down
+    return recipe.memory_max_mib < (least.high if is_known else least.likely)
 
 
 class Planner:

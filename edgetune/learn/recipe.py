@@ -20,7 +20,6 @@ from pathlib import Path
 
 import psutil
 
-from edgetune.decide.forecast import why_not_loaded
 from edgetune.errors import WillNotFitError
 from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
@@ -41,7 +40,7 @@ from edgetune.learn.network import (
     state_tensors,
     widen_head,
 )
-from edgetune.learn.planning import FEWEST_ROUNDS, Course, Planner, Steps, steps_of
+from edgetune.learn.planning import Course, Planner, Steps, is_hopeless, refuse_to_load, steps_of
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.rehearsal import (
     LOGITS_FILE,
@@ -65,7 +64,6 @@ from edgetune.types import Cost, Forecast, Manifest, Pruning, RoundKind, RoundSp
 from edgetune.wire import to_json, to_plain
 
 _PRUNE, _FINISH = "prune", "finish"
-_MIB, _FLOAT_BYTES = 2**20, 4
 _TRIALS = 4  # of a search that finds what it looks for
 
 
@@ -132,8 +130,9 @@ class _Round:
         self._recipe = recipe = settle(spec.recipe, self._source.architecture)
         self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
         self._journal["starts"] = self._journal.get("starts", 0) + 1
-        self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / _MIB, 1))
-        self._refuse_what_cannot_be_loaded()
+        self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / 2**20, 1))
+        self._journal.write()
+        refuse_to_load(spec, recipe, self._source, bare_mib=self._journal["bare_mib"])
         is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
@@ -215,8 +214,9 @@ class _Round:
 
     def _load_network(self) -> Network:
         """The source version with its head widened; proven prunable when it is to be pruned."""
+        recipe = self._recipe
         network = self._tuner.place(self._load(self._source))
-        if self._journal.forecast is None and self._is_hopeless(network):
+        if self._journal.forecast is None and is_hopeless(network, self._tuner, recipe, self._spec.history):
             self._plan(network, may_measure=False)
             self._refuse_what_does_not_fit()
         if self._is_pruned:
@@ -241,23 +241,6 @@ class _Round:
             self._plan(network)
         self._refuse_what_does_not_fit()
         return network
-
-    def _refuse_what_cannot_be_loaded(self) -> None:
-        size = self._source.preprocess
-        image_bytes = len(self._spec.samples) * size.height * size.width * 3
-        loaded_mib = (image_bytes + self._source.cost.parameters * _FLOAT_BYTES) / _MIB
-        if why := why_not_loaded(self._journal["bare_mib"], self._recipe.memory_max_mib, loaded_mib):
-            self._journal.write()
-            raise WillNotFitError(f"the round does not fit: {why}")
-
-    def _is_hopeless(self, network: Network) -> bool:
-        """Whether not even a try in the smallest batch fits into the memory, so that nothing may be tried."""
-        most_mib = self._recipe.memory_max_mib
-        if most_mib is None:
-            return False
-        least = self._tuner.least_mib(network)
-        is_known = len(self._spec.history.rounds) >= FEWEST_ROUNDS  # else measuring may bring the upper end down
-        return most_mib < (least.high if is_known else least.likely)
 
     def _refuse_what_does_not_fit(self) -> None:
         plan = self._forecast()
