@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Coroutine
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TypeVar
 
 from edgetune.clock import Clock
-from edgetune.daemon.parts import StoreThread
+from edgetune.daemon.parts import Events, StoreThread
+from edgetune.errors import EdgetuneError, NoModelError
 from edgetune.store.history import History
 from edgetune.types import Verdict, VerdictKind
 from edgetune.wire import from_json
@@ -23,12 +25,14 @@ class Looks:
 
     Attributes:
         task: the look under way, or the last one until the next tick.
+        trouble: what the last look met; empty: nothing.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, events: Events) -> None:
+        self._clock, self._events = clock, events
         self._looked_s = clock.now_s()
         self.task: asyncio.Task[None] | None = None
+        self.trouble = ""
 
     def tick(
         self,
@@ -48,6 +52,20 @@ class Looks:
         if look is not None and is_idle and self._clock.now_s() - self._looked_s >= interval_s:
             self._looked_s = self._clock.now_s()
             self.task = asyncio.create_task(look())
+
+    @contextlib.asynccontextmanager
+    async def expecting(self, event: str, what: str) -> AsyncIterator[None]:
+        """Around a look: what is expected to fail is told once, as long as it is the same, and tried again."""
+        try:
+            yield
+        except NoModelError:
+            pass  # another version is served by now, or none: the next look is about that
+        except (EdgetuneError, OSError) as error:
+            if str(error) != self.trouble:
+                await self._events.emit(event, f"{what}: {error}", level=logging.WARNING)
+            self.trouble = str(error)
+        else:
+            self.trouble = ""
 
     async def close(self) -> None:
         """Give a look up; what it did not keep is asked again."""

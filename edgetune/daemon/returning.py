@@ -89,8 +89,7 @@ class Returning:
         self._image_limits = image_limits
         self._memory = Memory()
         self._factory: int | None = None
-        self._looks = Looks(clock)
-        self._trouble = ""
+        self._looks = Looks(clock, events)
 
     async def load(self) -> None:
         """Go on from where the last run was."""
@@ -151,7 +150,9 @@ class Returning:
     async def _look(self, policy: ReturnPolicy) -> None:
         """Ask about the next images and draw the conclusion; what is expected to fail is tried again at the next look."""
         before = self._memory
-        try:
+        async with self._looks.expecting(
+            "class.unwatched", "the factory model cannot be asked whether absent classes are back"
+        ):
             new = [
                 await self._store(
                     questions.after, self._buffer, up_to, is_labelled=is_labelled, newest=policy.window, limit=_BATCH
@@ -168,15 +169,6 @@ class Returning:
             )
             # More controls wait: what they will say is not known yet.
             await self._conclude(after, policy, is_judged=len(new[1]) < _BATCH)
-        except NoModelError:
-            pass  # another version is served by now, or none: the next look is about that
-        except (EdgetuneError, OSError) as error:
-            if str(error) != self._trouble:
-                text = f"the factory model cannot be asked whether absent classes are back: {error}"
-                await self._events.emit("class.unwatched", text, level=logging.WARNING)
-            self._trouble = str(error)
-        else:
-            self._trouble = ""
 
     async def _ask_about(self, samples: Sequence[int], policy: ReturnPolicy) -> dict[int, str | None]:
         """Sample -> the absent class that was sighted in it."""
@@ -279,5 +271,5 @@ class Returning:
             "returned": [
                 {"class": label, "count": count, "looked_at": of} for label, (count, of) in memory.returned.items()
             ],
-            "trouble": self._trouble,
+            "trouble": self._looks.trouble,
         }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +24,7 @@ from edgetune.decide import drift
 from edgetune.decide.drift import DriftPolicy, Shift, Watched
 from edgetune.decide.estimate import Answered, Estimate, Unknown, calibrate, estimate, probabilities
 from edgetune.decide.trigger import Concern
-from edgetune.errors import EdgetuneError, ImageError, NoModelError
+from edgetune.errors import ImageError, NoModelError
 from edgetune.images import ImageLimits
 from edgetune.store import answers, questions
 from edgetune.store.answers import AnsweredSample
@@ -85,8 +84,7 @@ class Watching:
         self._sharpness = 1.0
         self._settled: tuple[int, ...] = ()  # outputs of the version that are not provisional
         self._estimated: tuple[Any, ...] = ()  # what the estimate was made from
-        self._looks = Looks(clock)
-        self._trouble = ""
+        self._looks = Looks(clock, events)
 
     async def load(self) -> None:
         """Go on from where the last run was."""
@@ -153,21 +151,12 @@ class Watching:
         """Let the model answer the next images and draw the conclusions; what is expected to fail is tried again."""
         version = self._memory.version
         assert version is not None
-        try:
+        async with self._looks.expecting("model.unwatched", "the served model cannot be watched"):
             samples = await self._store(self._next, version, policy)
             said = [(sample, await self._ask(sample, version)) for sample in samples]
             if said and self._memory.version == version:
                 await self._keep(said, policy)
             await self._estimate(policy)
-        except NoModelError:
-            pass  # another version is served by now, or none: the next look is about that
-        except (EdgetuneError, OSError) as error:
-            if str(error) != self._trouble:
-                text = f"the served model cannot be watched: {error}"
-                await self._events.emit("model.unwatched", text, level=logging.WARNING)
-            self._trouble = str(error)
-        else:
-            self._trouble = ""
 
     def _next(self, version: int, policy: WatchPolicy) -> list[int]:
         """Half of them labelled, as long as there are any: without them nothing can be estimated."""
@@ -295,7 +284,7 @@ class Watching:
             "shift": None if shift is None else {**asdict(shift), "reason": shift.reason},
             "reference": len(self._memory.watched.reference),
             "reference_wanted": policy.drift.warm_up if policy is not None and policy.drift is not None else None,
-            "trouble": self._trouble,
+            "trouble": self._looks.trouble,
         }
 
 
