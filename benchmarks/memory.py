@@ -3,19 +3,23 @@ What the training of a round takes of memory: as forecast, as measured, and with
 
     python -m benchmarks.memory [--nets cifar:resnet20 cifar:mobilenet_v2 cifar:squeezenet] [--batches 64 128]
         [--level 75] [--threads 1]
+    python -m benchmarks.memory --bare
 
 Random weights and noise: memory does not look at values. Every figure is of a fresh process: resident memory's high-water
 mark (VmHWM) after three training steps of the whole network, and of a round's phases in both orders at one level of
 parameters: tune_first (train the whole network, score, cut, train what is left) and prune_first (score in batches that fit
-into what the smaller network will take, cut, train).
+into what the smaller network will take, cut, train). --bare: what making torch's own optimiser takes, which imports torch's
+compiler, and what making this project's does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 
 import numpy as np
+import psutil
 import torch
 
 from benchmarks.data_aware import begin, peak_mib
@@ -23,7 +27,9 @@ from benchmarks.fresh import CLASSES, in_fresh_process, noise
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
 from edgetune.learn.forecaster import Forecaster
+from edgetune.learn.layout import pin_torch
 from edgetune.learn.network import new_network
+from edgetune.learn.optimiser import Sgd
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
 from edgetune.types import BoardHistory, Preprocess, Recipe
 
@@ -62,6 +68,28 @@ def measure(
     return {"forecast": round(forecast), "peak": max(tuner.peak_mib, peak_mib()), "scoring_batch": tuner.scoring_batch}
 
 
+def bare(*, optimiser: str) -> dict[str, float]:
+    """In this process: what making an optimiser takes, torch's own or this project's, and the seconds of it."""
+    before_mib, began_s = psutil.Process().memory_info().rss / 2**20, time.monotonic()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    if optimiser == "torch":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    else:
+        pin_torch(1, {})
+        Sgd({"weight": weight}, learning_rate=0.1, momentum=0.9)
+    taken_s = time.monotonic() - began_s
+    return {"before": before_mib, "after": psutil.Process().memory_info().rss / 2**20, "seconds": taken_s}
+
+
+def show_bare() -> None:
+    """Three fresh processes each."""
+    for _ in range(3):
+        for optimiser in ("torch", "edgetune"):
+            found = in_fresh_process("benchmarks.memory", optimiser=optimiser)
+            say(f"  {optimiser}: {found['before']:.0f} -> {found['after']:.0f} MiB, {found['seconds']:.2f} s")
+
+
 def main() -> int:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,10 +97,17 @@ def main() -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--level", type=float, default=75)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--bare", action="store_true", help="what an optimiser takes before its first step, nothing else"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        say(json.dumps(measure(**json.loads(arguments.one))))
+        asked = json.loads(arguments.one)
+        say(json.dumps(bare(**asked) if "optimiser" in asked else measure(**asked)))
+        return 0
+    if arguments.bare:
+        show_bare()
         return 0
     say(f"{machine()}, {arguments.threads} threads, level {arguments.level:g} % of the parameters")
     rows = [("net", "batch", "forecast", "whole", "tune_first", "prune_first", "scored in batches of")]
