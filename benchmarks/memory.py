@@ -22,11 +22,10 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.data_aware import begin, peak_mib
 from benchmarks.fresh import CLASSES, in_fresh_process, noise
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
-from edgetune.learn.forecaster import Forecaster
+from edgetune.learn.forecaster import Forecaster, process_peak_mib
 from edgetune.learn.layout import pin_torch
 from edgetune.learn.network import new_network
 from edgetune.learn.optimiser import Sgd
@@ -57,7 +56,6 @@ def measure(
     network.module.zero_grad(set_to_none=True)
     tuner.forecaster = Forecaster(BoardHistory(), threads=threads)  # the libraries are there by now
     forecast = tuner.forecaster.peak_mib(tuner.workload(network), batch).likely
-    begin()
     if order != "whole":
         why = tuner.prunes_first(network)
         if not why:
@@ -65,7 +63,7 @@ def measure(
         shape, _ = tuner.cut(network, share=1 - level / 100, whole=size_of(network, SIZE), stopwatch=None)
         network = shape.network
     tuner.fine_tune(network, RETRAIN, STEPS)
-    return {"forecast": round(forecast), "peak": max(tuner.peak_mib, peak_mib()), "scoring_batch": tuner.scoring_batch}
+    return {"forecast": round(forecast), "peak": process_peak_mib() or 0.0, "scoring_batch": tuner.scoring_batch}
 
 
 def bare(*, optimiser: str) -> dict[str, float]:

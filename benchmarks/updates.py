@@ -19,7 +19,6 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.data_aware import begin, peak_mib
 from benchmarks.fresh import CLASSES, in_fresh_process, noise
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
@@ -51,13 +50,12 @@ def measure(
         0
     ]  # a network that latents do not suit has its tail trained
     before_mib = psutil.Process().memory_info().rss / 2**20
-    begin()
     began_s = time.monotonic()
     tuner.fine_tune(network, RETRAIN, steps)
     return {
         "update": taken,
         "seconds": time.monotonic() - began_s,
-        "mib": max(tuner.peak_mib, peak_mib()) - before_mib,
+        "mib": (tuner.measured[RETRAIN].peak_mib or 0.0) - before_mib,
         "images_a_second": steps * batch / (time.monotonic() - began_s),
     }
 

@@ -43,7 +43,8 @@ def learn(
     points = tuple(from_json(StepPoint, json.dumps(point)) for point in measured["points"])
     rounds = history.rounds
     peaks = [point.peak_mib for point in points if point.peak_mib]
-    if journal.get("starts") == 1 and peaks and measured.get("other_mib"):  # of a round in pieces some is not told
+    # Of a round in pieces, and of one that searched, it is not known what they took beside their steps.
+    if journal.get("starts") == 1 and "search" not in journal and peaks and measured.get("other_mib"):
         other_s = trained_s - measured["stepping_s"] - measured["slept_s"]
         power_w = None if trained_j is None or trained_s <= 0 else trained_j / trained_s
         share = measured["other_mib"] / max(peaks)
@@ -51,7 +52,7 @@ def learn(
             other_s=max(0.1, other_s),
             other_share=share,
             power_w=power_w,
-            is_reshape="pruning" in journal,
+            is_reshape="pruned_first" in journal,
             ranking_share=measured.get("ranking_share"),
             cut=forecast.cut_of([point.workload for point in points]),
         )
@@ -75,7 +76,7 @@ def compare(journal: Mapping[str, Any], *, trained_s: float, trained_j: float | 
         step_s = measured["points"][-1]["step_s"] if measured["points"] else None
         actual = {
             "peak_mib": measured["peak_mib"],
-            "step_s": None if step_s is None else step_s * made.accumulation,
+            "step_s": None if step_s is None else step_s * forecast.in_parts(made.accumulation),
             "duration_s": round(trained_s, 1),
             "energy_j": trained_j,
         }

@@ -63,6 +63,11 @@ class LabelledImages:
             yield self.images(positions), self.labels[positions]
 
 
+def held_bytes(count: int, preprocess: Preprocess) -> int:
+    """Of so many samples, as they are kept in memory."""
+    return min(count * preprocess.height * preprocess.width * 3, MEMORY_MAX_BYTES)
+
+
 def load_samples(
     buffer_path: Path,
     samples: Sequence[FrozenSample],

@@ -162,6 +162,15 @@ def micro_profile(
     return points
 
 
+class _Before:
+    """What was before the mark was started anew: as the mark itself, of the whole process."""
+
+    highest_mib = 0.0
+
+
+_before = _Before()
+
+
 def begin_peak() -> bool:
     """
     Hand what was freed back to the system and start this process's high-water mark of resident memory anew.
@@ -169,6 +178,7 @@ def begin_peak() -> bool:
     Returns:
         Whether the next mark is of what follows alone: glibc and the kernel can both do it.
     """
+    _before.highest_mib = process_peak_mib() or 0.0
     is_given_back = give_back_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -178,9 +188,15 @@ def begin_peak() -> bool:
 
 
 def peak_mib() -> float | None:
-    """The high-water mark; None where the system does not tell."""
+    """The high-water mark since `begin_peak`; None where the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def process_peak_mib() -> float | None:
+    """The most that this process has held, however often the mark was started anew; None where the system does not tell."""
+    since_mib = peak_mib()
+    return None if since_mib is None else max(_before.highest_mib, since_mib)

@@ -9,12 +9,23 @@ from statistics import fmean
 
 import psutil
 
-from edgetune.decide.forecast import LEAST_OTHER_MIB, Allowance, choose, largest, spread, times, total, why_not_loaded
+from edgetune.decide.forecast import (
+    LEAST_OTHER_MIB,
+    Allowance,
+    choose,
+    in_parts,
+    largest,
+    spread,
+    times,
+    total,
+    why_not_loaded,
+)
 from edgetune.errors import WillNotFitError
 from edgetune.learn.control import Control
+from edgetune.learn.data import held_bytes
 from edgetune.learn.network import Network
 from edgetune.learn.tuner import Tuner
-from edgetune.types import BoardHistory, Cut, Forecast, Interval, Manifest, Recipe, RoundSpec, Workload
+from edgetune.types import BoardHistory, Cut, Forecast, Interval, Manifest, Recipe, Workload
 
 _MIB, _FLOAT_BYTES = 2**20, 4
 _SMALLEST_BATCH = 8  # a batch norm's statistics of fewer images are noise
@@ -31,7 +42,6 @@ _CUT = Cut(macs=0.5, kept=0.3)  # where no round has told
 _NEW_CUT_PEAK = Interval(low=0.95, likely=1.1, high=1.35)
 _CUT_PEAK = Interval(low=0.95, likely=1.0, high=1.2)
 _ENDS = ("low", "likely", "high")
-_IN_PARTS = 1.3  # a step in parts gives memory back before each: 1.2 to 1.5 times as long on two shared x86 cores
 _FORWARD = 1 / 3  # of a training step's work
 
 
@@ -89,21 +99,20 @@ def allowance(recipe: Recipe) -> Allowance:
     )
 
 
-def refuse_to_load(spec: RoundSpec, recipe: Recipe, source: Manifest, *, bare_mib: float) -> None:
+def refuse_to_load(images: int, recipe: Recipe, source: Manifest, *, bare_mib: float) -> None:
     """
     End a round whose images and model there is no room for.
 
     Args:
-        spec: of the round.
+        images: that are loaded at least.
         recipe: of the round.
         source: the version that it begins with.
-        bare_mib: resident memory of this process now, with its libraries alone.
+        bare_mib: resident memory of the round's process with its libraries alone.
 
     Raises:
         WillNotFitError: with the number that does not fit.
     """
-    size = source.preprocess
-    loaded_bytes = len(spec.samples) * size.height * size.width * 3 + source.cost.parameters * _FLOAT_BYTES
+    loaded_bytes = held_bytes(images, source.preprocess) + source.cost.parameters * _FLOAT_BYTES
     if why := why_not_loaded(bare_mib, recipe.memory_max_mib, loaded_bytes / _MIB):
         raise WillNotFitError(f"the round does not fit: {why}")
 
@@ -135,6 +144,7 @@ class Planner:
     ) -> None:
         self._tuner, self._network, self._recipe, self._course = tuner, network, recipe, course
         self._rounds, self._control = history.rounds, control
+        self._has_cut = any(figures.is_reshape for figures in history.rounds)
         self._cuts = [figures.cut for figures in history.rounds if figures.cut is not None]
         self._board = tuner.forecaster
         self._whole = tuner.workload(network)
@@ -170,9 +180,7 @@ class Planner:
     def _forecast(self, name: str, work: Workload, accumulation: int) -> Forecast:
         each = math.ceil(self._recipe.batch_size / accumulation)
         cut = _narrower(work, 1 - self._course.level, self._recipe.level_of, self._cuts)
-        per_step = accumulation * (1 + (_FORWARD if self._course.is_taught else 0.0))
-        if accumulation > 1:
-            per_step *= _IN_PARTS
+        per_step = in_parts(accumulation) * (1 + (_FORWARD if self._course.is_taught else 0.0))
         duration = self._duration(name, cut, each, per_step)
         watts = [figures.power_w for figures in self._rounds if figures.power_w is not None]
         return Forecast(
@@ -192,14 +200,17 @@ class Planner:
     def _peak(self, cut: Workload, each: int) -> Interval:
         steps = [self._board.peak_mib(cut, each)]
         if self._course.level:
-            steps = [times(steps[0], _CUT_PEAK if self._cuts else _NEW_CUT_PEAK)]
+            steps = [times(steps[0], _CUT_PEAK if self._has_cut else _NEW_CUT_PEAK)]
         if self._course.before:
             steps.append(self._board.peak_mib(self._whole, each))
         rest, step = self._board.rest_mib, largest(steps)
         least = Interval(low=rest + _OTHER_MIB.low, likely=rest + _OTHER_MIB.likely, high=rest + _OTHER_MIB.high)
         shares = [figures.other_share for figures in self._rounds]
         ranked = [figures.ranking_share for figures in self._rounds if figures.ranking_share is not None]
-        ranking = times(spread(ranked, _RANKING), self._tuner.scoring_mib or 0.0)  # gates keep more than a step does
+        # Gates keep more than a step does. Batches were halved by the same upper end.
+        ranking = times(
+            replace(spread(ranked, _RANKING), high=self._tuner.ranking_high), self._tuner.scoring_mib or 0.0
+        )
         probing = self._board.peak_mib(self._whole, self._tuner.probing_batch(self._network))
         return largest(
             [step, least, ranking, probing, times(step, spread(shares, Interval(low=0.0, likely=0.0, high=1.0)))]
@@ -233,7 +244,9 @@ def _narrower(work: Workload, share: float, level_of: str, cuts: Sequence[Cut]) 
     """
     macs_power, kept_power = (fmean(getattr(c, name) for c in cuts or [_CUT]) for name in ("macs", "kept"))
     is_counted = level_of == "parameters"
-    macs, kept = (share**macs_power, share**kept_power) if is_counted else (share, share ** (kept_power / macs_power))
+    macs, kept = (
+        (share**macs_power, share**kept_power) if is_counted else (share, share ** min(kept_power / macs_power, 1.5))
+    )
     return replace(
         work,
         kept_mib=work.kept_mib * kept,

@@ -27,7 +27,7 @@ from edgetune.learn.control import Control, left_whole_words
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.doubts import contradicted_by
-from edgetune.learn.forecaster import peak_mib
+from edgetune.learn.forecaster import peak_mib, process_peak_mib
 from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.journal import Journal
@@ -60,7 +60,7 @@ from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file
 from edgetune.store.models import version_name
-from edgetune.types import Cost, Forecast, Manifest, Pruning, RoundKind, RoundSpec, Split
+from edgetune.types import BoardHistory, Cost, Forecast, Manifest, Pruning, RoundKind, RoundSpec, Split
 from edgetune.wire import to_json, to_plain
 
 _PRUNE, _FINISH = "prune", "finish"
@@ -105,7 +105,7 @@ def plan_round(round_dir: Path, spec: RoundSpec, control: Control) -> Forecast:
     Only forecast a round, and whether it fits; see `run_round`. Its journal says the rest.
 
     Raises:
-        RoundError, ModelError: as the round would end by itself; not for want of room.
+        RoundError, ModelError: as the round would end by itself; for want of room only where nothing can even be loaded.
     """
     control.phase("load")
     round_ = _Round(round_dir, spec, control)
@@ -122,7 +122,8 @@ class _Round:
         self._dir = round_dir
         self._spec = spec
         self._control = control
-        self._digest = hashlib.sha256(to_json(spec)).hexdigest()
+        # The history only says how a round is run, which the journal keeps once it is begun.
+        self._digest = hashlib.sha256(to_json(replace(spec, history=BoardHistory()))).hexdigest()
         self._journal = Journal(round_dir, self._digest)
         self._base = needed_manifest(spec, spec.base_version)
         self._factory = needed_manifest(spec, spec.factory_version)
@@ -132,7 +133,9 @@ class _Round:
         self._journal["starts"] = self._journal.get("starts", 0) + 1
         self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / 2**20, 1))
         self._journal.write()
-        refuse_to_load(spec, recipe, self._source, bare_mib=self._journal["bare_mib"])
+        least = keep_replayed(spec.samples, new_classes(spec, self._base), ())  # replayed ones are chosen later
+        count = sum(sample.label is not None for sample in least)
+        refuse_to_load(count, recipe, self._source, bare_mib=self._journal["bare_mib"])
         is_begun = "samples" in self._journal
         self._is_searched = self._is_pruned and recipe.search != "none"
         if "search" in self._journal:
@@ -440,7 +443,7 @@ class _Round:
         other_mib = peak_mib()
         self._journal["measured"] = {
             "points": [to_plain(point) for point in self._tuner.measured.values()],
-            "peak_mib": None if other_mib is None else max(other_mib, self._tuner.peak_mib),
+            "peak_mib": process_peak_mib(),
             "other_mib": other_mib,
             "ranking_share": self._tuner.ranking_share,
             "stepping_s": round(self._tuner.stepping_s, 3),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgetune.decide.forecast import in_parts
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
@@ -74,13 +75,13 @@ class Tuner:
         self.scoring_batch = recipe.batch_size  # less, where memory is short
         self.scoring_mib: float | None = None  # that ranking filters may take; None: nothing is ranked
         self.ranking_mib: float | None = None  # that it took
+        shares = [figures.ranking_share for figures in (history or BoardHistory()).rounds]
+        self.ranking_high = max([1.0, *filter(None, shares)])  # of `scoring_mib`, the most that ranking has taken here
         self.updating = Updating(training, self.normaliser, teacher, scratch=scratch, beat=control.beat)
         self.accumulation = recipe.accumulation
         self.threads = recipe.threads
         self.forecaster = Forecaster(history or BoardHistory(), threads=self.threads)
         self.measured: dict[str, StepPoint] = {}  # of each phase of training so far, by its name
-        self._is_peak_own = False  # nothing that came before is in it
-        self.peak_mib = 0.0  # of this process until `_end_peak` was called last
         self.stepping_s = 0.0  # spent in steps, in all phases so far
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
@@ -158,7 +159,7 @@ class Tuner:
             accumulation=self.accumulation,
         )
         self._control.begin_count()
-        self._end_peak()
+        is_peak_own = begin_peak()
         with self.updating.partly(network, self.layout.dtype) as (part, teacher):
             work = self.workload(network, part, is_from_cut=part is not None and part.kept is not None)
             score = fine_tune(
@@ -175,25 +176,20 @@ class Tuner:
                 by_labels=self.by_labels,
                 part=part,
             )
-        self._measure(name, work)
+        self._measure(name, work, is_peak_own=is_peak_own)
         return score
 
-    def _measure(self, name: str, work: Workload) -> None:
+    def _measure(self, name: str, work: Workload, *, is_peak_own: bool) -> None:
         """Note what the phase that has just ended took, for this board's next forecasts."""
         taken_s = sorted(self._control.steps_s)
         self.stepping_s += sum(taken_s)
         each = math.ceil(self._recipe.batch_size / self.accumulation)
         self.measured[name] = replace(
             self.forecaster.point(work, each),
-            peak_mib=peak_mib() if self._is_peak_own or not self.measured else None,
-            step_s=taken_s[len(taken_s) // 2] / self.accumulation if taken_s else None,
+            peak_mib=peak_mib() if is_peak_own or not self.measured else None,
+            step_s=taken_s[len(taken_s) // 2] / in_parts(self.accumulation) if taken_s else None,
         )
-        self._end_peak()
-
-    def _end_peak(self) -> None:
-        """What follows has a peak of its own, where the system lets it."""
-        self.peak_mib = max(self.peak_mib, peak_mib() or 0.0)
-        self._is_peak_own = begin_peak()
+        begin_peak()  # what follows has a peak of its own
 
     def prunes_first(self, network: Network) -> str:
         """
@@ -218,7 +214,7 @@ class Tuner:
         was_training = network.module.training
         batch = self._few()
         kept_of_image = self._kept_by_scoring(network, batch) / len(batch[0])
-        while self._can_halve() and pass_mib(kept_of_image * self.scoring_batch) > most_mib:
+        while self._can_halve() and self.ranking_high * pass_mib(kept_of_image * self.scoring_batch) > most_mib:
             self.scoring_batch //= 2
         self.scoring_mib = pass_mib(kept_of_image * self.scoring_batch)
         network.module.train(was_training)
@@ -299,11 +295,11 @@ class Tuner:
 
     def rank(self, network: Network) -> Ranking:
         """Score all filters on training samples."""
-        self._end_peak()
+        is_peak_own = begin_peak()
         network.module.eval()
         groups, criterion = self._groups(network), self._criterion()
         scores = criterion.score(network.module, groups, self._scoring_batches())
-        self.ranking_mib = peak_mib()
+        self.ranking_mib = peak_mib() if is_peak_own else None
         return Ranking(groups, tuple(scores), criterion.adds_up)
 
     def cut(self, network: Network, *, share: float, whole: Size, stopwatch: Stopwatch | None) -> tuple[Shape, Ranking]:

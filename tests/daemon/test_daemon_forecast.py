@@ -184,6 +184,16 @@ def test_a_history_is_bounded_and_an_unreadable_one_is_none() -> None:
     assert forecasts.learn(history, {}, trained_s=1.0, trained_j=None) == history
 
 
+def test_a_search_teaches_no_time_of_a_kind_of_rounds() -> None:
+    """What it took is not beside the steps of a round: it is the steps of its trials."""
+    searched = forecasts.learn(BoardHistory(), {**JOURNAL, "search": {}}, trained_s=7000.0, trained_j=None)
+    assert (len(searched.points), searched.rounds) == (1, ())
+    reshape, adapt = ({**JOURNAL, "pruned_first": ""}, JOURNAL)
+    for journal, is_reshape in ((reshape, True), (adapt, False)):
+        (figures,) = forecasts.learn(BoardHistory(), journal, trained_s=10.0, trained_j=None).rounds
+        assert figures.is_reshape is is_reshape
+
+
 def test_a_bare_trainer_is_known_from_any_round_and_counts_where_memory_is_limited() -> None:
     """The last round's word holds, also of one that was refused: another torch may take less."""
     history = forecasts.learn(BoardHistory(), {"bare_mib": 300.0}, trained_s=1.0, trained_j=None)

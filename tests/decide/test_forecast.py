@@ -15,6 +15,7 @@ from edgetune.decide.forecast import (
     cut_of,
     errors,
     excess,
+    in_parts,
     largest,
     spread,
     times,
@@ -147,12 +148,27 @@ def test_a_cut_is_told_as_powers_of_the_share_of_weights_that_it_left() -> None:
         [workload(4.0, 8.0, 2.0)] * 2,
         [workload(4.0, 8.0, 2.0), workload(1.0, 8.0, 2.0)],
         [workload(4.0, 8.0, 2.0), workload(5.0, 4.0, 2.0)],
+        [workload(4.0, 8.0, 2.0), workload(3.9, 4.0, 2.0)],
+        [workload(0.0, 8.0, 2.0), workload(0.0, 4.0, 2.0)],
         [],
     ],
 )
 def test_where_nothing_was_cut_there_is_nothing_to_tell(phases: list[Workload]) -> None:
-    """One phase, two of the same network, one with a grown head: no division by nothing."""
+    """One phase, two of the same network, a grown head, hardly a weight less, none at all: no division by nothing."""
     assert cut_of(phases) is None
+
+
+def test_the_powers_of_an_odd_cut_stay_within_reason() -> None:
+    """Nine tenths of the weights and a tenth of the work: as a power of a small share it would forecast nothing at all."""
+    cut = cut_of([workload(10.0, 100.0, 10.0), workload(9.0, 10.0, 1.0)])
+    assert cut is not None
+    assert (cut.macs, cut.kept) == (2.0, 2.0)
+
+
+def test_a_step_in_parts_takes_longer_than_its_parts() -> None:
+    """Memory is given back between them; a whole step is one."""
+    assert in_parts(1) == 1.0
+    assert in_parts(4) > 4.0
 
 
 def test_errors_are_of_what_both_have() -> None:

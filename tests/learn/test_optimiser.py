@@ -70,7 +70,7 @@ def test_a_buffer_is_not_shared_with_the_checkpoint_it_came_from() -> None:
 
 
 def test_no_round_loads_torchs_compiler(tmp_path: Path) -> None:
-    """It is a third of what a trainer takes before its first step, and a board is short of memory."""
+    """It is a quarter of what a trainer holds before its first step, and a board is short of memory. (torchvision imports it itself.)"""
     directory = make_site(tmp_path, each=20).round_dir("whole", recipe=replace(RECIPE, level=0.3))
     code, _, imported = run_trainer(directory, PYTHONPROFILEIMPORTTIME="1")
     assert code == 0

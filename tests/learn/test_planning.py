@@ -19,12 +19,23 @@ from test_finetune import PHASE, noisy_data, normaliser, tiny_network
 from test_tuner import make_tuner, same_bits
 
 from edgetune.learn import recipe as recipe_module
+from edgetune.learn.data import MEMORY_MAX_BYTES, held_bytes
 from edgetune.learn.finetune import fine_tune
 from edgetune.learn.network import state_tensors
 from edgetune.learn.planning import Course, Planner, allowance
 from edgetune.learn.recipe import plan_round
 from edgetune.learn.tuner import Tuner
-from edgetune.types import BoardHistory, Cut, Forecast, Recipe, RoundFigures, RoundKind, RoundSpec, TrainerOutcome
+from edgetune.types import (
+    BoardHistory,
+    Cut,
+    Forecast,
+    Preprocess,
+    Recipe,
+    RoundFigures,
+    RoundKind,
+    RoundSpec,
+    TrainerOutcome,
+)
 from edgetune.wire import from_json
 
 TRAINING = noisy_data(46, 1)
@@ -198,6 +209,20 @@ def test_a_model_for_which_there_is_no_room_is_not_loaded(site: Site, monkeypatc
         assert outcome is TrainerOutcome.WILL_NOT_FIT
         assert f"MiB of {most_mib:.0f} (budgets.trainer_memory_max)" in message
         assert journal(directory)["bare_mib"] == pytest.approx(bare_mib, abs=10)
+
+
+def test_images_count_as_far_as_they_are_kept_in_memory() -> None:
+    """A hundred thousand of them take no more than the decoded ones that are kept."""
+    size = Preprocess(height=224, width=224)
+    assert held_bytes(10, size) == 10 * 224 * 224 * 3
+    assert held_bytes(100_000, size) == MEMORY_MAX_BYTES
+
+
+def test_what_ranking_took_once_is_room_that_the_next_one_keeps() -> None:
+    """More than was thought: batches are halved by as much, and the plan says no more than that."""
+    seen = BoardHistory(rounds=(RoundFigures(other_s=1.0, other_share=0.1, is_reshape=True, ranking_share=1.5),))
+    assert make_tuner(AUTO, TRAINING).ranking_high == 1.0
+    assert make_tuner(AUTO, TRAINING, history=seen).ranking_high == 1.5
 
 
 def test_a_round_that_cannot_fit_is_refused_before_anything_is_tried(
