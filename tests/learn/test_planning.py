@@ -115,16 +115,26 @@ def test_a_round_takes_beside_its_steps_what_rounds_of_its_kind_took() -> None:
 def test_what_a_cut_leaves_is_learnt_from_the_cuts_there_were(level_of: str) -> None:
     """Half of the weights were half of the work here, or hardly less of it."""
 
-    def plan(cut: Cut | None) -> Forecast:
+    def plan(cut: Cut) -> Forecast:
         figures = RoundFigures(other_s=1.0, other_share=0.1, is_reshape=True, cut=cut)
         recipe = replace(AUTO, batch_size=4096, level_of=level_of)
         return planned(recipe, replace(COURSE, level=0.5), history=BoardHistory(rounds=(figures,)), may_measure=False)
 
-    thin, wide, unknown = plan(Cut(macs=1.0, kept=1.0)), plan(Cut(macs=1.0, kept=0.1)), plan(None)
+    thin, wide = plan(Cut(macs=1.0, kept=1.0)), plan(Cut(macs=1.0, kept=0.1))
     assert thin.peak_mib.likely < wide.peak_mib.likely
-    assert unknown.peak_mib.high / unknown.peak_mib.likely > wide.peak_mib.high / wide.peak_mib.likely
     if level_of == "parameters":
         assert plan(Cut(macs=1.0, kept=0.1)).step_s.likely < plan(Cut(macs=0.1, kept=0.1)).step_s.likely
+
+
+def test_the_first_cut_network_on_a_board_may_take_more_than_the_next() -> None:
+    """Nobody knows yet what an odd number of channels does to its heap."""
+    course = replace(COURSE, level=0.5)
+    figures = RoundFigures(other_s=1.0, other_share=0.1)
+    first, next_ = (
+        planned(AUTO, course, history=BoardHistory(rounds=(replace(figures, is_reshape=has_cut),)), may_measure=False)
+        for has_cut in (False, True)
+    )
+    assert first.peak_mib.high > next_.peak_mib.high
 
 
 def test_power_that_was_measured_makes_an_energy_and_a_refusal() -> None:
