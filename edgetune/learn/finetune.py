@@ -18,11 +18,11 @@ from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, Integers, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.layout import computing_in
-from edgetune.learn.memory import give_back_memory
 from edgetune.learn.network import Network, load_strictly, state_tensors
 from edgetune.learn.optimiser import Sgd
 from edgetune.learn.partial import Part
 from edgetune.learn.transfer import Output, Shown, Teacher, TransferLoss, group_taps, look, make_transfer
+from edgetune.serve.engine import return_free_memory
 
 # Least share that a batch has in a batch norm's running statistics while it is trained. Some networks come with 0.01, for
 # schedules of many thousand steps; after a short fine-tuning theirs are still those of other images: an EfficientNet-Lite0
@@ -243,7 +243,7 @@ class _Run:
         value = 0.0
         for part, mine in _parts(shown, labels, phase.accumulation):
             if phase.accumulation > 1:  # memory is short: what a part leaves in pieces is not to be added to the next
-                give_back_memory()
+                return_free_memory()
             with _quick_statistics(self._network.module):
                 loss = self._loss(part, mine) * (len(mine) / len(labels))
             value += loss.item()

@@ -15,8 +15,9 @@ from torch.nn import functional
 from edgetune.learn.attributes import layers_of, workload
 from edgetune.learn.calibration import Coefficients, Kernel, Physics, StepModel, memory_terms, time_terms
 from edgetune.learn.layout import Layout, arrange, computing_in
-from edgetune.learn.memory import give_back_memory, kept_bytes
+from edgetune.learn.memory import kept_bytes
 from edgetune.learn.optimiser import Sgd
+from edgetune.serve.engine import return_free_memory
 from edgetune.types import BoardHistory, Interval, StepPoint, Workload
 
 _MIB = 2**20
@@ -179,7 +180,7 @@ def begin_peak() -> bool:
         Whether the next mark is of what follows alone: glibc and the kernel can both do it.
     """
     _before.highest_mib = process_peak_mib() or 0.0
-    is_given_back = give_back_memory()
+    is_given_back = return_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

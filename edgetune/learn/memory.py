@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -17,15 +16,6 @@ _MIB = 2**20
 # (32 images of 224 px) and ResNet-18 (16) took 0.93 to 1.13 times what these two numbers say.
 _GRADIENTS = 1.35  # of the activations, they and what is kept of them together
 _WORKSPACE_MIB = 160
-
-
-def give_back_memory() -> bool:
-    """Hand what was freed back to the system; False where the C library has no such call."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        return False
-    return True
 
 
 def kept_bytes(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> int:

@@ -85,7 +85,7 @@ class Engine:
             manifest, open_session(directory / MODEL_FILE, threads, spinning=spinning), directory, threads=threads
         )
         engine._warm_up()
-        _return_free_memory()
+        return_free_memory()
         return engine
 
     def predict(self, images: Images) -> Logits:
@@ -137,12 +137,12 @@ class Engine:
                     f"version {self.version} differs from its recorded outputs by {difference:.3g}; "
                     f"{allowed:.3g} is allowed",
                 )
-        _return_free_memory()  # what loading and this test took, before the daemon comes to rest
+        return_free_memory()  # what loading and this test took, before the daemon comes to rest
 
     def close(self) -> None:
         """Give the session's memory back. A prediction that runs in another thread still finishes."""
         self._session = None
-        _return_free_memory()
+        return_free_memory()
 
     def _warm_up(self) -> None:
         images = np.zeros((1, *self._image_shape), dtype=np.uint8)
@@ -321,12 +321,15 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _return_free_memory() -> None:
+def return_free_memory() -> bool:
     """
-    Hand what was freed back to the system.
+    Hand what was freed back to the system; False where the C library has no such call.
 
     Without it the process kept growing by parts of models that were long gone: MobileNetV2 swapped 60 times went from
     138 to 186 MiB, with it it stays at 95. Only glibc has the call; elsewhere there is nothing to do.
     """
-    with contextlib.suppress(AttributeError, OSError):
+    try:
         ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return False
+    return True
