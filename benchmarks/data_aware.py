@@ -103,6 +103,8 @@ class Grid:
         self._epochs = (5, 25) if arguments.full else (2, 4)
         self._most = None if arguments.full else 4000
         self._schedule = "full" if arguments.full else "2+4 epochs, 4000 images"
+        if arguments.dtype != "float32":
+            self._schedule += f", {arguments.dtype}"
         self._paper = PAPER[arguments.net]
         self._base = self._deployed()
         self._whole = count_parameters(self._base.module)
@@ -150,6 +152,7 @@ class Grid:
             schedule="constant" if name == "tune" else "steps", milestones=milestones,
             decay=0.1 if milestones == AGNOSTIC_STEPPED else paper.decay, momentum=paper.momentum,
             weight_decay=paper.weight_decay, augment="crop_flip", checkpoint_steps=1 << 40, seed=seed, round_id=0,
+            dtype=self._arguments.dtype,
         )  # fmt: skip
         fine_tune(
             network, phase, data.training, data.validation, self._normaliser,
@@ -184,7 +187,7 @@ class Grid:
         if self._arguments.unit == "parameters":
             return smaller(Limit("parameters", round(self._whole * share)))
         macs = count_macs(network.module, 32, 32)
-        return cut_to_latency(smaller, macs=macs, ratio=self._stopwatch.ratio, at_most=share)
+        return cut_to_latency(smaller, macs=macs, ratio=self._stopwatch.ratio, at_most=share)[0]
 
     def _batches(self, data: LabelledImages, seed: int) -> Iterator[Batch]:
         order = np.random.default_rng(seed).permutation(len(data))[: SCORING_BATCHES * BATCH]
@@ -345,6 +348,9 @@ def main() -> int:
     parser.add_argument("--unit", default="parameters", choices=["parameters", "latency"])
     parser.add_argument("--device-images", default="seen", choices=["seen", "unseen"])
     parser.add_argument("--memory-format", default="contiguous", choices=["contiguous", "channels_last"])
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="trained in; a series of its own"
+    )
     parser.add_argument("--tune-unpruned", action="store_true", help="also the unpruned model tuned on the site")
     parser.add_argument("--full", action="store_true", help="the paper's 5 + 25 epochs on all images: days")
     with_grid_options(parser, report="tables and plots")

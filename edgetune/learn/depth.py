@@ -25,6 +25,9 @@ from edgetune.learn.network import Network, new_network, output_positions
 
 # Above this share of the cost branches stay: at 0.75x width alone was as good or better, at 0.33x it was 10 points worse.
 _WORTH_IT = 0.6
+# How much of what is asked is done by depth, as powers of the share that is to be left: the first, and the next ones where
+# that leaves too many layers for any width of them to be fast enough.
+DEPTHS = (0.75, 1.0, 1.5)
 _Norm = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -208,10 +211,11 @@ def thin_out(
     *,
     share: float,
     image: tuple[int, int],
+    depth: float = DEPTHS[0],
     beat: Callable[[], None] = lambda: None,
 ) -> Network:
     """
-    Remove branches until depth has done its half of what is asked: its share of the operations is about sqrt(share).
+    Remove branches until depth has done its part of what is asked: what it leaves of the operations is about share**depth.
 
     Where little is asked none goes. One branch after the other, each time the one without which the loss rises least for the operations it saves.
     Operations are those of the unpruned architecture, so a network that was thinned out before is not again.
@@ -221,6 +225,7 @@ def thin_out(
         batches: of the site's images, normalised, and labels.
         share: 0..1, of the unpruned network's cost that is to be left.
         image: height and width it is served with.
+        depth: how much of it, see DEPTHS.
         beat: called after every look at the batches.
 
     Returns:
@@ -235,7 +240,8 @@ def thin_out(
     branches = list(find_branches(module, find_groups(module, network.head, *image, beat), *image))
     gone: list[Branch] = []
     loss = _loss(module, batches)
-    while branches and left > whole * math.sqrt(share):
+    wanted = whole * share**depth
+    while branches and left > wanted:
         rated = []
         for branch in branches:
             with without(module, [*gone, branch]):
@@ -244,7 +250,7 @@ def thin_out(
             rated.append((rise / max(1, saved), saved, rise, branch))
             beat()
         _, saved, rise, branch = min(rated, key=lambda entry: entry[0])
-        nearer = left * math.sqrt(1 - saved / left) > whole * math.sqrt(share) if saved < left else False
+        nearer = left * math.sqrt(1 - saved / left) > wanted if saved < left else False
         if not nearer or not _depends_on_image(module, [*gone, branch], *image):
             break
         branches.remove(branch)

@@ -406,16 +406,12 @@ class _Round:
 
     def _prune(self, network: Network) -> Network:
         recipe, spec = self._recipe, self._spec
-        self._control.phase("score")
-        network = self._tuner.thin(network, 1 - recipe.level)
-        ranking = self._tuner.rank(network)
-        self._control.phase("prune")
         factory = Path(spec.models_dir) / version_name(self._factory.version)
         engine = Engine.load(factory, threads=spec.serving_threads)
         stopwatch = Stopwatch(engine, self._source.preprocess, runs=recipe.timing_runs, beat=self._control.beat)
         cost = self._factory.cost
         whole = Size(cost.parameters, cost.macs)
-        shape = self._tuner.shape(network, ranking, share=1 - recipe.level, whole=whole, stopwatch=stopwatch)
+        shape, ranking = self._tuner.cut(network, share=1 - recipe.level, whole=whole, stopwatch=stopwatch)
         engine.close()
         self._journal["pruning"] = describe_cut(shape, ranking)
         self._journal.write()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from edgetune.errors import UnprunableError
@@ -22,6 +23,7 @@ from edgetune.types import Preprocess, Pruning, Recipe
 MULTIPLES = (1, 4, 8, 16, 32)
 # Of two candidates at the same level the faster one is taken, unless it keeps so much less of what the criterion values.
 _KEPT_TOLERANCE = 0.05
+_SPREAD = 1.05  # of two measurements of one latency on a board at rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Shaper:
 
         Where the recipe leaves the channel multiple open, each of MULTIPLES makes a candidate at that share, all are
         timed in turn with the whole network, and the fastest is taken that keeps nearly as much of the scores as the
-        best of them. Where the share is one of the latency, the one that keeps the most.
+        best of them. Where the share is one of the latency, of those that are fast enough the one that keeps the most.
 
         Args:
             network: that `ranking` is about.
@@ -101,8 +103,9 @@ class Shaper:
             return candidates[0]
         ratios = stopwatch.ratios([shape.network for shape in candidates])
         kept = [ranking.kept_share(shape.cut) for shape in candidates]
-        if recipe.level_of == "latency":  # all of them are fast enough
-            chosen = max(range(len(candidates)), key=lambda i: kept[i])
+        if recipe.level_of == "latency":  # each was fast enough by itself; now they are timed side by side
+            fast = [i for i in range(len(candidates)) if ratios[i] <= share * _SPREAD] or [int(np.argmin(ratios))]
+            chosen = max(fast, key=lambda i: kept[i])
         else:
             good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
             chosen = min(good, key=lambda i: ratios[i])
@@ -143,9 +146,8 @@ class Shaper:
             cut = cuts[id(found.module)]
             return Shape(found, cut, round_to, None) if cut.size.of(limit.unit) <= limit.most else None
         assert stopwatch is not None, "a latency has to be measured"
-        found = cut_to_latency(smaller, macs=whole.macs, ratio=stopwatch.ratio, at_most=share)
-        ratio = stopwatch.ratio(found)
-        return Shape(found, cuts[id(found.module)], round_to, ratio) if ratio <= share * 1.05 else None
+        found, ratio = cut_to_latency(smaller, macs=whole.macs, ratio=stopwatch.ratio, at_most=share)
+        return Shape(found, cuts[id(found.module)], round_to, ratio) if ratio <= share * _SPREAD else None
 
 
 def describe_cut(shape: Shape, ranking: Ranking) -> Mapping[str, Any]:

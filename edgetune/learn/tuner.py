@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from edgetune.decide.forecast import in_parts
+from edgetune.errors import UnprunableError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, Criterion, make_criterion
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
-from edgetune.learn.depth import thin_out
+from edgetune.learn.depth import DEPTHS, removed_exits, thin_out
 from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
 from edgetune.learn.forecaster import Forecaster, begin_peak, micro_profile, peak_mib, workload_of
 from edgetune.learn.groups import CoupledGroup, find_groups
@@ -282,17 +283,6 @@ class Tuner:
     def _can_halve(self) -> bool:
         return self.scoring_batch >= 2 * _SMALLEST_BATCH
 
-    def thin(self, network: Network, share: float) -> Network:
-        """Where the level is a latency, a copy without the residual branches that `depth.thin_out` takes away."""
-        recipe, size = self._recipe, self._preprocess
-        if recipe.level_of != "latency" or not recipe.remove_branches:
-            return network
-        self._control.phase("score")
-        batches = list(
-            itertools.islice(self._scoring_batches(), _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch)
-        )
-        return thin_out(network, batches, share=share, image=(size.height, size.width), beat=self._control.beat)
-
     def rank(self, network: Network) -> Ranking:
         """Score all filters on training samples."""
         is_peak_own = begin_peak()
@@ -302,11 +292,58 @@ class Tuner:
         self.ranking_mib = peak_mib() if is_peak_own else None
         return Ranking(groups, tuple(scores), criterion.adds_up)
 
-    def cut(self, network: Network, *, share: float, whole: Size, stopwatch: Stopwatch | None) -> tuple[Shape, Ranking]:
-        """Thin out, rank, shape: see each of them."""
-        thinned = self.thin(network, share)
-        ranking = self.rank(thinned)
-        return self.shape(thinned, ranking, share=share, whole=whole, stopwatch=stopwatch), ranking
+    def cut(
+        self,
+        network: Network,
+        *,
+        share: float,
+        whole: Size,
+        stopwatch: Stopwatch | None,
+        rank: Callable[[Network], Ranking] | None = None,
+    ) -> tuple[Shape, Ranking]:
+        """
+        Cut a copy of a network down to a share of what the whole one costs.
+
+        Where the level is a latency, whole residual branches go first (`depth.thin_out`), and more of them where no width of
+        what they leave is fast enough.
+
+        Args:
+            network: not changed.
+            share: 0..1, of the unit that the recipe's level is in.
+            whole: what the unpruned network costs.
+            stopwatch: times candidates; None only where nothing has to be timed.
+            rank: gives the ranking of what is left; None: `Tuner.rank`.
+
+        Raises:
+            UnprunableError: the share cannot be reached.
+        """
+        error: UnprunableError | None = None
+        tried: set[tuple[str, ...]] = set()
+        may_go = self._recipe.level_of == "latency" and self._recipe.remove_branches
+        for depth in DEPTHS if may_go else (0.0,):
+            self._control.phase("score")
+            thinned = self._thinned(network, share, depth) if depth else network
+            gone = removed_exits(thinned.module)
+            if gone in tried:
+                continue
+            tried.add(gone)
+            ranking = (rank or self.rank)(thinned)
+            self._control.phase("prune")
+            try:
+                return self.shape(thinned, ranking, share=share, whole=whole, stopwatch=stopwatch), ranking
+            except UnprunableError as its:
+                error = its
+        assert error is not None, "the first depth is always tried"
+        raise error
+
+    def _thinned(self, network: Network, share: float, depth: float) -> Network:
+        recipe, size = self._recipe, self._preprocess
+        batches = list(
+            itertools.islice(self._scoring_batches(), _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch)
+        )
+        return thin_out(
+            network, batches, share=share, image=(size.height, size.width), depth=depth, beat=self._control.beat
+        )
 
     def shape(
         self, network: Network, ranking: Ranking, *, share: float, whole: Size, stopwatch: Stopwatch | None

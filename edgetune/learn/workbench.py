@@ -118,18 +118,16 @@ class Workbench:
         Raises:
             UnprunableError: it cannot be cut that far.
         """
-        thinned = self._tuner.thin(start, share)
-        removed = removed_exits(thinned.module)
-        # the best one changes, the tuned does not
-        key = f"{name} after {len(self._state.trials) if name != TUNE else 0} without {removed}"
-        if key not in self._rankings:
-            if thinned is start:  # otherwise this was said
-                self._control.phase("score")
-            self._rankings = {key: self._tuner.rank(thinned)}
-        self._control.phase("prune")
-        shape = self._tuner.shape(
-            thinned, self._rankings[key], share=share, whole=self._whole, stopwatch=self._stopwatch
-        )
+
+        def ranked(thinned: Network) -> Ranking:
+            # the best one changes, the tuned does not
+            trials = len(self._state.trials) if name != TUNE else 0
+            key = f"{name} after {trials} without {removed_exits(thinned.module)}"
+            if key not in self._rankings:
+                self._rankings = {key: self._tuner.rank(thinned)}
+            return self._rankings[key]
+
+        shape, _ = self._tuner.cut(start, share=share, whole=self._whole, stopwatch=self._stopwatch, rank=ranked)
         return shape.network
 
     def accuracy(self, network: Network) -> float:

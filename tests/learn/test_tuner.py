@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ from test_finetune import PHASE, SIZE, noisy_data, tiny_network
 from edgetune.errors import UnprunableError
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
+from edgetune.learn.depth import removed_exits
+from edgetune.learn.empty import EmptyConv2d
 from edgetune.learn.finetune import fine_tune
 from edgetune.learn.groups import CoupledGroup
 from edgetune.learn.latency import Stopwatch
-from edgetune.learn.network import Network, count_macs, count_parameters, load_network, state_tensors
+from edgetune.learn.network import Network, count_macs, count_parameters, load_network, new_network, state_tensors
 from edgetune.learn.prune import Cut
 from edgetune.learn.shaping import MULTIPLES, Ranking, Shape, describe_cut
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
@@ -374,6 +377,45 @@ def test_a_multiple_that_is_not_fast_enough_the_second_time_is_left_out(ranked: 
         else:
             with pytest.raises(UnprunableError):
                 shape_with(recipe, *ranked, 0.5, watch)
+
+
+def test_where_no_width_is_fast_enough_more_branches_go() -> None:
+    """A runtime that takes as long for every layer however narrow: depth alone helps, and as much of it goes as is needed."""
+    torch.manual_seed(0)
+    network = new_network("cifar:resnet20", 3)
+
+    def layers(of: Network) -> int:
+        return sum(isinstance(m, torch.nn.Conv2d) and not isinstance(m, EmptyConv2d) for m in of.module.modules())
+
+    watch = FakeStopwatch(lambda n: 10.0 * layers(n) / layers(network))
+    ranked: list[tuple[str, ...]] = []
+
+    def rank(of: Network) -> Ranking:
+        ranked.append(removed_exits(of.module))
+        return tuner.rank(of)
+
+    recipe = replace(PLAIN, level_of="latency", batch_size=8)
+    whole = size_of(network, SIZE)
+    tuner = make_tuner(recipe, noisy_data(16, 1))
+    shape, _ = tuner.cut(network, share=0.45, whole=whole, stopwatch=cast(Stopwatch, watch), rank=rank)
+    assert shape.latency_ratio is not None
+    assert shape.latency_ratio <= 0.45
+    assert [len(gone) for gone in ranked] == [4, 5, 6]
+    assert len(removed_exits(shape.network.module)) == 6
+    tuner = make_tuner(replace(recipe, remove_branches=False), noisy_data(16, 1))
+    with pytest.raises(UnprunableError, match="55 % of the latency cannot be removed"):
+        tuner.cut(network, share=0.45, whole=whole, stopwatch=cast(Stopwatch, watch))
+
+
+def test_what_is_too_slow_side_by_side_is_taken_only_where_all_are(ranked: tuple[Network, Ranking]) -> None:
+    """Each was fast enough by itself; timed in turn the one that keeps most is not, or the second is the least slow."""
+    macs = count_macs(ranked[0].module, 8, 8)
+    recipe = replace(PLAIN, level_of="latency", round_to=None)
+    for said, place in (([0.6, 0.5, 0.4], None), ([0.7, 0.6, 0.65], 1)):
+        watch = FakeStopwatch(lambda n: 10.0 * count_macs(n.module, 8, 8) / macs)
+        with mock.patch.object(watch, "ratios", lambda networks, said=said: said[: len(networks)]):
+            shape = shape_with(recipe, *ranked, 0.5, watch)
+        assert shape.latency_ratio in (said[1:] if place is None else [said[place]])
 
 
 def test_a_journal_of_a_cut_says_the_widths_that_the_network_has(ranked: tuple[Network, Ranking]) -> None:
