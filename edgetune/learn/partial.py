@@ -13,6 +13,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, cast
 
@@ -47,7 +48,7 @@ class Part:
     """
 
     def __init__(self, network: Network, cut: str, image: torch.Tensor) -> None:
-        self._module, self._image = network.module, image
+        self._module, self.image = network.module, image
         self._cut = network.module.get_submodule(cut)
         self.cut = cut
         self._below = self._find_below()
@@ -58,7 +59,7 @@ class Part:
         done: list[nn.Module] = []
         hooks = [m.register_forward_hook(lambda m, *_: done.append(m)) for m in self._module.modules()]
         try:
-            self._latents_of(self._image)
+            self._latents_of(self.image)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -105,6 +106,21 @@ class Part:
             raise ModelError(f"the network does not run its layer {self.cut!r}")
         return seen[0]
 
+    def below_is_of(self, other: Part) -> bool:
+        """Whether another network has the same layers with the same weights below its cut, so that its latents are these."""
+        mine, its = self._tensors_below(), other._tensors_below()
+        if mine.keys() != its.keys() or any(not torch.equal(tensor, its[name]) for name, tensor in mine.items()):
+            return False
+        return torch.equal(self._latents_of(self.image), other._latents_of(self.image))
+
+    def _tensors_below(self) -> dict[str, torch.Tensor]:
+        names = {module: name for name, module in self._module.named_modules()}
+        return {
+            f"{names[module]}.{name}": tensor
+            for module in self._below
+            for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        }
+
     def logits(self, latents: torch.Tensor) -> torch.Tensor:
         """
         The network's answer [B, K] from latents on; with a gradient.
@@ -114,13 +130,13 @@ class Part:
         """
         hook = self._cut.register_forward_pre_hook(lambda _cut, _inputs: (latents,))
         try:
-            return cast(torch.Tensor, self._module(self._image))
+            return cast(torch.Tensor, self._module(self.image))
         finally:
             hook.remove()
 
     def is_the_only_way(self) -> bool:
         """Whether the answer depends on the image through the cut alone."""
-        images = torch.cat([self._image + 0.5 * shift for shift in range(3)])
+        images = torch.cat([self.image + 0.5 * shift for shift in range(3)])
         was_training = self._module.training
         self._module.eval()
         try:

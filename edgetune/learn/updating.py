@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from edgetune.learn.layout import computing_in
 from edgetune.learn.network import Network
 from edgetune.learn.partial import Latents, Part, last_stage
 from edgetune.learn.transfer import Shown, StoredLogits, Teacher, telling_logits
+
+_BATCH = 64
 
 
 class Updating:
@@ -59,7 +62,7 @@ class Updating:
                 return
             part.kept = Latents(part, self._training, self._normaliser, scratch=self._scratch, beat=self._beat)
             if teacher is not None:
-                teacher = self._answers_of(teacher, dtype)
+                teacher = self._answers_of(teacher, dtype, network, part)
             try:
                 yield part, teacher
             finally:
@@ -70,19 +73,31 @@ class Updating:
         image = self._normaliser(self._training.images(np.zeros(1, np.int64)))
         return Part(network, network.head if name == "head" else last_stage(network, image), image)
 
-    def _answers_of(self, teacher: nn.Module | Teacher, dtype: str) -> StoredLogits:
-        """What a teacher says of each image as it is, once."""
+    def _answers_of(self, teacher: nn.Module | Teacher, dtype: str, network: Network, part: Part) -> StoredLogits:
+        """What a teacher says of each image as it is, once; from the latents, where its lower part is the network's."""
+        above = self._above(teacher, network, part)
         ask = telling_logits(teacher) if isinstance(teacher, nn.Module) else teacher
-        said, classes, begin = [], None, 0
-        for images, _ in self._training.in_order(64):
-            sample_ids = self._training.sample_ids[begin : begin + len(images)]
-            begin += len(images)
-            shown = Shown(
-                images=self._normaliser(images), sample_ids=sample_ids, draws=np.zeros(len(images), np.uint64)
-            )
-            with torch.no_grad(), computing_in(dtype, shown.images.device):
-                answer = ask(shown)
-            said.append(answer.logits.float().cpu())
-            classes = answer.classes
+        said, classes = [], None
+        count = len(self._training)
+        for places in np.split(np.arange(count), range(_BATCH, count, _BATCH)):
+            with torch.no_grad(), computing_in(dtype, part.image.device):
+                if above is not None and part.kept is not None:
+                    logits = above.logits(part.kept.batch(places))
+                else:
+                    shown = Shown(
+                        images=self._normaliser(self._training.images(places)),
+                        sample_ids=self._training.sample_ids[places],
+                        draws=np.zeros(len(places), np.uint64),
+                    )
+                    answer = ask(shown)
+                    logits, classes = answer.logits, answer.classes
+            said.append(logits.float().cpu())
             self._beat()
         return StoredLogits(self._training.sample_ids, torch.cat(said).numpy(), classes)
+
+    def _above(self, teacher: nn.Module | Teacher, network: Network, part: Part) -> Part | None:
+        """Of a teacher that answers from the network's latents what lies above them; None: it needs the images."""
+        if not isinstance(teacher, nn.Module) or part.cut not in dict(teacher.named_modules()):
+            return None
+        its = Part(replace(network, module=teacher), part.cut, part.image)
+        return its if its.is_the_only_way() and its.below_is_of(part) else None

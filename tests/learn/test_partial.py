@@ -144,6 +144,20 @@ def test_kept_latents_give_the_weights_that_working_them_out_gives(classes: list
     assert same_bits(latent, shifted), "latents are those of the images as they are"
 
 
+@pytest.mark.parametrize("changed", ["head.weight", "stem.0.weight", "stem.1.running_mean"])
+def test_a_teacher_with_the_same_lower_part_answers_from_the_latents(changed: str) -> None:
+    """It is shown single images then, to find that out; one that differs below the cut is shown them all, to the same end."""
+    recipe, module = replace(PLAIN, distillation=0.5), tiny_network().module.eval()
+    with torch.no_grad():
+        module.state_dict()[changed].add_(0.1)
+    _, tail = trained("tail", recipe, teacher=copy.deepcopy(module))
+    shown: list[int] = []
+    module.get_submodule("stem").register_forward_hook(lambda _layer, inputs, _output: shown.append(len(inputs[0])))
+    _, latent = trained("latent", recipe, teacher=module)
+    assert same_bits(tail, latent)
+    assert (sum(shown) >= len(TRAINING)) is not changed.startswith("head")
+
+
 def test_latents_that_are_too_many_for_memory_lie_in_a_file_without_a_name(tmp_path: Path) -> None:
     """The same numbers in any order, and nothing is left in the folder."""
     network = tiny_network()
