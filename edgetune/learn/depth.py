@@ -26,7 +26,7 @@ from edgetune.learn.network import Network, new_network, output_positions
 # Above this share of the cost branches stay: at 0.75x width alone was as good or better, at 0.33x it was 10 points worse.
 _WORTH_IT = 0.6
 # How much of what is asked is done by depth, as powers of the share that is to be left: the first, and the next ones where
-# that leaves too many layers for any width of them to be fast enough.
+# that leaves so many layers that they have to be very thin to be fast enough, or are not at any width.
 DEPTHS = (0.75, 1.0, 1.5)
 _Norm = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -407,6 +407,26 @@ def test_where_no_width_is_fast_enough_more_branches_go() -> None:
         tuner.cut(network, share=0.45, whole=whole, stopwatch=cast(Stopwatch, watch))
 
 
+def test_where_only_thin_layers_are_fast_enough_fewer_and_wider_ones_are_taken() -> None:
+    """A runtime with a constant for each layer that leaves the first depth next to no operations."""
+    torch.manual_seed(0)
+    network = new_network("cifar:resnet20", 3)
+    macs = count_macs(network.module, 8, 8)
+
+    def latency_ms(of: Network) -> float:
+        layers = sum(isinstance(m, torch.nn.Conv2d) and not isinstance(m, EmptyConv2d) for m in of.module.modules())
+        return 10 * (0.029 * layers + 0.5 * count_macs(of.module, 8, 8) / macs)
+
+    watch = cast(Stopwatch, FakeStopwatch(latency_ms))
+    recipe, whole = replace(PLAIN, level_of="latency", batch_size=8, round_to=1), size_of(network, SIZE)
+    found, _ = make_tuner(recipe, noisy_data(16, 1)).cut(network, share=0.4, whole=whole, stopwatch=watch)
+    with mock.patch("edgetune.learn.tuner.DEPTHS", (0.75,)):
+        thin, _ = make_tuner(recipe, noisy_data(16, 1)).cut(network, share=0.4, whole=whole, stopwatch=watch)
+    assert thin.cut.size.parameters < min(0.2 * whole.parameters, found.cut.size.parameters)
+    assert len(removed_exits(found.network.module)) > len(removed_exits(thin.network.module))
+    assert max(latency_ms(thin.network), latency_ms(found.network)) <= 4.0
+
+
 def test_what_is_too_slow_side_by_side_is_taken_only_where_all_are(ranked: tuple[Network, Ranking]) -> None:
     """Each was fast enough by itself; timed in turn the one that keeps most is not, or the second is the least slow."""
     macs = count_macs(ranked[0].module, 8, 8)
