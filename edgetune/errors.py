@@ -173,6 +173,12 @@ class UnprunableError(ModelError):
     code = "unprunable"
 
 
+class OutOfReachError(UnprunableError):
+    """It can be pruned, but not that far."""
+
+    code = "out_of_reach"
+
+
 class MissingLibraryError(EdgetuneError):
     """A library that this needs is not installed."""
 

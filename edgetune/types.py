@@ -328,11 +328,23 @@ class RoundState(str, enum.Enum):
     COOLDOWN = "cooldown"
 
 
+CRITERIA = (
+    "l1",
+    "taylor",
+    "fisher",
+    "activation",
+    "nonzeros",
+    "class_activation",
+    "class_activation_count",
+    "random",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What a round does to the weights, beside the samples. Defaults are those of config.yaml that stand for themselves."""
 
-    criterion: str = "taylor"  # one of learn.criteria.CRITERIA, or "package.module:Class"
+    criterion: str = "taylor"  # one of CRITERIA, or "package.module:Class"
     level: float = 0.5  # share of the factory model's cost to remove; 0 only fine-tunes
     level_of: str = "parameters"  # "parameters" | "macs" | "latency", measured in the serving runtime
     search: str = "steps"  # "steps" | "dapr": as far towards `level` as the accuracy allows; "none": exactly `level`

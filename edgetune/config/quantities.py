@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from edgetune import units
+from edgetune.types import CRITERIA
 
 
 @dataclass(frozen=True)
@@ -200,5 +201,12 @@ def _check_name(text: str) -> str:
     return text
 
 
+def _check_criterion(text: str) -> str:
+    if text not in CRITERIA and not re.fullmatch(r"\w+(\.\w+)*:\w+", text):
+        raise ValueError(f"unknown criterion {text!r}: use {', '.join(CRITERIA)}, or package.module:Class of your own")
+    return text
+
+
+Criterion = Annotated[str, BeforeValidator(lambda text: _check_criterion(text) if isinstance(text, str) else text)]
 Reference = Annotated[str, BeforeValidator(lambda text: _check_reference(text) if isinstance(text, str) else text)]
 Name = Annotated[str, BeforeValidator(lambda text: _check_name(text) if isinstance(text, str) else text)]

@@ -10,6 +10,7 @@ from edgetune.config.quantities import (
     AbsolutePath,
     Bytes,
     Count,
+    Criterion,
     Duration,
     Name,
     Points,
@@ -28,7 +29,7 @@ _KEEPING = 0.5  # the factory model's share of the loss where absent classes are
 class Pruning(Section):
     """What is cut from the factory model."""
 
-    criterion: str = key(
+    criterion: Criterion = key(
         _RECIPE.criterion,
         "Which filters go: taylor or fisher (least loss on this site's samples), l1 (smallest weights), activation, "
         "nonzeros, class_activation or class_activation_count (weakest answers), random, or package.module:Class.",

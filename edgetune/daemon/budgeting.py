@@ -49,6 +49,7 @@ class Budgeting:
         self.governor = Governor()
         self.reading: Reading | None = None
         self._last_trainer: tuple[int, Trainer] | None = None
+        self._wall_mib: float | None = None  # where the wall stands; None: nowhere
 
     @property
     def verdict(self) -> Verdict:
@@ -80,11 +81,16 @@ class Budgeting:
         self.place_wall(config)
 
     def place_wall(self, config: Config) -> None:
-        """Put the wall where the configuration wants it."""
+        """Put the wall where the configuration wants it: nearer only when no trainer runs, which the kernel might kill for it."""
+        wanted = configuration.limits(config).trainer_rss_max_mib
+        is_nearer = wanted is not None and (self._wall_mib is None or wanted < self._wall_mib)
+        if wanted == self._wall_mib or (is_nearer and self._rounds.is_training):
+            return  # readings stop a trainer that holds more than its new limit, with a checkpoint
         try:
-            self.memory_wall.limit(configuration.limits(config).trainer_rss_max_mib)
+            self.memory_wall.limit(wanted)
         except OSError as error:
             log.warning("the limit of the trainer's control group cannot be set: %s", error)
+        self._wall_mib = wanted
 
     async def tick(self, config: Config, *, withheld: str) -> Reading:
         """
@@ -95,6 +101,7 @@ class Budgeting:
             withheld: an operator's reason why nothing may run, or empty.
         """
         trainer = self._rounds.trainer
+        self.place_wall(config)
         reading = self.reading = await self._look(config)
         self.governor = governor.step(
             self.governor,

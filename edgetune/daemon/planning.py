@@ -31,10 +31,14 @@ class Planning:
         return self._planner is not None
 
     def tick(self, verdict: Verdict) -> None:
-        """End a plan that a round would be stopped for."""
-        if self._planner is not None and verdict.kind is VerdictKind.STOP:
+        """Pace a plan as a round would be, which is forecast at that pace; end one that a round would be stopped for."""
+        if self._planner is None:
+            return
+        if verdict.kind is VerdictKind.STOP:
             self._why_ended = "; ".join(verdict.reasons)
             self._planner.kill()
+        elif verdict.kind is VerdictKind.RUN:
+            self._planner.set_duty(verdict.duty)
 
     async def plan(
         self, want: Want, manifest: Manifest | None, settings: RoundSettings, *, generation: int

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
-from edgetune.errors import NoSamplesError, UnprunableError, UsageError
+from edgetune.errors import NoSamplesError, OutOfReachError, UsageError
 from edgetune.learn.control import Control, SilentControl
+from edgetune.learn.data import LabelledImages
 from edgetune.learn.finetune import never
 from edgetune.learn.goal import Goal, Material, Outcome, Point
 from edgetune.learn.groups import left_whole
@@ -76,7 +77,7 @@ def compress(
         teacher: asked where the recipe distils; None: the network as given.
 
     Raises:
-        UnprunableError: the network cannot be pruned; nothing was trained.
+        UnprunableError: the network cannot be pruned, and nothing was trained; or the criterion's scores cannot rank filters.
         UsageError: the goal or the recipe asks for what there is not.
         NoSamplesError: there is nothing to train or to validate on.
         StopAskedError: a stop was asked for; call again to go on.
@@ -84,6 +85,7 @@ def compress(
     for name in ("training", "validation"):
         if len(getattr(material, name)) == 0:
             raise NoSamplesError(f"there is no {name} image", hint="a search needs both: it selects on validation")
+        _check_labels(name, getattr(material, name), network.num_classes)
     if goal.ratio is not None and not 0 < goal.ratio < 1:
         raise UsageError(f"a ratio of {goal.ratio} is asked for; it has to lie between 0 and 1")
     if goal.strategy not in _STRATEGIES:
@@ -104,6 +106,15 @@ def compress(
         told=told,
         teacher=teacher,
     ).run()
+
+
+def _check_labels(name: str, data: LabelledImages, num_classes: int) -> None:
+    outside = int(((data.labels < 0) | (data.labels >= num_classes)).sum())
+    if outside:
+        raise UsageError(
+            f"{outside} of {len(data)} {name} images have a label outside 0 to {num_classes - 1}, the network's outputs",
+            hint="leave images without a label out; let the network know their class (edgetune.learn.network.widen_head)",
+        )
 
 
 class _Search:
@@ -220,7 +231,7 @@ class _Search:
         try:
             if not is_limit:
                 network, score, used = self._brief_trial(number, lambda: self._bench.cut(name, start, share), wanted)
-        except UnprunableError:  # it cannot be cut that far: a failure like another, told with where it stays
+        except OutOfReachError:  # it cannot be cut that far: a failure like another, told with where it stays
             self._record(
                 self._bench.look(start, share=share, accuracy=self._bench.accuracy(start), epochs=0.0, wanted=math.inf)
             )

@@ -101,7 +101,7 @@ def choose_channels(
     Args:
         model: that the groups belong to.
         groups: of this model.
-        scores: for each group [channels]; larger = keep; infinite = never remove.
+        scores: for each group [channels], numbers; larger = keep; infinite = never remove.
         limit: what may be left of the model.
         image: height and width it is served with.
         round_to: kept channels are a multiple of this.
@@ -111,16 +111,7 @@ def choose_channels(
 
     Returns:
         The cut; its size is above the limit when the floors were reached first.
-
-    Raises:
-        UnprunableError: a score is not a number.
     """
-    for group, score in zip(groups, scores, strict=True):
-        if torch.isnan(score).any():
-            raise UnprunableError(
-                f"the scores of the filters of layer {group.name} are not numbers",
-                hint="the weights may hold NaN: edgetune models show; or use another pruning.criterion",
-            )
     counter = CostCounter(model, groups, *image)
     blocks = [_blocks(i, g, scores[i], round_to, floors[i]) for i, g in enumerate(groups)]
 

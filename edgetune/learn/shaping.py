@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetune.errors import UnprunableError
+from edgetune.errors import OutOfReachError
 from edgetune.learn.cost import Size
 from edgetune.learn.depth import removed_exits
 from edgetune.learn.groups import CoupledGroup
@@ -83,7 +83,7 @@ class Shaper:
             stopwatch: times candidates; None only where nothing has to be timed.
 
         Raises:
-            UnprunableError: the share cannot be reached.
+            OutOfReachError: the share cannot be reached.
         """
         recipe = self._recipe
         candidates: list[Shape] = []
@@ -95,7 +95,7 @@ class Shaper:
         if not candidates:
             is_timed = recipe.level_of == "latency"
             why = "no network was as fast as that" if is_timed else "every layer has to keep some of its channels"
-            raise UnprunableError(
+            raise OutOfReachError(
                 f"{100 * (1 - share):.0f} % of the {recipe.level_of} cannot be removed: {why}",
                 hint="set a lower pruning.level, or a smaller pruning.round_to",
             )

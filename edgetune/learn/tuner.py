@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from edgetune.decide.forecast import in_parts
-from edgetune.errors import UnprunableError
+from edgetune.errors import OutOfReachError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
-from edgetune.learn.criteria import Batch, Criterion, make_criterion
+from edgetune.learn.criteria import Batch, Criterion, make_criterion, score_with
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.depth import DEPTHS, removed_exits, thin_out
 from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
@@ -287,13 +287,18 @@ class Tuner:
         return self.scoring_batch >= 2 * _SMALLEST_BATCH
 
     def rank(self, network: Network) -> Ranking:
-        """Score all filters on training samples."""
+        """
+        Score all filters on training samples.
+
+        Raises:
+            UnprunableError: the criterion's scores cannot rank filters.
+        """
         is_peak_own = begin_peak()
         network.module.eval()
         groups, criterion = self._groups(network), self._criterion()
-        scores = criterion.score(network.module, groups, self._scoring_batches())
+        scores = score_with(criterion, self._recipe.criterion, network.module, groups, self._scoring_batches())
         self.ranking_mib = peak_mib() if is_peak_own else None
-        return Ranking(groups, tuple(scores), criterion.adds_up)
+        return Ranking(groups, scores, criterion.adds_up)
 
     def cut(
         self,
@@ -318,10 +323,11 @@ class Tuner:
             rank: gives the ranking of what is left; None: `Tuner.rank`.
 
         Raises:
-            UnprunableError: the share cannot be reached.
+            OutOfReachError: the share cannot be reached.
+            UnprunableError: the criterion's scores cannot rank filters.
         """
         found: list[tuple[Shape, Ranking]] = []
-        refused: UnprunableError | None = None
+        refused: OutOfReachError | None = None
         tried: set[tuple[str, ...]] = set()
         may_go = self._recipe.level_of == "latency" and self._recipe.remove_branches
         for depth in DEPTHS if may_go else (0.0,):
@@ -335,7 +341,7 @@ class Tuner:
             self._control.phase("prune")
             try:
                 shape = self.shape(thinned, ranking, share=share, whole=whole, stopwatch=stopwatch)
-            except UnprunableError as error:
+            except OutOfReachError as error:
                 refused = error
                 continue
             found.append((shape, ranking))

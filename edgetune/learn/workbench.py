@@ -116,7 +116,7 @@ class Workbench:
         Cut a kept network, or the tuned one, down to a share of what the whole one costs.
 
         Raises:
-            UnprunableError: it cannot be cut that far.
+            OutOfReachError: it cannot be cut that far.
         """
 
         def ranked(thinned: Network) -> Ranking:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from fakes import FakeClock, FakeTrainer
@@ -158,6 +159,30 @@ def test_a_limit_that_is_lowered_during_a_round_is_kept_from_the_next_tick(tmp_p
             write_config(tmp_path, budgets="power_max: 9W, window: 10s")
             await site.daemon.reload()
             await site.until(S.TRAINING)
+
+    run(play())
+
+
+def test_a_wall_comes_nearer_only_when_no_trainer_stands_before_it(tmp_path: Path) -> None:
+    """Lowered by reload below what the trainer holds, the kernel would kill it: readings stop it, then the wall moves."""
+
+    async def play() -> None:
+        drop(tmp_path, 40)
+        async with Site(tmp_path, make_trainer=held, budgets="trainer_memory_max: 1GiB") as site:
+            budgeting = site.daemon.budgeting
+            placed: list[float | None] = []
+            with mock.patch.object(budgeting.memory_wall, "limit", placed.append):
+                await site.take_all()
+                await site.until(S.TRAINING)
+                for limit in ("600MiB", "2GiB", "500MiB"):
+                    write_config(tmp_path, budgets=f"trainer_memory_max: {limit}")
+                    await site.daemon.reload()
+                    await site.tick()
+                assert placed == [2048.0]
+                await site.daemon.cancel()
+                await site.until(S.COOLDOWN)
+                await site.tick()
+                assert placed == [2048.0, 500.0]
 
     run(play())
 

@@ -132,6 +132,7 @@ def test_no_round_begins_while_one_is_planned(tmp_path: Path) -> None:
                 await service.start_round(kind=None, force=True, dry_run=True)
             await site.tick(5)
             assert site.trainers == []
+            assert any(word.startswith("duty") for word in planner.said), "it is paced as a round would be"
             planner.finish()
             assert (await asked)["forecast"] == FORECAST
             await site.until_served(2)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -453,6 +454,34 @@ def test_a_strategy_that_there_is_not_is_refused(given: Network, tmp_path: Path)
     """A misspelt one is not another one."""
     with pytest.raises(UsageError, match="strategy"):
         call(given, tmp_path, goal=replace(GOAL, strategy="darp"))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_label_that_no_output_has_is_refused(given: Network, tmp_path: Path, part: str, label: int) -> None:
+    """An image without a label, or of a class that the network does not know: a sentence, and nothing is begun."""
+    material = easy_material()
+    data = getattr(material, part)
+    labels = data.labels.copy()
+    labels[1] = label
+    with pytest.raises(UsageError, match=rf"1 of {len(data)} {part} images have a label outside 0 to 2") as raised:
+        call(given, tmp_path / "work", material=replace(material, **{part: replace(data, labels=labels)}))
+    assert "label" in raised.value.hint
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_criterion_whose_scores_are_not_numbers_ends_the_search_with_a_sentence(
+    given: Network, tmp_path: Path
+) -> None:
+    """It is no level that is out of reach, which a search would try again with less."""
+    with (
+        mock.patch(
+            "edgetune.learn.criteria.weights.MeanMagnitude.score",
+            lambda _self, _model, groups, _batches: [torch.full((group.channels,), float("nan")) for group in groups],
+        ),
+        pytest.raises(UnprunableError, match="are not numbers"),
+    ):
+        call(given, tmp_path, recipe=replace(RECIPE, criterion="l1"))
 
 
 def test_a_network_that_cannot_be_pruned_is_refused_before_any_training(tmp_path: Path) -> None:

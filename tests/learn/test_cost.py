@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_prune_properties import BLOCKS, random_net
 from tiny_nets import TinyNet
 
-from edgetune.errors import UnprunableError
 from edgetune.learn.cost import CostCounter, Size
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.network import count_macs, count_parameters
@@ -407,21 +406,6 @@ def test_an_infinite_score_is_never_cut(tiny: nn.Module, per_cost: bool) -> None
         )  # fmt: skip
         assert not set(cut.removed[index]) & set(range(16)[protected])
         assert len(cut.removed[1 - index]) == 30
-
-
-@pytest.mark.parametrize("per_cost", [False, True])
-def test_scores_that_are_not_numbers_name_their_layer(tiny: nn.Module, per_cost: bool) -> None:
-    """One NaN is enough, even in a group that would not have been cut; the hint says where to look."""
-    groups = find_groups(tiny, "head", 12, 12)
-    for index, group in enumerate(groups):
-        scores = random_scores(groups, 2)
-        scores[index][5] = float("nan")
-        with pytest.raises(UnprunableError, match=rf"layer {group.name} are not numbers") as caught:
-            choose_channels(
-                tiny, groups, scores, limit=Limit("macs", 10**9), image=(12, 12), round_to=1, floors=[0.0, 0.0],
-                per_cost=per_cost,
-            )  # fmt: skip
-        assert "NaN" in caught.value.hint
 
 
 def test_channels_are_chosen_without_touching_the_network(tiny: nn.Module) -> None:

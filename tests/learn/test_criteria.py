@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_nets import TinyNet
 
-from edgetune.errors import ConfigError, LossNotFiniteError, NoGradientError, NoSamplesError
-from edgetune.learn.criteria import CRITERIA, Batch, make_criterion
+from edgetune.errors import ConfigError, LossNotFiniteError, NoGradientError, NoSamplesError, UnprunableError
+from edgetune.learn.criteria import Batch, make_criterion, score_with
 from edgetune.learn.groups import CoupledGroup, find_groups
+from edgetune.types import CRITERIA
 
 GRADIENT_CRITERIA = ("taylor", "fisher")
 ACTIVATION_CRITERIA = ("activation", "nonzeros", "class_activation", "class_activation_count")
@@ -663,3 +665,64 @@ def test_a_criterion_that_cannot_be_used_is_refused_with_a_sentence(
     assert caught.value.hint
     if "unknown" in sentence:
         assert all(known in caught.value.hint for known in CRITERIA)
+
+
+# ------------------------------------------------------------------------------------------ what cannot rank filters
+
+
+class Says:
+    """A criterion of the user's own that says what it is told to."""
+
+    adds_up = False
+
+    def __init__(self, scores: Any) -> None:
+        self._scores = scores
+
+    def score(self, model: nn.Module, groups: Sequence[CoupledGroup], batches: Iterable[Batch]) -> Any:
+        """What it was told; an error is raised."""
+        if isinstance(self._scores, Exception):
+            raise self._scores
+        return self._scores(groups)
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        (KeyError("layer4"), r"criterion 'mine:Own' failed: KeyError: 'layer4'"),
+        (lambda _: None, r"criterion 'mine:Own' failed: TypeError"),
+        (
+            lambda groups: [torch.ones(g.channels) for g in groups[1:]],
+            r"gave scores of 1 groups of filters; there are 2",
+        ),
+        (lambda groups: [[1.0] * g.channels for g in groups], r"gave no tensor \[\d+\] for layer"),
+        (lambda groups: [torch.ones(g.channels + 1) for g in groups], r"gave no tensor \[\d+\] for layer"),
+        (lambda groups: [torch.full((g.channels,), math.nan) for g in groups], r"layer \S+ are not numbers"),
+    ],
+)
+def test_what_no_filters_can_be_ranked_by_is_refused_with_a_sentence(scores: Any, sentence: str) -> None:
+    """Whatever a user's own criterion gives or raises."""
+    net = lively(TinyNet(5)).eval()
+    groups = find_groups(net, "head", 12, 12)
+    with pytest.raises(UnprunableError, match=sentence):
+        score_with(Says(scores), "mine:Own", net, groups, [])
+
+
+def test_an_error_of_ours_keeps_its_name() -> None:
+    """A criterion that needs labels says so itself; it is no failure of the criterion."""
+    net = lively(TinyNet(5)).eval()
+    groups = find_groups(net, "head", 12, 12)
+    with pytest.raises(NoSamplesError):
+        score_with(Says(NoSamplesError("no labels")), "mine:Own", net, groups, [])
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name != "random"])
+def test_a_weight_that_is_not_a_number_is_never_hidden(name: str) -> None:
+    """Comparing hides NaN: every criterion that looks at the network refuses to rank filters by it."""
+    torch.manual_seed(0)
+    net = lively(TinyNet(5)).eval()
+    groups = find_groups(net, "head", 12, 12)
+    with torch.no_grad():
+        next(m for m in net.modules() if isinstance(m, nn.Conv2d)).weight[0] = math.nan
+    batch = (torch.randn(6, 3, 12, 12, dtype=next(net.parameters()).dtype), torch.arange(6) % 3)
+    with pytest.raises((UnprunableError, LossNotFiniteError)):
+        score_with(make_criterion(name, seed=0), name, net, groups, [batch])

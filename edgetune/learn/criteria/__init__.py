@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
-from edgetune.errors import ConfigError
+import torch
+from torch import nn
+
+from edgetune.errors import ConfigError, EdgetuneError, UnprunableError
 from edgetune.learn.criteria.activations import ClassActivation, ResponseMagnitude, ShareOfNonZeros
 from edgetune.learn.criteria.base import Batch, Criterion
 from edgetune.learn.criteria.gradients import Fisher, Taylor
 from edgetune.learn.criteria.weights import MeanMagnitude, Random
+from edgetune.learn.groups import CoupledGroup
+from edgetune.types import CRITERIA
 
-__all__ = ["CRITERIA", "Batch", "Criterion", "make_criterion"]
+__all__ = ["Batch", "Criterion", "make_criterion", "score_with"]
 
 _MAKERS: dict[str, Callable[[int, Callable[[], None]], Criterion]] = {
     "l1": lambda _seed, _beat: MeanMagnitude(),
@@ -23,7 +28,6 @@ _MAKERS: dict[str, Callable[[int, Callable[[], None]], Criterion]] = {
     "class_activation_count": lambda _seed, beat: ClassActivation(beat, joins="count"),
     "random": lambda seed, _beat: Random(seed),
 }
-CRITERIA = tuple(_MAKERS)
 
 
 def make_criterion(name: str, *, seed: int, beat: Callable[[], None] = lambda: None) -> Criterion:
@@ -53,3 +57,35 @@ def make_criterion(name: str, *, seed: int, beat: Callable[[], None] = lambda: N
         raise ConfigError(f"criterion {name!r} needs `score` and `adds_up`", hint="see edgetune.learn.criteria.base")
     made: Criterion = criterion
     return made
+
+
+def score_with(
+    criterion: Criterion, name: str, model: nn.Module, groups: Sequence[CoupledGroup], batches: Iterable[Batch]
+) -> tuple[torch.Tensor, ...]:
+    """
+    What a criterion says, if filters can be ranked by it; see `Criterion.score`.
+
+    Raises:
+        UnprunableError: one of the user's own fails or gives something else than scores, or a score is not a number.
+    """
+    try:
+        scores = tuple(criterion.score(model, groups, batches))
+    except EdgetuneError:
+        raise
+    except Exception as error:
+        if name in _MAKERS:
+            raise
+        raise UnprunableError(f"criterion {name!r} failed: {type(error).__name__}: {error}") from error
+    if len(scores) != len(groups):
+        raise UnprunableError(
+            f"criterion {name!r} gave scores of {len(scores)} groups of filters; there are {len(groups)}"
+        )
+    for group, score in zip(groups, scores, strict=True):
+        if not isinstance(score, torch.Tensor) or tuple(score.shape) != (group.channels,):
+            raise UnprunableError(f"criterion {name!r} gave no tensor [{group.channels}] for layer {group.name}")
+        if torch.isnan(score).any():
+            raise UnprunableError(
+                f"the scores of the filters of layer {group.name} are not numbers",
+                hint="the weights may hold NaN: edgetune models show; or use another pruning.criterion",
+            )
+    return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -44,7 +45,8 @@ class _Responses:
                 mine = (labels == label).cpu()
                 counts[label] = counts.get(label, 0) + int(mine.sum())
                 for i, response in enumerate(responses):
-                    part = self._vote(response[mine]).sum(dim=0)
+                    votes = self._vote(response[mine]).masked_fill(torch.isnan(response[mine]), math.nan)
+                    part = votes.sum(dim=0)
                     sums[i, label] = sums[i, label] + part if (i, label) in sums else part
             self._beat()
         if not counts:
@@ -142,7 +144,9 @@ def _watched(
 
     def watch(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
         def look(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            seen[name] = measure(output.detach())
+            maps = output.detach()
+            is_none = torch.isnan(maps).flatten(2).any(dim=2) if maps.dim() > 2 else torch.isnan(maps)
+            seen[name] = measure(maps).masked_fill(is_none, math.nan)  # comparing would hide it
 
         return look
 
