@@ -15,10 +15,13 @@ from benchmarks.cells import Cell
 from benchmarks.cifar import SUBSETS
 from benchmarks.rows import rows_to_report
 from benchmarks.stage import say, table
+from edgetune.learn.schedules import PAPER
+from edgetune.types import CRITERIA
 
 PAPER_LEVELS = (25.0, 50.0, 75.0, 90.0, 95.0)
 SEEDS = (0, 1)
 BASELINES = ("agnostic", "agnostic:all", "agnostic+site")
+EVERY_ARM = (*BASELINES, *(f"aware:{name}" for name in CRITERIA))
 _DRAWS = 10_000  # of the bootstrap
 HIGH_LEVEL = 75.0  # levels from here on count as high
 
@@ -41,6 +44,9 @@ def report(work: Path) -> int:
         for sentence in not_run(mine):
             say(f"  not run: {sentence}")
         _plot(mine, work / f"data_aware-{net.partition(':')[2]}-{images}-{unit}.svg")
+    say("")
+    for sentence in never_run(cells):
+        say(f"never run: {sentence}")
     return 0
 
 
@@ -195,6 +201,23 @@ def not_run(cells: Sequence[Cell]) -> list[str]:
                 sentences.append(f"{arm} at {level:g} %: all")
             elif missing:
                 sentences.append(f"{arm} at {level:g} %: {', '.join(f'{s} seed {seed}' for s, seed in missing)}")
+    return sentences
+
+
+def never_run(cells: Sequence[Cell]) -> list[str]:
+    """Networks, choices of images, units and criteria of which there is not one cell."""
+    sentences = []
+    for net in sorted(PAPER):
+        mine = [cell for cell in cells if cell.net == net]
+        if not mine:
+            sentences.append(f"{net}: all")
+            continue
+        for images, unit in itertools.product(("seen", "unseen"), ("parameters", "latency")):
+            arms = {cell.arm for cell in mine if (cell.images, cell.unit) == (images, unit)}
+            if not arms:
+                sentences.append(f"{net}, images {images}, level in {unit}: all")
+            elif missing := [arm for arm in EVERY_ARM if arm not in arms]:
+                sentences.append(f"{net}, images {images}, level in {unit}: {', '.join(missing)}")
     return sentences
 
 

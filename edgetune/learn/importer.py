@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 
 from edgetune.errors import ArtefactError, ModelError, UsageError
 from edgetune.learn.export import artefact_files, check_export, draft_manifest, selftest_images, stage
-from edgetune.learn.network import NETWORK_FILE, WEIGHTS_FILE, Network, load_network, load_strictly, new_network
+from edgetune.learn.network import (
+    NETWORK_FILE,
+    WEIGHTS_FILE,
+    Network,
+    load_network,
+    load_strictly,
+    new_network,
+    without_auxiliary_heads,
+)
 from edgetune.serve.engine import Engine
 from edgetune.serve.timing import time_interleaved
 from edgetune.store.models import MANIFEST, MANIFEST_HASH, publish
@@ -289,15 +297,16 @@ def load_weights(
     network: Network, tensors: Mapping[str, torch.Tensor], classes: Sequence[str], *, new_head: bool = False
 ) -> None:
     """
-    Load a checkpoint of somebody else's: strict but for what such files rightly leave out.
+    Load a checkpoint of somebody else's: strict but for what such files rightly leave out, or have too much.
 
-    A "module." prefix (DataParallel) is taken off; batch norm's counters and constants that the architecture itself
+    Auxiliary heads of GoogLeNet and Inception v3 are passed over. A "module." prefix (DataParallel) is taken off; batch norm's counters and constants that the architecture itself
     fixes (zero-padded shortcuts) may be missing.
 
     Raises:
         ModelError: anything else is missing, left over, or of another shape.
     """
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = without_auxiliary_heads(network.architecture, tensors)
     constants = {name for name, p in network.module.named_parameters() if not p.requires_grad}
     own = network.module.state_dict()
     head_names = {name for name in own if name.rpartition(".")[0] == network.head}

@@ -34,6 +34,9 @@ from edgetune.learn.vision import torchvision_models
 FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
 NETWORK_FILE = "network.json"
+# Built without: they only helped the first training, and their answers are in the way of the one that is served.
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 # The layers whose dimensions may change, and the attributes that say so.
 _DIMENSIONS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
@@ -132,7 +135,8 @@ def build(architecture: str, num_classes: int, builders: Mapping[str, str] | Non
         if source == "cifar":
             return CIFAR_BUILDERS[name](num_classes)
         if source == "torchvision":
-            module = torchvision_models().get_model(name, weights=None, num_classes=num_classes)
+            without = {"aux_logits": False} if name in _WITH_AUXILIARY_HEADS else {}
+            module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **without)
         else:
             module = getattr(importlib.import_module(source), name)(num_classes)
     except KeyError as error:
@@ -231,6 +235,13 @@ def load_network(directory: Path, builders: Mapping[str, str] | None = None) -> 
             raise
         raise ModelError(f"{directory / WEIGHTS_FILE} is damaged: {error}") from error
     return rebuild(description, tensors, builders)
+
+
+def without_auxiliary_heads(architecture: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint for a network as `build` makes it: torchvision's own hold weights of heads that it leaves out."""
+    if architecture.removeprefix("torchvision:") not in _WITH_AUXILIARY_HEADS:
+        return dict(tensors)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_AUXILIARY_HEADS)}
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

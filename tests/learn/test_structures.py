@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from edgetune.learn.vision import torchvision_models
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest_site import draft_manifest
@@ -20,6 +22,7 @@ from conftest_site import draft_manifest
 from edgetune.errors import ModelError, UnprunableError
 from edgetune.learn.export import artefact_files, check_export, served_module, stage
 from edgetune.learn.groups import CoupledGroup, left_whole, overlaps
+from edgetune.learn.importer import load_weights
 from edgetune.learn.network import (
     Network,
     count_macs,
@@ -44,10 +47,24 @@ FAST = {
 SLOW = {
     "torchvision:resnet18": 64, "torchvision:mobilenet_v2": 64,
     "torchvision:efficientnet_b0": 64,  # squeeze-and-excite on depthwise layers
+    "torchvision:googlenet": 64,  # four ways side by side, concatenated
     "torchvision:densenet121": 64,  # each layer reads the concatenation of all before it
     "torchvision:resnext50_32x4d": 64,  # convolutions in 32 groups
     "torchvision:convnext_tiny": 64,  # layer norms and layer scales: what they touch is left whole
 }  # fmt: skip
+
+
+class TwoHeaded(nn.Module):
+    """Two answers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, num_classes), nn.Linear(3, num_classes)
+
+
+def two_headed(num_classes: int) -> nn.Module:
+    """A builder of one's own."""
+    return TwoHeaded(num_classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +268,23 @@ def test_a_network_with_a_channel_shuffle_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
-def test_a_network_with_auxiliary_heads_is_refused() -> None:
-    """Torchvision's GoogLeNet has two more; a builder of one's own may leave them out."""
-    with pytest.raises(ModelError, match=r"exactly one layer .* aux1\.fc2, aux2\.fc2, fc"):
-        new_network("torchvision:googlenet", CLASSES)
+def test_weights_of_auxiliary_heads_are_passed_over() -> None:
+    """Torchvision's file of GoogLeNet holds two more heads, which only its first training needs; anything else is left over."""
+    trained = torchvision_models().googlenet(weights=None, num_classes=CLASSES, init_weights=False)
+    names = tuple(f"class {number}" for number in range(CLASSES))
+    network = new_network("torchvision:googlenet", CLASSES)
+    load_weights(network, trained.state_dict(), names)
+    images = pictures(64)[:1]
+    with torch.no_grad():
+        assert torch.equal(network.module.eval()(images), trained.eval()(images))
+    with pytest.raises(ModelError, match="aux3"):
+        load_weights(network, {**trained.state_dict(), "aux3.weight": torch.ones(1)}, names)
+
+
+def test_a_network_with_two_heads_of_its_own_is_refused() -> None:
+    """Which of them is to be served is not for us to say."""
+    with pytest.raises(ModelError, match=r"exactly one layer .* one, other"):
+        new_network("test_structures:two_headed", CLASSES)
 
 
 def test_a_network_whose_names_have_versions_is_rebuilt() -> None:
