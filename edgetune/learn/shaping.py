@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,16 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A channel multiple that was timed in turn with the others."""
+
+    round_to: int
+    parameters: int
+    latency_ratio: float
+    kept_share: float  # of the scores
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """What a cut made of a network."""
 
@@ -54,6 +64,7 @@ class Shape:
     cut: Cut
     round_to: int
     latency_ratio: float | None  # to the whole network's; None: not timed
+    candidates: tuple[Candidate, ...] = ()  # that it was chosen from; none: it was the only one
 
 
 class Shaper:
@@ -109,7 +120,11 @@ class Shaper:
         else:
             good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
             chosen = min(good, key=lambda i: ratios[i])
-        return replace(candidates[chosen], latency_ratio=ratios[chosen])
+        timed = tuple(
+            Candidate(shape.round_to, shape.cut.size.parameters, round(ratio, 4), round(share_kept, 4))
+            for shape, ratio, share_kept in zip(candidates, ratios, kept, strict=True)
+        )
+        return replace(candidates[chosen], latency_ratio=ratios[chosen], candidates=timed)
 
     def _shape(
         self,
@@ -157,6 +172,7 @@ def describe_cut(shape: Shape, ranking: Ranking) -> Mapping[str, Any]:
         "macs": shape.cut.size.macs,
         "round_to": shape.round_to,
         "latency_ratio": shape.latency_ratio,
+        "candidates": [asdict(candidate) for candidate in shape.candidates],
         "removed_branches": removed_exits(shape.network.module),
         "groups": [
             {"layer": g.name, "channels": g.channels, "kept": g.channels - len(gone)}

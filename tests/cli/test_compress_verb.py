@@ -94,7 +94,7 @@ def test_the_documented_example_teaches(
         ),
     }  # fmt: skip
     page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
-    _, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    *_, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert "epochs=60" in example
     monkeypatch.chdir(tmp_path)
     request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))

@@ -183,7 +183,7 @@ def test_a_budget_of_nothing_leaves_the_model_as_given_which_the_documented_exam
     assert "ended because 1 epochs are spent" in out
     assert "holds the model as given" in out
     page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
-    example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(given / "flat")
     found: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -726,3 +727,24 @@ def test_a_weight_that_is_not_a_number_is_never_hidden(name: str) -> None:
     batch = (torch.randn(6, 3, 12, 12, dtype=next(net.parameters()).dtype), torch.arange(6) % 3)
     with pytest.raises((UnprunableError, LossNotFiniteError)):
         score_with(make_criterion(name, seed=0), name, net, groups, [batch])
+
+
+def test_the_documented_criterion_of_ones_own_ranks_filters() -> None:
+    """As it stands in docs/compress.md: by the size of the batch norms' factors."""
+    page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
+    _, example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)  # noqa: S102 - our own page
+    net = lively(TinyNet(5)).eval()
+    groups = find_groups(net, "head", 12, 12)
+    scores = score_with(names["BatchNormScale"](), "mine:BatchNormScale", net, groups, [])
+    modules = dict(net.named_modules())
+    for group, score in zip(groups, scores, strict=True):
+        expected = [0.0] * group.channels
+        for member in group.members:
+            layer = modules[member.layer]
+            if isinstance(layer, nn.BatchNorm2d):
+                for index, root in zip(member.indices, member.roots, strict=True):
+                    expected[root] += abs(float(layer.weight.detach()[index]))
+        assert score.tolist() == pytest.approx(expected)
+        assert max(expected) > 0

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest_site import CLASSES, RECIPE, RecordingControl, Site, make_site, read_manifest, run_here
 
 from edgetune.decide.gate import judge
+from edgetune.learn.groups import CoupledGroup
 from edgetune.learn.network import count_parameters, load_network
 from edgetune.learn.transfer import Output, Replay
 from edgetune.serve.engine import Engine
@@ -97,10 +99,20 @@ def test_the_same_round_on_clean_labels_is_promoted(site: Site) -> None:
     assert any("parameters" in reason for reason in decision.reasons)
 
 
+class FirstFilters:
+    """A criterion of the user's own: the first filters of each group stay."""
+
+    adds_up = False
+
+    def score(self, _model: torch.nn.Module, groups: Sequence[CoupledGroup], _batches: object) -> list[torch.Tensor]:
+        """One less for each."""
+        return [torch.arange(group.channels, 0, -1, dtype=torch.float64) / group.channels for group in groups]
+
+
 def test_rounds_with_each_criterion_publish_networks_of_their_own(site: Site) -> None:
-    """l1, random and taylor all reach the level, say so in the manifest, and do not cut the same filters."""
+    """l1, random, taylor and a user's own all reach the level, say so in the manifest, and do not cut the same filters."""
     published = {}
-    for criterion in ("l1", "random", "taylor"):
+    for criterion in ("l1", "random", "taylor", "test_learning_rounds:FirstFilters"):
         manifest, directory, said = do_round(site, criterion, recipe=replace(RECIPE, criterion=criterion))
         phases = [line["phase"] for line in said if line["event"] == "phase"]
         assert phases == ["load", "plan", "tune", "score", "prune", "retrain", "export", "measure", "time", "publish"]
@@ -111,7 +123,7 @@ def test_rounds_with_each_criterion_publish_networks_of_their_own(site: Site) ->
         network = load_network(directory)
         assert all(m.out_channels % 8 == 0 for m in network.module.modules() if isinstance(m, torch.nn.Conv2d))
         published[criterion] = (directory / "weights.safetensors").read_bytes()
-    assert len(set(published.values())) == 3
+    assert len(set(published.values())) == 4
 
 
 def test_a_round_at_level_zero_only_fine_tunes_the_factory_model(site: Site) -> None:
