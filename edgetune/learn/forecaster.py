@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 from torch.nn import functional
@@ -15,7 +14,7 @@ from torch.nn import functional
 from edgetune.learn.attributes import layers_of, workload
 from edgetune.learn.calibration import Coefficients, Kernel, Physics, StepModel, memory_terms, time_terms
 from edgetune.learn.layout import Layout, arrange, computing_in
-from edgetune.learn.memory import kept_bytes
+from edgetune.learn.memory import begin_shared_peak, held_mib, kept_bytes, shared_peak_mib
 from edgetune.learn.optimiser import Sgd
 from edgetune.serve.engine import return_free_memory
 from edgetune.types import BoardHistory, Interval, StepPoint, Workload
@@ -44,7 +43,7 @@ class Forecaster:
 
     def __init__(self, history: BoardHistory, *, threads: int) -> None:
         self.threads = threads
-        self.rest_mib = psutil.Process().memory_info().rss / _MIB
+        self.rest_mib = held_mib()
         self._points = list(history.points)
         self._fit()
 
@@ -181,6 +180,7 @@ def begin_peak() -> bool:
     """
     _before.highest_mib = process_peak_mib() or 0.0
     is_given_back = return_free_memory()
+    begin_shared_peak()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -189,12 +189,17 @@ def begin_peak() -> bool:
 
 
 def peak_mib() -> float | None:
-    """The high-water mark since `begin_peak`; None where the system does not tell."""
+    """
+    The high-water mark since `begin_peak`: of resident memory, and of what is held of a GPU's that is the system's.
+
+    The two marks need not be of one moment, so this may be a little more than there was. None where the system does not tell.
+    """
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+    resident = next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return None if resident is None else resident + shared_peak_mib()
 
 
 def process_peak_mib() -> float | None:

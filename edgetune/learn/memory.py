@@ -51,6 +51,30 @@ def kept_by(module: nn.Module, work: Callable[[], object]) -> int:
 
 
 def pass_mib(kept: float) -> float:
-    """Resident MiB of this process in a forward and backward pass of which autograd keeps so many bytes."""
-    now = psutil.Process().memory_info().rss
-    return float(now + _GRADIENTS * kept) / _MIB + _WORKSPACE_MIB
+    """MiB of this process in a forward and backward pass of which autograd keeps so many bytes."""
+    return held_mib() + _GRADIENTS * kept / _MIB + _WORKSPACE_MIB
+
+
+def held_mib() -> float:
+    """Resident memory of this process, and what torch holds of a GPU's memory that is the system's, as budgets count it."""
+    shared = torch.cuda.memory_reserved() if _shares_gpu_memory() else 0
+    return float(psutil.Process().memory_info().rss + shared) / _MIB
+
+
+def begin_shared_peak() -> None:
+    """Start the mark of `shared_peak_mib` anew."""
+    if _shares_gpu_memory():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def shared_peak_mib() -> float:
+    """The most that torch has held of a GPU's memory that is the system's; 0 where there is none, or it has its own."""
+    return torch.cuda.max_memory_reserved() / _MIB if _shares_gpu_memory() else 0.0
+
+
+def _shares_gpu_memory() -> bool:
+    # torch leaves it untyped. Where nothing is held yet, asking would take memory.
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    return bool(torch.cuda.get_device_properties(torch.cuda.current_device()).is_integrated)

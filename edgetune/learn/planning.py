@@ -23,6 +23,7 @@ from edgetune.decide.forecast import (
 from edgetune.errors import WillNotFitError
 from edgetune.learn.control import Control
 from edgetune.learn.data import held_bytes
+from edgetune.learn.memory import held_mib
 from edgetune.learn.network import Network
 from edgetune.learn.tuner import Tuner
 from edgetune.types import BoardHistory, Cut, Forecast, Interval, Manifest, Recipe, Workload
@@ -89,8 +90,7 @@ def allowance(recipe: Recipe) -> Allowance:
     least = recipe.memory_available_min_mib
     available: float | None = None
     if least is not None:
-        held = psutil.Process().memory_info().rss
-        available = (held + psutil.virtual_memory().available) / _MIB - least
+        available = held_mib() + psutil.virtual_memory().available / _MIB - least
     return Allowance(
         peak_mib=recipe.memory_max_mib,
         available_mib=available,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -16,7 +18,8 @@ from conftest_site import RecordingControl
 from test_compress import RECIPE, easy_material, trained_network
 
 from edgetune.learn.compress import Goal, compress
-from edgetune.learn.memory import kept_bytes
+from edgetune.learn.forecaster import begin_peak, peak_mib
+from edgetune.learn.memory import held_mib, kept_bytes
 from edgetune.learn.tuner import Tuner
 from edgetune.types import Recipe
 
@@ -103,3 +106,28 @@ def test_a_search_that_prunes_first_tunes_nothing_before(tmp_path: Path) -> None
     assert outcome.epochs == sum(point.epochs for point in outcome.points) + max(
         1.5, 3 - sum(p.epochs for p in outcome.points)
     )
+
+
+@pytest.mark.parametrize("is_integrated", [True, False])
+def test_a_gpus_memory_counts_where_it_is_the_systems(monkeypatch: pytest.MonkeyPatch, *, is_integrated: bool) -> None:
+    """As on a Jetson, and as the budget counts it; a card's own memory does not, and no GPU is none."""
+    before, peak = held_mib(), peak_mib()
+    assert before > 0
+    assert peak is not None
+    said: list[str] = []
+    fake = {
+        "is_initialized": lambda: True,
+        "current_device": lambda: 0,
+        "get_device_properties": lambda _: SimpleNamespace(is_integrated=is_integrated),
+        "memory_reserved": lambda: 10_000 * 2**20,
+        "max_memory_reserved": lambda: 20_000 * 2**20,
+        "empty_cache": lambda: said.append("empty"),
+        "reset_peak_memory_stats": lambda: said.append("reset"),
+    }
+    for name, does in fake.items():
+        monkeypatch.setattr(torch.cuda, name, does)
+    shared = (10_000, 20_000) if is_integrated else (0, 0)
+    assert held_mib() == pytest.approx(before + shared[0], abs=500)
+    assert peak_mib() == pytest.approx(peak + shared[1], abs=500)
+    begin_peak()
+    assert said == (["empty", "reset"] if is_integrated else [])
