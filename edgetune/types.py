@@ -257,8 +257,9 @@ class Cut:
 class RoundFigures:
     """What a finished round took beside its training steps."""
 
-    other_s: float  # loading, ranking, exporting, comparing
-    other_share: float  # the process's peak in what came after its steps, as a share of that in its steps
+    # Of a round in pieces, and of one that searched, the next two are not known.
+    other_s: float | None = None  # loading, ranking, exporting, comparing
+    other_share: float | None = None  # the process's peak in what came after its steps, as a share of that in its steps
     power_w: float | None = None  # of the board while it trained; None: not measured
     is_reshape: bool = False
     ranking_share: float | None = (

@@ -43,20 +43,20 @@ def learn(
     points = tuple(from_json(StepPoint, json.dumps(point)) for point in measured["points"])
     rounds = history.rounds
     peaks = [point.peak_mib for point in points if point.peak_mib]
-    # Of a round in pieces, and of one that searched, it is not known what they took beside their steps.
+    power_w = None if trained_j is None or trained_s <= 0 else trained_j / trained_s
     if journal.get("starts") == 1 and "search" not in journal and peaks and measured.get("other_mib"):
         other_s = trained_s - measured["stepping_s"] - measured["slept_s"]
-        power_w = None if trained_j is None or trained_s <= 0 else trained_j / trained_s
-        share = measured["other_mib"] / max(peaks)
         figures = RoundFigures(
             other_s=max(0.1, other_s),
-            other_share=share,
+            other_share=measured["other_mib"] / max(peaks),
             power_w=power_w,
             is_reshape="pruned_first" in journal,
             ranking_share=measured.get("ranking_share"),
             cut=forecast.cut_of([point.workload for point in points]),
         )
         rounds = (*rounds, figures)
+    elif power_w is not None:
+        rounds = (*rounds, RoundFigures(power_w=power_w, is_reshape="pruned_first" in journal))
     return replace(history, points=(*history.points, *points)[-_POINTS_MAX:], rounds=rounds[-_ROUNDS_MAX:])
 
 

@@ -205,7 +205,7 @@ class Planner:
             steps.append(self._board.peak_mib(self._whole, each))
         rest, step = self._board.rest_mib, largest(steps)
         least = Interval(low=rest + _OTHER_MIB.low, likely=rest + _OTHER_MIB.likely, high=rest + _OTHER_MIB.high)
-        shares = [figures.other_share for figures in self._rounds]
+        shares = [figures.other_share for figures in self._rounds if figures.other_share is not None]
         ranked = [figures.ranking_share for figures in self._rounds if figures.ranking_share is not None]
         # Gates keep more than a step does. Batches were halved by the same upper end.
         ranking = times(
@@ -228,8 +228,10 @@ class Planner:
             if most_s is not None:  # after which no trial begins
                 searching = Interval(**{end: min(getattr(searching, end), most_s) for end in _ENDS})
             parts.append(replace(searching, low=0.0))
-        alike = [f for f in self._rounds if f.is_reshape == (course.level > 0)]  # ranking and timing take their time
-        parts.append(spread([figures.other_s for figures in alike or self._rounds], _OTHER_S))
+        timed = [(figures.is_reshape, figures.other_s) for figures in self._rounds if figures.other_s is not None]
+        # ranking and timing take their time
+        alike = [seconds for is_reshape, seconds in timed if is_reshape == (course.level > 0)]
+        parts.append(spread(alike or [seconds for _, seconds in timed], _OTHER_S))
         worked = total(parts)
         return Interval(**{end: self._control.paced_s(getattr(worked, end)) for end in _ENDS})
 

@@ -195,6 +195,13 @@ def test_a_search_teaches_no_time_of_a_kind_of_rounds() -> None:
         assert figures.is_reshape is is_reshape
 
 
+@pytest.mark.parametrize("changes", [{"starts": 2}, {"search": {}, "pruned_first": ""}])
+def test_any_round_teaches_what_training_draws(changes: dict[str, object]) -> None:
+    """In pieces or searched: the board's power is that of training, whatever the round took beside its steps."""
+    (figures,) = forecasts.learn(BoardHistory(), {**JOURNAL, **changes}, trained_s=100.0, trained_j=650.0).rounds
+    assert figures == RoundFigures(power_w=6.5, is_reshape="pruned_first" in changes)
+
+
 def test_a_bare_trainer_is_known_from_any_round_and_counts_where_memory_is_limited() -> None:
     """The last round's word holds, also of one that was refused: another torch may take less."""
     history = forecasts.learn(BoardHistory(), {"bare_mib": 300.0}, trained_s=1.0, trained_j=None)

@@ -148,6 +148,16 @@ def test_power_that_was_measured_makes_an_energy_and_a_refusal() -> None:
     assert "budgets.round_energy_max" in refused.reason
 
 
+def test_a_power_that_is_known_alone_tells_the_energy_and_changes_nothing_else() -> None:
+    """Of a round in pieces or searched nothing else is said."""
+    history = BoardHistory(rounds=(RoundFigures(power_w=10.0),))
+    known, blind = planned(AUTO, history=history, may_measure=False), planned(AUTO, may_measure=False)
+    assert known.energy_j is not None
+    assert known.energy_j.likely == pytest.approx(10.0 * known.duration_s.likely)
+    assert known.duration_s.likely == pytest.approx(blind.duration_s.likely, rel=0.3)
+    assert blind.energy_j is None
+
+
 def test_what_has_to_be_left_to_others_is_no_part_of_what_is_allowed() -> None:
     """Memory that is available now, and what the trainer holds already, less the reserve."""
     found = allowance(replace(AUTO, memory_available_min_mib=100.0)).available_mib
