@@ -12,6 +12,7 @@ Four arms at each level, with the same number of training steps but for agnostic
     agnostic:all    the same, given ten times the steps: as many epochs, of all the 40,000 images
     agnostic+site   the same filters, retrained on the site's images
     aware:CRITERION tuned on the site's images, ranked by the criterion on them, pruned, retrained on them
+    width:CRITERION the same with `--unit latency`, where aware takes residual branches out first: narrower layers alone
 
 The deployed model was trained on the first 400 images of each class. "seen": the device shows those (the paper's
 protocol); "unseen": it shows 80 of the last 100, and 20 of them validate. The best epoch is chosen on validation
@@ -159,15 +160,18 @@ class Grid:
             resume=None, save=lambda _: None, control=self._control,
         )  # fmt: skip
 
-    def cut(self, network: Network, criterion_name: str, data: LabelledImages, level: float, seed: int) -> Network:
+    def cut(
+        self, network: Network, criterion_name: str, data: LabelledImages, level: float, seed: int, *,
+        takes_branches: bool = False,
+    ) -> Network:  # fmt: skip
         """
         Rank on `data` and cut to the level, one channel at a time; returns the smaller network.
 
-        Where the level is a latency, all criteria but the paper's take residual branches out first, as a round does.
+        Where the level is a latency, residual branches may go first, as in a round.
         """
         network.module.eval()
         share, is_papers = 1 - level / 100, criterion_name == "l1"
-        if self._arguments.unit == "latency" and not is_papers:
+        if self._arguments.unit == "latency" and takes_branches:
             batches = list(itertools.islice(self._batches(data, seed), 4))
             network = self._place(thin_out(network, batches, share=share, image=(32, 32)))
         groups = find_groups(network.module, network.head, 32, 32)
@@ -239,7 +243,7 @@ class Grid:
             return self.finished(cell, network, data, spent)
         if cell.arm == "agnostic+site":
             return self._agnostic_site(cell, data)
-        return self._aware(cell, self._tuned(cell.subset, cell.seed), cell.arm.partition(":")[2], data)
+        return self._aware(cell, self._tuned(cell.subset, cell.seed), data)
 
     def _unpruned_site(self, cell: Cell, data: Site) -> Cell:
         network = copy.deepcopy(self._base)
@@ -281,9 +285,13 @@ class Grid:
             )  # fmt: skip
         return self.finished(cell, network, data, spent)
 
-    def _aware(self, cell: Cell, tuned: tuple[Network, Spent], criterion: str, data: Site) -> Cell:
+    def _aware(self, cell: Cell, tuned: tuple[Network, Spent], data: Site) -> Cell:
+        kind, _, criterion = cell.arm.partition(":")
         with spending(tuned[1]) as spent:
-            network = self.cut(copy.deepcopy(tuned[0]), criterion, data.training, cell.level, cell.seed)
+            network = self.cut(
+                copy.deepcopy(tuned[0]), criterion, data.training, cell.level, cell.seed,
+                takes_branches=kind == "aware" and criterion != "l1",
+            )  # fmt: skip
             self.train(
                 network, data, epochs=self._epochs[1], name="retrain", seed=cell.seed,
                 milestones=self._paper.milestones,

@@ -65,7 +65,12 @@ def accuracy_lines(cells: Sequence[Cell]) -> list[str]:
 
 
 def _column(arm: str) -> str:
-    return _COLUMNS.get(arm, f"data-aware, {arm.partition(':')[2]}")
+    return _COLUMNS.get(arm, f"data-aware, {_name(arm)}")
+
+
+def _name(arm: str) -> str:
+    kind, _, criterion = arm.partition(":")
+    return criterion + (", width alone" if kind == "width" else "")
 
 
 def _line(*cells: str) -> str:
@@ -89,7 +94,7 @@ def gain_lines(cells: Sequence[Cell]) -> list[str]:
     found = {
         arm: by_over
         for arm in arms_in(cells)
-        if arm.startswith("aware") and (by_over := {o: g for o in BASELINES if (g := gains(cells, arm, o))})
+        if arm.startswith(("aware", "width")) and (by_over := {o: g for o in BASELINES if (g := gains(cells, arm, o))})
     }
     if not found:
         return []
@@ -100,7 +105,7 @@ def gain_lines(cells: Sequence[Cell]) -> list[str]:
     ]
     for arm in sorted(found, key=lambda arm: -_average(next(iter(found[arm].values())))):
         for number, (over, gain) in enumerate(found[arm].items()):
-            name = arm.partition(":")[2] + (", the paper's recipe," if arm == "aware:l1" and number == 0 else "")
+            name = _name(arm) + (", the paper's recipe," if arm == "aware:l1" and number == 0 else "")
             above = {pair: kept for pair, by in gain.items() if (kept := _high(by))}
             largest, where = max(
                 (value, f"{p[0]} {level:g} %") for p, by in gain.items() for level, value in by.items()
