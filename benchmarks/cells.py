@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.types import Latency
+from edgetune.learn.latency import Stopwatch
+from edgetune.learn.network import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,9 @@ class Cell:
     joules: float | None = None  # of the whole board meanwhile; None: nothing measured them, as in the next two
     served_mib: float | None = None  # what the result takes of memory in the serving engine
     served_joules: float | None = None  # of the whole board, for one prediction
-    latency_ratio: float | None = None  # to the base's, turn by turn; None: an older run, which kept two medians
+    latency_ratio: float | None = (
+        None  # to the base's, of turns in which little was in the way; None: an older run, which kept two medians
+    )
 
     @property
     def ratio(self) -> float:
@@ -47,7 +50,11 @@ class Cell:
         )  # fmt: skip
 
 
-def timing(mine: Latency, base: Latency) -> dict[str, Any]:
-    """The fields about latency, from what `Stopwatch.latencies` gave."""
-    ratio = None if mine.ratio is None else round(mine.ratio, 4)
-    return {"latency_ms": round(mine.median_ms, 4), "base_ms": round(base.median_ms, 4), "latency_ratio": ratio}
+def timing(stopwatch: Stopwatch, network: Network) -> dict[str, Any]:
+    """The fields about latency: medians, and the ratio of the undisturbed turns."""
+    (mine,), base = stopwatch.latencies([network])
+    return {
+        "latency_ms": round(mine.median_ms, 4),
+        "base_ms": round(base.median_ms, 4),
+        "latency_ratio": round(stopwatch.ratio(network), 4),
+    }

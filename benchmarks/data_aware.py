@@ -203,11 +203,10 @@ class Grid:
         """Measure what came out."""
         served = cost_of(network, PREPROCESS, threads=1)
         parameters = count_parameters(network.module)
-        (mine,), base = self._stopwatch.latencies([network])
         return replace(
             cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole), 2),
             macs=count_macs(network.module, 32, 32), validation=self.top1(network, data.validation),
-            test=self.top1(network, data.test), **timing(mine, base),
+            test=self.top1(network, data.test), **timing(self._stopwatch, network),
             seconds=round(spent.seconds, 1), peak_mib=spent.peak_mib, joules=spent.joules, served_mib=served.memory_mib,
             served_joules=served.joules,
         )  # fmt: skip

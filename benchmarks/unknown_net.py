@@ -208,7 +208,6 @@ class Adaptation:
 
     def _finished(self, cell: Cell, network: Network, began_s: float) -> Cell:
         seconds, peak, parameters = time.monotonic() - began_s, peak_mib(), count_parameters(network.module)
-        (mine,), base = self._timing(FINAL_RUNS).latencies([network])
         assert self._images.test is not None, "the folders have a test part"
         validation, test = (
             validation_score(network.module, data, self._tuner.normaliser, 100, self._control)[0]
@@ -217,7 +216,7 @@ class Adaptation:
         return replace(
             cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole.parameters), 2),
             macs=count_macs(network.module, SIZE, SIZE), validation=validation, test=test,
-            **timing(mine, base), seconds=round(seconds, 1),
+            **timing(self._timing(FINAL_RUNS), network), seconds=round(seconds, 1),
             peak_mib=peak,
         )  # fmt: skip
 

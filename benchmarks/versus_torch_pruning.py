@@ -205,7 +205,6 @@ class Comparison:
     def _finished(self, cell: Cell, network: Network, began_s: float) -> Cell:
         seconds, peak = time.monotonic() - began_s, peak_mib()
         shown, parameters = classes_of(cell.subset), count_parameters(network.module)
-        (mine,), base = self._timing(FINAL_RUNS).latencies([network])
         validation, test = (
             validation_score(network.module, data, self._normaliser, 250, self._control)[0]
             for data in (
@@ -216,7 +215,7 @@ class Comparison:
         return replace(
             cell, parameters=parameters, removed=round(100 * (1 - parameters / self._whole.parameters), 2),
             macs=count_macs(network.module, 32, 32), validation=validation, test=test,
-            **timing(mine, base), seconds=round(seconds, 1),
+            **timing(self._timing(FINAL_RUNS), network), seconds=round(seconds, 1),
             peak_mib=peak,
         )  # fmt: skip
 
