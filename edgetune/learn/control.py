@@ -54,7 +54,7 @@ class Control:
         self._began = (now_s(), computed_s())
         self._said_at_s = float("-inf")
         self._told_at_s = float("-inf")  # how far a phase is
-        self._phase = "load"
+        self._phase, self._said_phase = "load", ""
         self.duty = 1.0
         self.energy_j: float | None = None
         self.is_stop_asked = False
@@ -78,9 +78,10 @@ class Control:
         self._output.flush()
 
     def phase(self, name: str) -> None:
-        """A new phase begins."""
-        self._phase = name
-        self.say("phase", phase=name)
+        """A new phase begins, or this one goes on."""
+        if name != self._said_phase:
+            self._phase = self._said_phase = name
+            self.say("phase", phase=name)
 
     def left_whole(self, layers: Sequence[str]) -> None:
         """Name the layers that cannot be pruned, before any work; nothing is said when there are none."""

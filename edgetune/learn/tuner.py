@@ -293,6 +293,7 @@ class Tuner:
         Raises:
             UnprunableError: the criterion's scores cannot rank filters.
         """
+        self._control.phase("score")
         is_peak_own = begin_peak()
         network.module.eval()
         groups, criterion = self._groups(network), self._criterion()
@@ -331,7 +332,6 @@ class Tuner:
         tried: set[tuple[str, ...]] = set()
         may_go = self._recipe.level_of == "latency" and self._recipe.remove_branches
         for depth in DEPTHS if may_go else (0.0,):
-            self._control.phase("score")
             thinned = self._thinned(network, share, depth) if depth else network
             gone = removed_exits(thinned.module)
             if gone in tried:
@@ -354,6 +354,7 @@ class Tuner:
 
     def _thinned(self, network: Network, share: float, depth: float) -> Network:
         recipe, size = self._recipe, self._preprocess
+        self._control.phase("score")
         batches = list(
             itertools.islice(self._scoring_batches(), _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch)
         )

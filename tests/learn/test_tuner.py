@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest_site import RECIPE, RecordingControl, Site, make_site, read_manifest, run_here
 from test_finetune import PHASE, SIZE, noisy_data, tiny_network
 
-from edgetune.errors import UnprunableError
+from edgetune.errors import OutOfReachError, UnprunableError
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.depth import removed_exits
@@ -429,7 +429,7 @@ def test_where_the_first_depth_leaves_thin_layers_the_next_ones_are_looked_at(
     def shape(thinned: Network, *_: Any, **__: Any) -> Shape:
         count = next(answers)
         if count is None:
-            raise UnprunableError("no network was as fast as that")
+            raise OutOfReachError("no network was as fast as that")
         return Shape(thinned, Cut((), replace(whole, parameters=count)), 1, 0.3)
 
     with mock.patch.object(tuner, "shape", shape):
