@@ -522,11 +522,17 @@ def do_round(site: Site, name: str, recipe: Recipe) -> tuple[Manifest, Path, dic
     return read_manifest(models / "v000002"), models / "v000002", json.loads((directory / "journal.json").read_bytes())
 
 
-def test_a_round_at_a_level_of_latency_publishes(site: Site) -> None:
-    """The journal has the ratio that was measured, which is within the level and its 5 % of noise."""
-    recipe = replace(ROUND, level_of="latency", level=0.05, round_to=4, timing_runs=60)
+def test_a_round_at_a_level_of_latency_publishes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal has the ratio that was measured, by a clock that a busy machine does not move: a tenth, and the operations."""
+    whole = site.manifest.cost.macs
+
+    def ratios(_watch: Stopwatch, networks: Sequence[Network]) -> list[float]:
+        return [0.1 + 0.9 * count_macs(network.module, 16, 16) / whole for network in networks]
+
+    monkeypatch.setattr(Stopwatch, "ratios", ratios)
+    recipe = replace(ROUND, level_of="latency", level=0.3, round_to=4, timing_runs=5)
     manifest, directory, journal = do_round(site, "latency", recipe)
-    assert 0 < journal["pruning"]["latency_ratio"] <= 0.95 * 1.05
+    assert 0.5 < journal["pruning"]["latency_ratio"] <= 0.7
     factory = read_manifest(directory.parent / "v000001")
     assert manifest.cost.macs < factory.cost.macs
     assert journal["pruning"]["macs"] == manifest.cost.macs
