@@ -39,20 +39,10 @@ def main() -> int:
     arguments = parser.parse_args()
     site = OneSite(arguments)
     say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads, {arguments.net}, {arguments.subset}")
-    rows = [
-        (
-            "strategy",
-            "seed",
-            "test top-1",
-            "parameters",
-            "latency",
-            "trials",
-            "epochs until found",
-            "epochs",
-            "seconds",
-            "ended because",
-        )
-    ]
+    rows = [(
+        "strategy", "seed", "test top-1", "parameters", "latency", "trials", "epochs until found", "epochs", "seconds",
+        "ended because",
+    )]  # fmt: skip
     whole = count_parameters(site.given.module)
     rows.append(("as given", "", f"{site.top1(site.given, site.test):.1%}", f"{whole:,}", "1.00x", "", "", "", "", ""))
     for seed in arguments.seeds:

@@ -299,8 +299,8 @@ def load_weights(
     """
     Load a checkpoint of somebody else's: strict but for what such files rightly leave out, or have too much.
 
-    Auxiliary heads of GoogLeNet and Inception v3 are passed over. A "module." prefix (DataParallel) is taken off; batch norm's counters and constants that the architecture itself
-    fixes (zero-padded shortcuts) may be missing.
+    Auxiliary heads of GoogLeNet and Inception v3 are passed over, a "module." prefix (DataParallel) is taken off; batch
+    norm's counters and constants that the architecture itself fixes (zero-padded shortcuts) may be missing.
 
     Raises:
         ModelError: anything else is missing, left over, or of another shape.
