@@ -244,3 +244,7 @@ class TeacherError(RoundError):
 
     code = "teacher"
     default_hint = "see training.teacher; with training.teacher: ancestor rounds need nobody else"
+
+
+class TeacherSilentError(TeacherError):
+    """The server gave no answer at all; what it has said before may do."""

@@ -351,7 +351,7 @@ class Recipe:
     search: str = "steps"  # "steps" | "dapr": as far towards `level` as the accuracy allows; "none": exactly `level`
     accuracy_drop_max: float = 0.01  # of a search, on validation samples, 0..1
     trial_epochs: float = 4  # most epochs of one trial of a search
-    search_time_max_s: float | None = None  # after it no trial begins
+    search_time_max_s: float | None = None  # no trial begins that would not be retrained by then
     search_energy_max_j: float | None = None  # likewise
     remove_branches: bool = True  # where the level is a latency: residual branches as a whole, see learn.depth
     order: str = (
@@ -368,6 +368,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: str = "crop_flip"  # "none" | "crop" | "crop_flip"
+    augment_views: int | None = None  # ways in which an image is changed, the same for ever; None: another each time
     max_steps: int | None = None  # over all epochs; None: no bound
     checkpoint_steps: int = 100
     scoring_batches: int = 30
@@ -397,6 +398,11 @@ class Recipe:
     time_max_s: float | None = None  # of the round; None: any
     energy_max_j: float | None = None  # likewise
     memory_available_min_mib: float | None = None  # that the round has to leave to others; None: any
+
+
+# Of an image where a teacher is asked beside the trainer: what it has said of them is kept, so that it is asked about the
+# eight once, and not in every epoch of every round.
+OUTSIDE_VIEWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -547,6 +553,7 @@ class Comparison:
     candidate_cost: Cost
     new_classes: tuple[str, ...] = ()  # classes the base has no output for
     unseen_classes: tuple[str, ...] = ()  # those of them that no sample shows: known by a teacher's word
+    gone_classes: tuple[str, ...] = ()  # that the base has an output for, and the candidate has none
     absent: AbsentClasses | None = None  # None: every class was shown
 
     @property

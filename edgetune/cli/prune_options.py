@@ -14,12 +14,13 @@ from edgetune import units
 from edgetune.cli.destination import read_destination, with_destination
 from edgetune.cli.prune_teacher import share_of, source_of
 from edgetune.errors import UsageError
-from edgetune.types import Recipe, TeacherSource
+from edgetune.types import OUTSIDE_VIEWS, Recipe, TeacherSource
 
 _FACTOR_MAX = 50.0  # a search leaves no less than 2 % of the cost, see decide.search
 _BEFORE = 0.25  # of the learning rate: what the tuning before the first cut takes, as the defaults of a round have it
 ENDING = "pruned"
 _DEFAULT = Recipe()
+_MIB = 2**20
 
 
 def _quantity(kind: str) -> Callable[[click.Context, click.Parameter, str | None], float | None]:
@@ -135,19 +136,28 @@ _OPTIONS = (
         help="Thinner layers only: a goal of latency takes no residual branch out as a whole.",
     ),
     click.option(
-        "--max-time", callback=_quantity("duration"), metavar="DURATION", help="Begin no trial after this, e.g. 30min."
+        "--max-time",
+        callback=_quantity("duration"),
+        metavar="DURATION",
+        help="Begin no trial that would not be retrained by then at the pace so far, e.g. 30min.",
     ),
     click.option(
         "--max-energy",
         callback=_quantity("energy"),
         metavar="ENERGY",
-        help="Begin no trial after the whole board has used this, e.g. 20Wh; needs a power sensor.",
+        help="The same with what the whole board uses, e.g. 20Wh; needs a power sensor.",
     ),
     click.option(
         "--max-epochs",
         type=click.FloatRange(min=0, min_open=True),
         metavar="N",
         help="At most so many over everything, the last retraining included.",
+    ),
+    click.option(
+        "--max-memory",
+        callback=_quantity("bytes"),
+        metavar="BYTES",
+        help="Of this process, e.g. 1GiB: filters are cut before the model is tuned, and steps go in parts, where it is short.",
     ),
     click.option(
         "--threads",
@@ -229,8 +239,10 @@ def recipe_of(order: Order, given: Mapping[str, Any], threads: int) -> Recipe:
         learning_rate=given["learning_rate"],
         learning_rate_before=given["learning_rate"] * _BEFORE,
         distillation=share_of(given),
+        augment_views=None if order.teacher is None else OUTSIDE_VIEWS,
         transfer=given["transfer"],
         temperature=given["temperature"] or _DEFAULT.temperature,
         seed=given["seed"],
+        memory_max_mib=None if given["max_memory"] is None else given["max_memory"] / _MIB,
         threads=threads,
     )

@@ -20,7 +20,7 @@ from edgetune.config.quantities import (
     Share,
 )
 from edgetune.config.section import Section, key
-from edgetune.types import GatePolicy, Recipe, TeacherSource
+from edgetune.types import OUTSIDE_VIEWS, GatePolicy, Recipe, TeacherSource
 
 _RECIPE, _GATE, _TEACHER = Recipe(), GatePolicy(), TeacherSource()
 _KEEPING = 0.5  # the factory model's share of the loss where absent classes are to be kept
@@ -94,6 +94,12 @@ class Training(Section):
     weight_decay: float = key(_RECIPE.weight_decay, "Weight decay of SGD.", ge=0, le=1)
     augment: Literal["none", "crop", "crop_flip"] = key(
         _RECIPE.augment, "Random changes to training images: none, crop, or crop_flip (also mirrored)."
+    )
+    augment_views: PositiveCount | None = key(
+        None,
+        "Ways in which each image is changed so, the same in all epochs and rounds, so that a teacher's answers can be kept;"
+        f" null: {OUTSIDE_VIEWS} with a teacher that is a file or a server, else another way every time.",
+        le=10_000,
     )
     checkpoint_steps: PositiveCount = key(_RECIPE.checkpoint_steps, "Steps between checkpoints.")
     timing_runs: PositiveCount = key(
@@ -217,6 +223,11 @@ class Training(Section):
         if self.distillation is not None:
             return self.distillation
         return _KEEPING if self.absent_classes == "keep" or self.teacher != "ancestor" else 0.0
+
+    @property
+    def views(self) -> int | None:
+        """Of each image; None: another in every epoch."""
+        return self.augment_views or (OUTSIDE_VIEWS if self.teacher != "ancestor" and self.share > 0 else None)
 
     @property
     def uses_unlabelled(self) -> bool:

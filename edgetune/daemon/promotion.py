@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from edgetune.daemon.parts import StoreThread
 from edgetune.daemon.round_records import RoundRecords
-from edgetune.daemon.round_told import doubted
+from edgetune.daemon.round_told import contradicted_throughout, doubted
 from edgetune.daemon.serving import Serving
 from edgetune.decide import gate
 from edgetune.decide.probation import Observed
@@ -45,7 +45,7 @@ class Promotion:
             if self.decision is None:
                 shown_anew = await self._store(self._records.shown_anew, spec)
                 self.decision = self._judge(spec, manifest, policy, shown_anew)
-                if not self.decision.is_promoted and self._is_current(spec):
+                if self._is_current(spec):
                     self.decision = await self._with_doubts(self.decision, spec, manifest.comparison, policy)
             if self.decision.is_promoted:
                 self._candidate = await self._serving.prepare(spec.candidate_version)
@@ -74,13 +74,22 @@ class Promotion:
         return gate.judge(manifest.comparison, policy, shown_anew=shown_anew)
 
     async def _with_doubts(
-        self, refusal: GateDecision, spec: RoundSpec, comparison: Comparison | None, policy: GatePolicy
+        self, decision: GateDecision, spec: RoundSpec, comparison: Comparison | None, policy: GatePolicy
     ) -> GateDecision:
-        """A refusal for lost accuracy also says which labels may be the cause."""
+        """
+        A refusal for lost accuracy also says which labels may be the cause.
+
+        Where wrong labels have come for as long as the hold-out reaches, a candidate that learnt them looks better. Nothing
+        here can tell that from a site that has changed, so a promotion against most labels of a class says so.
+        """
+        journal = await self._store(self._records.journal, spec.round_id)
+        if decision.is_promoted:
+            doubts = contradicted_throughout(journal)
+            return replace(decision, warnings=(*decision.warnings, doubts)) if doubts else decision
         if comparison is None or not gate.has_lost_accuracy(comparison, policy):
-            return refusal
-        doubts = doubted(await self._store(self._records.journal, spec.round_id))
-        return replace(refusal, reasons=(*refusal.reasons, doubts)) if doubts else refusal
+            return decision
+        doubts = doubted(journal)
+        return replace(decision, reasons=(*decision.reasons, doubts)) if doubts else decision
 
     def _is_current(self, spec: RoundSpec) -> bool:
         return spec.generation == self._serving.generation and spec.base_version == self._serving.served.version

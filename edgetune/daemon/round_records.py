@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from edgetune.types import (
     FrozenSample,
     GateDecision,
     Manifest,
-    Mark,
     RoundKind,
     RoundSpec,
     RoundState,
@@ -110,7 +109,7 @@ class RoundRecords:
     def _spec(self, round_id: int, want: Want, base: Manifest, limits: RoundSettings, *, generation: int) -> RoundSpec:
         """What a round would be told now; its samples are pinned."""
         recipe, samples_max = limits.recipe, limits.samples_max
-        is_imprint = want.kind is RoundKind.IMPRINT
+        is_imprint, factory = want.kind is RoundKind.IMPRINT, self._models.factory()
         unlabelled_max = samples_max if limits.learns_unlabelled and not is_imprint else 0
         frozen = self._buffer.freeze(round_id, training_max=samples_max, unlabelled_max=unlabelled_max)
         if is_imprint:
@@ -118,10 +117,14 @@ class RoundRecords:
             samples = imprinting.choose_samples(frozen, want.classes, base.classes)
         else:
             labels = {s.label for s in frozen if s.split is Split.TRAINING and s.label is not None}
-            kept = _kept_classes(base, want.kind, labels)
+            kept = base.classes
+            if (
+                want.kind is RoundKind.RESHAPE
+            ):  # the factory model knows nothing of what came later and has no sample now
+                known = {*labels, *(base if factory is None else self._models.manifest(factory)).classes}
+                kept = tuple(label for label in base.classes if label in known)
             classes = (*kept, *sorted(labels - set(kept)))
             samples = tuple(s for s in frozen if s.label is None or s.label in classes)
-        factory = self._models.factory()
         return RoundSpec(
             round_id=round_id,
             kind=want.kind,
@@ -328,19 +331,6 @@ class RoundRecords:
                 with contextlib.suppress(OSError, ValueError):
                     return comparison_summary(from_json(Manifest, path.read_bytes()))
         return {}
-
-
-def _kept_classes(base: Manifest, kind: RoundKind, labels: Collection[str]) -> tuple[str, ...]:
-    """
-    The base's classes that a round begins with.
-
-    A reshape starts from the factory model, which knows nothing of a class that came from a teacher alone: the teacher brings
-    it again, or it goes.
-    """
-    if kind is not RoundKind.RESHAPE:
-        return base.classes
-    borrowed = {label for label, mark in base.marks.items() if mark == Mark.NEVER_SEEN_HERE.value} - set(labels)
-    return tuple(label for label in base.classes if label not in borrowed)
 
 
 def _training_counts(spec: RoundSpec) -> Counter[str]:

@@ -9,6 +9,7 @@ from edgetune.types import Manifest, RoundSpec
 
 _NAMED = 3  # classes, the most contradicted ones
 _MANY = 0.2  # of a class's labels contradicted, where they are suspected and not only told
+_MOST, _FEWEST = 0.5, 5  # likewise, and of so many at least, where the candidate is better by those labels
 
 
 def told(journal: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +37,14 @@ def doubted(journal: Mapping[str, Any]) -> str:
     return (
         f"{claim}of the training samples the served version contradicts {', '.join(counts)}, most of all samples {ids}"
     )
+
+
+def contradicted_throughout(journal: Mapping[str, Any]) -> str:
+    """The same where the served version contradicts most labels of a class; of a site that has changed that is to be expected."""
+    found = (journal.get("doubts") or {}).get("classes", {}).values()
+    if not any(each["samples"] >= _FEWEST and each["contradicted"] >= _MOST * each["samples"] for each in found):
+        return ""
+    return f"unless the site has changed, {doubted(journal)}"
 
 
 def comparison_summary(manifest: Manifest) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from edgetune import __version__, images
 from edgetune.config import to_plain as config_to_plain
 from edgetune.daemon import labelling, metrics
+from edgetune.decide import trigger
 from edgetune.decide.trigger import ManualRequest, Want
 from edgetune.errors import ConflictError, NoModelError, RefusedError, UsageError
 from edgetune.serve.service import Inferred
@@ -220,9 +221,8 @@ class DaemonService:
         daemon, manifest = self._daemon, self._daemon.serving.manifest()
         if manifest is None:
             raise NoModelError
-        holdout = sum(
-            entry.holdout for entry in await daemon.store(daemon.buffer.classes) if entry.status == "accepted"
-        )
+        known = [label for label in manifest.classes if label not in manifest.marks]
+        holdout = trigger.judging(await daemon.store(daemon.buffer.classes), known)
         wanted = daemon.config.gate.holdout_min
         material = await daemon.store(labelling.read, daemon.buffer, manifest.version, count)
         return await asyncio.to_thread(

@@ -5,6 +5,9 @@ Both models saw the same hold-out samples, so the accuracies are compared as pai
 disagree say anything. Two bounds apply to the drop on the classes that both models know. The observed drop may not
 exceed `accuracy_drop_max`; and the largest drop that the hold-out cannot rule out may not exceed `accuracy_risk_max`,
 else the hold-out is too small to tell.
+
+A board that holds no sample at all of the classes that were known shows none of them: they are absent classes like
+others, told and, with `absent_drop_max`, judged on reference images; the new classes alone decide.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ def judge(comparison: Comparison, policy: GatePolicy, *, shown_anew: Sequence[st
         The decision; when promoted, `reasons` say what was gained, else all that speaks against it.
     """
     against = [*_sanity(comparison), *_accuracy(comparison, policy), *_runtime(comparison, policy)]
-    warnings: list[str] = []
+    warnings = [
+        f"no longer knows {label!r}: no sample of it is left here, and the factory model does not know it"
+        for label in comparison.gone_classes
+    ]
     for more_against, more_warnings in (_per_class(comparison, policy), _absent(comparison, policy)):
         against += more_against
         warnings += more_warnings
@@ -144,8 +150,12 @@ def _sanity(comparison: Comparison) -> list[str]:
 
 def _accuracy(comparison: Comparison, policy: GatePolicy) -> list[str]:
     before, after, count = _right_of_old(comparison)
+    if not count and comparison.new_classes:
+        of_new = comparison.candidate.count
+        return [] if of_new >= policy.holdout_min else [f"hold-out too small: {of_new} of {policy.holdout_min} samples"]
     if count < policy.holdout_min:
-        return [f"hold-out too small: {count} of {policy.holdout_min} samples"]
+        whose = " of classes that were known" if comparison.new_classes else ""
+        return [f"hold-out too small: {count} of {policy.holdout_min} samples{whose}"]
     if (before - after) / count > policy.accuracy_drop_max:
         return [
             f"accuracy falls from {before / count:.1%} to {after / count:.1%} on {count} samples, "
@@ -174,7 +184,7 @@ def _falls(comparison: Comparison, policy: GatePolicy) -> Iterator[_Fall]:
     """The classes with enough hold-out samples that lost more than they may."""
     for label, base, candidate in _known_by_both(comparison):
         is_protected, allowed = _bound(label, policy)
-        if base.count < policy.class_min or (base.correct - candidate.correct) / base.count <= allowed:
+        if _is_too_few(label, base, policy) or (base.correct - candidate.correct) / base.count <= allowed:
             continue
         words = f"{_named(label, policy)} falls from {base.correct} to {candidate.correct} of {base.count}"
         yield _Fall(words, allowed, is_protected, chance_of_drop(base.correct, candidate.correct, base.count))
@@ -197,7 +207,7 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
     warnings = [
         f"{_named(label, policy)} has {base.count} hold-out samples, too few to judge it"
         for label, base, _ in _known_by_both(comparison)
-        if base.count < policy.class_min
+        if _is_too_few(label, base, policy)
     ]
     for fall in _falls(comparison, policy):
         if fall.is_protected or fall.chance <= 1 - policy.confidence:
@@ -206,6 +216,11 @@ def _per_class(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], l
             # Of ten classes with fifteen samples each, one falls by three in most rounds, good or bad.
             warnings.append(f"{fall.words}, which may be chance ({fall.chance:.0%})")
     return against, warnings + _unseen(comparison, policy)
+
+
+def _is_too_few(label: str, score: ClassScore, policy: GatePolicy) -> bool:
+    """To judge a class by; one that somebody has named as protected is judged by what there is."""
+    return score.count < policy.class_min and label not in (policy.protected_classes or ())
 
 
 def _bound(label: str, policy: GatePolicy) -> tuple[bool, float]:
@@ -221,7 +236,10 @@ def _bound(label: str, policy: GatePolicy) -> tuple[bool, float]:
 def _unseen(comparison: Comparison, policy: GatePolicy) -> list[str]:
     """The protected classes that cannot be judged at all, said where somebody named them."""
     unseen = [label for label in policy.protected_classes or () if label not in comparison.base.per_class]
-    return [f"protected class {label!r} has no hold-out sample: what became of it is unknown" for label in unseen]
+    told = [f"protected class {label!r} has no hold-out sample: what became of it is unknown" for label in unseen]
+    if comparison.new_classes and comparison.candidate.count and not _right_of_old(comparison)[2]:
+        told.append("no hold-out sample is of a class that was known: only the new ones were judged")
+    return told
 
 
 def _absent(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], list[str]]:
@@ -289,6 +307,8 @@ def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     by_word = ", never seen here, by the teacher's word"
     for label in comparison.new_classes:
         score = candidate.per_class.get(label)
+        if score and score.count and not score.correct:  # an output that never answers is no gain
+            continue
         counts = f", and is right on {score.correct} of its {score.count} hold-out samples" if score else ""
         gains.append(f"knows {label!r}{by_word if label in comparison.unseen_classes else counts}")
     return gains

@@ -96,7 +96,7 @@ def consider(
     if served is None:
         return Want(is_wanted=False, kind=kind, reason="no model is served yet", missing=("a factory model",))
     kind = (manual.kind or kind) if manual else kind
-    lacking = [] if manual and manual.is_forced else _lacking(stats, policy)
+    lacking = [] if manual and manual.is_forced else _lacking(stats, policy, served)
     if manual:
         if lacking:
             return Want(is_wanted=False, kind=kind, reason=f"asked for by {manual.by}", missing=tuple(lacking))
@@ -155,14 +155,26 @@ def _cause(
     return None, missing
 
 
-def _lacking(stats: BufferStats, policy: TriggerPolicy) -> list[str]:
+def judging(classes: Iterable[ClassStats], known: Sequence[str]) -> int:
+    """
+    Hold-out samples that the gate would judge a round by.
+
+    Args:
+        classes: what the buffer holds.
+        known: the classes that the served version has learnt. Theirs count; where there is none at all, those of the new ones.
+    """
+    accepted = _accepted(classes)
+    return sum(entry.holdout for entry in accepted if entry.label in known) or sum(entry.holdout for entry in accepted)
+
+
+def _lacking(stats: BufferStats, policy: TriggerPolicy, served: ServedSummary) -> list[str]:
     """What a round cannot do without, whatever asked for it."""
     accepted = _accepted(stats.classes)
     lacking = []
     is_taught = policy.learns_unlabelled and stats.unlabelled > 0
     if not is_taught and sum(entry.training > 0 for entry in accepted) < 2:
         lacking.append("labelled training samples of at least two classes")
-    holdout = sum(entry.holdout for entry in accepted)
+    holdout = judging(stats.classes, served.classes)
     if holdout < policy.holdout_min:
         hint = (
             ""

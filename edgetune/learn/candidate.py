@@ -171,6 +171,7 @@ class Candidate:
             candidate_cost=cost,
             new_classes=tuple(label for label in classes if label not in self._base.classes),
             unseen_classes=self._unseen(),
+            gone_classes=tuple(label for label in self._base.classes if label not in classes),
             absent=self._ask_about_absent(base, candidate),
         )
 

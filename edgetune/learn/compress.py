@@ -79,6 +79,7 @@ def compress(
     Raises:
         UnprunableError: the network cannot be pruned, and nothing was trained; or the criterion's scores cannot rank filters.
         UsageError: the goal or the recipe asks for what there is not.
+        WillNotFitError: the recipe bounds the memory, and by its forecast the search passes that.
         NoSamplesError: there is nothing to train or to validate on.
         StopAskedError: a stop was asked for; call again to go on.
     """
@@ -148,6 +149,8 @@ class _Search:
         )
         self._recipe = self._bench.recipe
         self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
+        first = self._strategy.propose([])
+        self._bench.fit(level=0.0 if first is None else 1 - first.share)
         self._began_s = time.monotonic() - float(self._state.facts["seconds"])
         self._joules_before: float | None = self._state.facts["joules"]
 
@@ -210,14 +213,19 @@ class _Search:
         ]
 
     def _over_budget(self) -> str:
-        goal = self._goal
-        after = self._recipe.epochs_after if self._is_brief else 0.0  # what is found is retrained
-        if goal.epochs_max is not None and self._state.facts["epochs"] + self._trial_epochs() + after > goal.epochs_max:
-            return f"{goal.epochs_max:g} epochs are spent"
-        if goal.seconds_max is not None and time.monotonic() - self._began_s >= goal.seconds_max:
-            return f"{goal.seconds_max:g} s are spent"
-        if goal.joules_max is not None and (self._joules() or 0.0) >= goal.joules_max:
-            return f"{units.show(goal.joules_max, 'energy')} are spent"
+        """Which bound another trial, and the retraining of what it finds, would pass at the pace so far; empty: none."""
+        goal, epochs = self._goal, self._state.facts["epochs"]
+        ahead = self._trial_epochs() + (self._recipe.epochs_after if self._is_brief else 0.0)
+        for most, spent, is_pace_known, shown in (
+            (goal.epochs_max, epochs, True, "{:g} epochs".format),
+            (goal.seconds_max, time.monotonic() - self._began_s, epochs > 0, lambda s: units.show(s, "duration")),
+            (goal.joules_max, self._joules() or 0.0, epochs > 0, lambda j: units.show(j, "energy")),
+        ):
+            each = spent / epochs if epochs else 1.0
+            if most is not None and spent >= most:
+                return f"{shown(most)} are spent"
+            if most is not None and is_pace_known and spent + ahead * each > most:
+                return f"what is left of {shown(most)} is too little for another trial"
         return ""
 
     def _trial_epochs(self) -> float:

@@ -142,6 +142,9 @@ def _read(
     return LabelledImages(np.array(good, np.int64), numbers, pixels[: len(good)], buffer_path, preprocess), bad
 
 
+_VIEWS = 0x76696577  # keeps the draws of views apart from those of rounds
+
+
 def _mix(*parts: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """A 64-bit hash of numbers or arrays of numbers (the finaliser of splitmix64, once for each part)."""
     with np.errstate(over="ignore"):
@@ -164,9 +167,21 @@ class EpochPlan:
     edges: tuple[int, ...]  # where batches begin and end in it
 
 
-def plan_epoch(data: LabelledImages, *, seed: int, round_id: int, phase: str, epoch: int, batch_size: int) -> EpochPlan:
+def plan_epoch(
+    data: LabelledImages,
+    *,
+    seed: int,
+    round_id: int,
+    phase: str,
+    epoch: int,
+    batch_size: int,
+    views: int | None = None,
+) -> EpochPlan:
     """
     Shuffle and balance one epoch; a pure function of its arguments and of the sample ids.
+
+    With `views` an image is changed in so many ways, one an epoch in turn, and in the same ways in every phase and round:
+    what a teacher has said of them can be kept. Otherwise each time in another.
 
     A class with fewer than half of the samples of the largest one is repeated until it has about half of them, each
     sample at most ten times, each time with changes of its own. The last batch is never smaller than a quarter of
@@ -184,6 +199,8 @@ def plan_epoch(data: LabelledImages, *, seed: int, round_id: int, phase: str, ep
     edges = list(range(0, len(order), batch_size))
     if len(edges) > 1 and len(order) - edges[-1] < max(2, batch_size // 4):
         edges.pop()
+    if views is not None:
+        draws = _mix(seed, _VIEWS, epoch % views, ids, turns)
     return EpochPlan(positions[order], draws[order], (*edges, len(order)))
 
 

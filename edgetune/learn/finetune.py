@@ -46,6 +46,7 @@ class Phase:
     nesterov: bool = False
     weight_decay: float
     augment: str
+    views: int | None = None  # see `data.plan_epoch`
     checkpoint_steps: int
     seed: int
     round_id: int
@@ -140,6 +141,7 @@ def fine_tune(
                 phase=phase.name,
                 epoch=epoch,
                 batch_size=phase.batch_size,
+                views=phase.views,
             )
         batch = slice(plan.edges[index], plan.edges[index + 1])
         positions, draws = plan.positions[batch], plan.draws[batch]

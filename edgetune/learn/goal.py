@@ -19,7 +19,7 @@ class Goal:
     accuracy_min: float = 0.0  # least validation top-1, whatever that of the network as given
     trial_epochs: float = 4  # most epochs of one trial of "steps"; "dapr" gives each its full retraining
     epochs_max: float | None = None  # over everything; None: no bound
-    seconds_max: float | None = None  # likewise; a trial under way is finished
+    seconds_max: float | None = None  # likewise, by the pace of the epochs so far; what is under way is finished
     joules_max: float | None = None  # likewise, of the whole board; needs a control that knows them
 
 

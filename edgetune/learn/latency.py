@@ -49,18 +49,18 @@ class Stopwatch:
         Other work adds to most runs, and to short and long ones differently. Of one network beside another process twelve
         measurements in a minute differed by 3 % so, and by 12 % as medians over the turns.
         """
-        *mine, base = np.quantile(self._taken(networks), _UNDISTURBED, axis=1)
-        return [float(each / base) for each in mine]
+        return [ratio for ratio, _ in self.compared(networks)[:-1]]
 
     def ratio(self, network: Network) -> float:
         """The same of one."""
         return self.ratios([network])[0]
 
-    def latencies(self, networks: Sequence[Network]) -> tuple[list[Latency], Latency]:
-        """Of each network, and of the base in the same turns; with the ratio to the base."""
+    def compared(self, networks: Sequence[Network]) -> list[tuple[float, Latency]]:
+        """The same ratio of each, and what all turns say: median and spread. The base, in the same turns, is the last."""
         taken_ms = self._taken(networks)
-        *mine, base = [as_latency(row, taken_ms[-1], threads=self._base.threads) for row in taken_ms]
-        return mine, base
+        quick_ms = np.quantile(taken_ms, _UNDISTURBED, axis=1)
+        latencies = [as_latency(row, taken_ms[-1], threads=self._base.threads) for row in taken_ms]
+        return [(float(each / quick_ms[-1]), latency) for each, latency in zip(quick_ms, latencies, strict=True)]
 
     def _taken(self, networks: Sequence[Network]) -> npt.NDArray[np.float64]:
         """Milliseconds [networks + 1, runs], the base last."""

@@ -206,7 +206,7 @@ class _Round:
         kept = keep_replayed(spec.samples, new_classes(spec, base), self._journal["replayed"])
         return gather(
             replace(spec, samples=kept),
-            base_classes=base.classes,
+            base=base,
             preprocess=self._source.preprocess,
             teacher=self._teacher,
             kept_in=self._dir,

@@ -23,7 +23,7 @@ class SearchState:
         trials: every trial so far, as JSON.
         facts: what was settled on the way: "epochs", "seconds" and "joules" spent, "base", "layout", "best" (which directory),
             "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way),
-            "pruned_first" (why, or nothing) and "scoring_batch": see `Tuner.prunes_first`.
+            "pruned_first" (why, or nothing) and "scoring_batch": see `Tuner.prunes_first`, "accumulation": see `Workbench.fit`.
     """
 
     def __init__(self, directory: Path, digest: str, builders: Mapping[str, str]) -> None:
@@ -40,6 +40,7 @@ class SearchState:
             "best": None,
             "pruned_first": None,
             "scoring_batch": 0,
+            "accumulation": None,
             "lineage": 0.0,
             "used": 0.0,
         }

@@ -46,13 +46,15 @@ class Ranking:
         return 1 - gone / whole if whole > 0 else 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A channel multiple that was timed in turn with the others."""
 
     round_to: int
     parameters: int
-    latency_ratio: float
+    latency_ratio: float  # see `Stopwatch.ratios`
+    median_ms: float
+    ratio_quartiles: tuple[float, float] | None  # the lower and the upper one over the turns
     kept_share: float  # of the scores
 
 
@@ -112,7 +114,8 @@ class Shaper:
             )
         if len(candidates) == 1 or stopwatch is None:
             return candidates[0]
-        ratios = stopwatch.ratios([shape.network for shape in candidates])
+        timed = stopwatch.compared([shape.network for shape in candidates])[:-1]
+        ratios = [ratio for ratio, _ in timed]
         kept = [ranking.kept_share(shape.cut) for shape in candidates]
         if recipe.level_of == "latency":  # each was fast enough by itself; now they are timed side by side
             fast = [i for i in range(len(candidates)) if ratios[i] <= share * _SPREAD] or [int(np.argmin(ratios))]
@@ -120,11 +123,18 @@ class Shaper:
         else:
             good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
             chosen = min(good, key=lambda i: ratios[i])
-        timed = tuple(
-            Candidate(shape.round_to, shape.cut.size.parameters, round(ratio, 4), round(share_kept, 4))
-            for shape, ratio, share_kept in zip(candidates, ratios, kept, strict=True)
+        told = tuple(
+            Candidate(
+                round_to=shape.round_to,
+                parameters=shape.cut.size.parameters,
+                latency_ratio=round(ratio, 4),
+                median_ms=round(latency.median_ms, 4),
+                ratio_quartiles=latency.ratio_quartiles,
+                kept_share=round(share_kept, 4),
+            )
+            for shape, (ratio, latency), share_kept in zip(candidates, timed, kept, strict=True)
         )
-        return replace(candidates[chosen], latency_ratio=ratios[chosen], candidates=timed)
+        return replace(candidates[chosen], latency_ratio=ratios[chosen], candidates=told)
 
     def _shape(
         self,

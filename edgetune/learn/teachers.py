@@ -107,7 +107,13 @@ def open_teacher(
         TeacherError: it cannot be used.
     """
     opened = open_model(
-        source, preprocess=preprocess, threads=threads, alive=control.alive, beat=control.beat, version=version
+        source,
+        preprocess=preprocess,
+        threads=threads,
+        alive=control.alive,
+        beat=control.beat,
+        version=version,
+        kept_in=answers_dir,
     )
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(opened.model.close)

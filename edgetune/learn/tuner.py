@@ -153,6 +153,7 @@ class Tuner:
             nesterov=recipe.transfer == "label_free" and recipe.momentum > 0,  # as its paper trains
             weight_decay=recipe.weight_decay,
             augment=recipe.augment,
+            views=recipe.augment_views,
             checkpoint_steps=recipe.checkpoint_steps,
             seed=recipe.seed,
             round_id=self._round_id,

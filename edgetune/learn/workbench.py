@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import torch
 
+from edgetune.errors import WillNotFitError
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.depth import removed_exits
@@ -16,11 +18,12 @@ from edgetune.learn.goal import Material, Point
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network
+from edgetune.learn.planning import Course, Planner
 from edgetune.learn.search_state import SearchState
 from edgetune.learn.shaping import Ranking
 from edgetune.learn.transfer import Teacher, has_teacher, telling_logits
 from edgetune.learn.tuner import TUNE, Tuner, size_of
-from edgetune.types import Recipe
+from edgetune.types import BoardHistory, Recipe
 
 
 class Workbench:
@@ -69,6 +72,37 @@ class Workbench:
         self._rankings: dict[str, Ranking] = {}
         self._settle_order()
         self._settle_layout()
+
+    def fit(self, level: float) -> None:
+        """
+        Choose in how many parts a step goes, where the recipe bounds the memory and leaves the order open.
+
+        A round comes with its order, and has been planned; see `planning.Planner`, which is what plans here as well.
+
+        Args:
+            level: what the first cut takes away, 0..1.
+
+        Raises:
+            WillNotFitError: no batch is small enough.
+        """
+        facts, recipe = self._state.facts, self.recipe
+        if recipe.memory_max_mib is None or recipe.order != "auto":
+            return
+        if facts["accumulation"] is None:
+            steps = [math.ceil(epochs * self.epoch_steps) for epochs in (recipe.epochs_before, recipe.epochs_after)]
+            course = Course(before=steps[0], after=steps[1], level=level)
+            planner = Planner(
+                self._tuner, self.given, recipe=recipe, course=course, history=BoardHistory(), control=self._control
+            )
+            plan = planner.plan()
+            if not plan.fits:
+                raise WillNotFitError(
+                    f"it would take up to {plan.peak_mib.high:.0f} MiB of {recipe.memory_max_mib:.0f}, even with "
+                    f"{plan.batch_size} images at a time",
+                    hint="allow more memory, or compress it on a larger machine",
+                )
+            facts["accumulation"] = plan.accumulation
+        self._tuner.accumulation = facts["accumulation"]
 
     def _settle_order(self) -> None:
         """Once for a search: the forecast depends on what this process holds, and the trials depend on the order."""

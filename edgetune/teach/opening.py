@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import mmap
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from edgetune.errors import TeacherError
-from edgetune.store.durable import sha256_file
+from edgetune.errors import TeacherError, TeacherSilentError
+from edgetune.store.durable import make_dir, sha256_file, write_atomic
 from edgetune.teach.file import FileModel
 from edgetune.teach.protocol import ModelForm, read_form
 from edgetune.teach.server import ServerModel
@@ -20,6 +22,7 @@ from edgetune.wire import from_json
 
 _LOCATION = rb"\x0a\x08location\x12(?=[\x01-\x7f])"  # of onnx.proto's external_data: key 1 "location", then value 2
 _MANIFEST_FILE, _MODEL_FILE = "manifest.json", "model.onnx"  # of a version's directory
+_DESCRIPTION_FILE = "server.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,12 @@ def open_model(
     alive: Callable[[], None] = lambda: None,
     beat: Callable[[], None] = lambda: None,
     version: str | None = None,
+    kept_in: Path | None = None,
 ) -> Opened:
     """
     Start or reach it and let it describe itself; no image is asked about.
+
+    A server that is silent is what it was when it was last reached: about images that it has answered nobody need ask it.
 
     Args:
         source: of kind "file" or "server".
@@ -50,6 +56,7 @@ def open_model(
         alive: called while an answer is waited for.
         beat: called between the tries of a server.
         version: of the server's model that is wanted; None: the newest.
+        kept_in: a directory, where a server's description is kept; None: it is not.
 
     Raises:
         TeacherError: it cannot be used.
@@ -58,7 +65,8 @@ def open_model(
         model, named, identity = _model(source, threads, alive, beat)
         on_failure.callback(model.close)
         size = (preprocess.height, preprocess.width)
-        form = read_form(model.describe(), size=source.size, otherwise=size)
+        described = model.describe() if isinstance(model, FileModel) else _described(model, identity, kept_in)
+        form = read_form(described, size=source.size, otherwise=size)
         if isinstance(model, ServerModel):
             form = replace(form, version=version or form.version)
             model.pin(form.version)
@@ -66,6 +74,32 @@ def open_model(
             form = replace(form, classes=_checked(named, form.outputs))
         on_failure.pop_all()
     return Opened(model, form, identity)
+
+
+def _described(server: ServerModel, address: str, kept_in: Path | None) -> dict[str, Any]:
+    """What it says of itself, or said when it was last reached."""
+    path = None if kept_in is None else kept_in / _DESCRIPTION_FILE
+    try:
+        described = server.describe()
+    except TeacherSilentError:
+        kept = {} if path is None else _kept(path)
+        if kept.get("of") != address:
+            raise
+        server.is_binary = bool(kept["is_binary"])
+        found: dict[str, Any] = kept["described"]
+        return found
+    if path is not None:
+        plain = {"of": address, "is_binary": server.is_binary, "described": described}
+        if _kept(path) != plain:
+            make_dir(path.parent)
+            write_atomic(path, json.dumps(plain).encode())
+    return described
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(path.read_bytes()))
+    return {}
 
 
 def _model(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.config.quantities import split_server
-from edgetune.errors import TeacherError
+from edgetune.errors import TeacherError, TeacherSilentError
 from edgetune.teach.patience import Patience
 from edgetune.teach.protocol import BINARY, HEADER_LENGTH, read_json
 
@@ -26,7 +26,9 @@ WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before the second, third, ... try
 _AGAIN = (408, 429, 500, 502, 503, 504)  # what may pass by itself
 _ANSWER_BYTES_MAX = 64 * 2**20
 _TURN_S = 0.5
-_OFFLINE = "is the network there, and the server up? What it has answered before is kept for the next round"
+_OFFLINE = (
+    "is the network there, and the server up? What it has answered about these images is kept, and not asked again"
+)
 
 
 class ServerModel:
@@ -128,7 +130,7 @@ class ServerModel:
             if status not in _AGAIN:
                 raise self._refused(f"it answered {why}")
         tries = len(self._waits_s) + 1
-        raise TeacherError(
+        raise TeacherSilentError(
             f"the teacher at {self._address.where} gave no answer in {tries} tries: {why}", hint=_OFFLINE
         )
 

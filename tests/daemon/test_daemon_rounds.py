@@ -13,7 +13,7 @@ from fakes import HALF, FakeTrainer, picture
 from site_on_disk import COLOURS, Site, drop, held, run
 
 from edgetune.cli.installing import sweep
-from edgetune.daemon.round_told import doubted
+from edgetune.daemon.round_told import contradicted_throughout, doubted
 from edgetune.daemon.service import DaemonService
 from edgetune.decide.trigger import ManualRequest
 from edgetune.errors import ConflictError, ModelError, RefusedError, SensorError
@@ -84,7 +84,7 @@ class Doubting(FakeTrainer):
 
 @pytest.mark.parametrize("right", [0.3, 0.9])
 def test_a_refusal_for_accuracy_says_which_labels_may_be_wrong(tmp_path: Path, right: float) -> None:
-    """In the reasons, and with every sample in the round's row; a promoted round says nothing about it."""
+    """In the reasons, and with every sample in the round's row; a promotion against most labels of a class warns."""
 
     async def play() -> None:
         drop(tmp_path, 40)
@@ -98,6 +98,7 @@ def test_a_refusal_for_accuracy_says_which_labels_may_be_wrong(tmp_path: Path, r
                 " 1 of 20 labelled 'dog', most of all samples 7"
             )
             assert (doubts in last["reasons"]) is (right < 0.5)
+            assert (f"unless the site has changed, {doubts}" in last["warnings"]) is (right > 0.5)
             row = await DaemonService(site.daemon).round(1)
             assert row["details"]["doubts"] == DOUBTS
 
@@ -150,6 +151,16 @@ def test_a_few_contradicted_labels_are_told_without_suspicion() -> None:
     assert doubted({"doubts": few}) == said
     assert doubted({"doubts": {"classes": {}, "worst": []}}) == ""
     assert doubted({}) == ""
+
+
+@pytest.mark.parametrize(("contradicted", "samples", "is_told"), [(10, 20, True), (9, 20, False), (4, 4, False)])
+def test_a_promotion_warns_only_where_most_of_several_labels_are_contradicted(
+    contradicted: int, samples: int, is_told: bool
+) -> None:
+    """A model that was weak on a class would otherwise be doubted for ever."""
+    found = {"classes": {"cat": {"samples": samples, "contradicted": contradicted}}, "worst": DOUBTS["worst"]}
+    assert bool(contradicted_throughout({"doubts": found})) is is_told
+    assert contradicted_throughout({}) == ""
 
 
 def test_a_round_under_way_tells_what_its_trainer_wrote_down(tmp_path: Path) -> None:

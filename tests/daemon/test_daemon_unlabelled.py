@@ -126,10 +126,11 @@ def test_a_round_can_be_asked_for_without_any_label_for_training(tmp_path: Path)
     run(play())
 
 
-def publish_marked(state_dir: Path) -> None:
-    """A served version that knows owls by a teacher's word."""
+def publish_marked(state_dir: Path, mark: str | None = Mark.NEVER_SEEN_HERE.value) -> None:
+    """A served version that knows owls, which the factory model does not: by a teacher's word."""
     publish_factory(state_dir)
-    made = manifest(("cat", "dog", "owl"), kind="adapt", parent=1, marks={"owl": Mark.NEVER_SEEN_HERE.value})
+    marks = {} if mark is None else {"owl": mark}
+    made = manifest(("cat", "dog", "owl"), kind="adapt", parent=1, marks=marks)
     publish(state_dir / "models", 2, tiny_files(3, 2), made)
     Models(state_dir / "models", quarantine=state_dir / "quarantine" / "models").promote(2)
 
@@ -154,6 +155,27 @@ def test_a_reshape_begins_without_the_classes_that_a_teacher_lent(tmp_path: Path
 
     run(play(RoundKind.RESHAPE, ("cat", "dog")))
     run(play(RoundKind.ADAPT, ("cat", "dog", "owl")))
+
+
+def test_a_reshape_begins_without_a_class_whose_samples_are_all_gone(tmp_path: Path) -> None:
+    """Learnt here and purged since: its output would be nobody's. With one sample left it is learnt again."""
+
+    async def play(owls: int) -> None:
+        root = tmp_path / str(owls)
+        publish_marked(root / "state", mark=None)
+        drop(root, 40)
+        if owls:
+            drop(root, owls, "owl")
+        async with Site(root, new_samples=1000, classes={"accepted": ["owl"]}) as site:
+            await site.take_all()
+            site.daemon.ask_for_round(ManualRequest(kind=RoundKind.RESHAPE))
+            await site.tick(3)
+            spec = site.trainers[0].spec
+            assert spec is not None
+            assert spec.classes == (("cat", "dog", "owl") if owls else ("cat", "dog"))
+
+    run(play(0))
+    run(play(12))
 
 
 def test_the_first_samples_of_a_marked_class_are_those_of_a_new_class(tmp_path: Path) -> None:

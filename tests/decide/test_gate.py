@@ -79,6 +79,62 @@ def test_a_new_class_cannot_pay_for_the_old_ones() -> None:
     assert "accuracy falls" in decision.reasons[0]
 
 
+SAME_COST = {
+    "candidate_latency": Latency(median_ms=10, p90_ms=11, runs=50, threads=2),
+    "candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000),
+}
+
+
+def test_where_no_old_sample_is_left_the_new_classes_decide() -> None:
+    """They are as many as a hold-out has to have; what became of the old ones is told as unknown, one of them is too few."""
+    base, candidate = metrics(owl=(0, 60)), metrics(owl=(51, 60))
+    decision = judge(compare(base, candidate, new_classes=("owl",), **SAME_COST), POLICY)
+    assert decision.is_promoted
+    assert any("'owl', and is right on 51 of its 60" in reason for reason in decision.reasons)
+    assert decision.warnings == ("no hold-out sample is of a class that was known: only the new ones were judged",)
+    few = compare(metrics(owl=(0, 49)), metrics(owl=(49, 49)), new_classes=("owl",), **SAME_COST)
+    assert judge(few, POLICY).reasons == ("hold-out too small: 49 of 50 samples",)
+    trickle = compare(metrics(cat=(1, 1), owl=(0, 60)), metrics(cat=(1, 1), owl=(60, 60)), new_classes=("owl",))
+    assert judge(trickle, POLICY).reasons == ("hold-out too small: 1 of 50 samples of classes that were known",)
+    absent = AbsentClasses(classes=10, count=100, base_correct=80, candidate_correct=20)
+    lost = compare(base, candidate, new_classes=("owl",), absent=absent)
+    assert judge(lost, POLICY).is_promoted, "told, not judged"
+    assert not judge(lost, replace(POLICY, absent_drop_max=0.2)).is_promoted
+
+
+def test_an_output_that_is_never_right_is_no_gain() -> None:
+    """An imprinted row that answers nothing leaves the served version as it was."""
+    before = metrics(cat=(80, 100), owl=(0, 20))
+    silent = judge(compare(before, before, new_classes=("owl",), **SAME_COST), POLICY)
+    assert not silent.is_promoted
+    assert "nothing is gained" in silent.reasons[0]
+    heard = judge(compare(before, metrics(cat=(80, 100), owl=(1, 20)), new_classes=("owl",), **SAME_COST), POLICY)
+    assert heard.is_promoted
+    unjudged = judge(compare(BASE, BASE, new_classes=("owl",), **SAME_COST), POLICY)
+    assert unjudged.reasons == ("knows 'owl'",), "no hold-out sample says anything of it"
+
+
+def test_a_class_named_as_protected_is_judged_by_what_there_is() -> None:
+    """Four samples are too few for any other; where all are protected without a name, one sample cannot stop rounds."""
+    base, candidate = metrics(cat=(80, 100), dog=(4, 4)), metrics(cat=(84, 100), dog=(3, 4))
+    named = replace(POLICY, protected_drop_max=0.02, protected_classes=("dog",))
+    decision = judge(compare(base, candidate), named)
+    assert decision.reasons == ("protected class 'dog' falls from 4 to 3 of 4, allowed is a drop of 2 pp",)
+    for other in (POLICY, replace(POLICY, protected_drop_max=0.02)):
+        unjudged = judge(compare(base, candidate), other)
+        assert unjudged.is_promoted
+        assert "too few to judge it" in unjudged.warnings[0]
+
+
+def test_a_class_that_the_candidate_no_longer_has_is_told() -> None:
+    """Nobody could bring it back, and nobody should find out by chance."""
+    decision = judge(compare(BASE, BASE, gone_classes=("owl",)), POLICY)
+    assert decision.is_promoted
+    assert decision.warnings == (
+        "no longer knows 'owl': no sample of it is left here, and the factory model does not know it",
+    )
+
+
 def test_too_few_samples_promote_nothing() -> None:
     """The figure and the need are both named."""
     small = metrics(cat=(10, 12), dog=(10, 12))

@@ -158,6 +158,18 @@ def test_no_round_is_begun_that_the_gate_would_refuse_for_its_hold_out() -> None
     assert any("10 of 50 hold-out" in missing for missing in want.missing)
 
 
+def test_the_hold_out_that_counts_is_the_gates() -> None:
+    """Of the classes that are known; of the new ones where the board holds no other."""
+    served = replace(SERVED, classes=("dog", "hen"))
+    mixed = consider(stats(500, cat=("accepted", 100), dog=("accepted", 100)), POLICY, served, since_last_s=1e5)
+    assert mixed.is_wanted, "sixty of the dog"
+    strict = replace(POLICY, holdout_min=61)
+    lacking = consider(stats(500, cat=("accepted", 100), dog=("accepted", 100)), strict, served, since_last_s=1e5)
+    assert any("60 of 61 hold-out" in missing for missing in lacking.missing)
+    new = stats(500, cat=("accepted", 100), owl=("accepted", 100))
+    assert consider(new, replace(POLICY, holdout_min=120), served, since_last_s=1e5).is_wanted
+
+
 def test_one_class_is_nothing_to_tell_apart() -> None:
     """Whatever asked for the round, unless it is forced."""
     one = stats(new=500, cat=("accepted", 500))

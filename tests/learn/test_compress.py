@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -26,11 +28,12 @@ from conftest_site import RecordingControl
 from test_finetune import PHASE, SIZE, normaliser, tiny_network
 
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
-from edgetune.learn.compress import Goal, Material, Outcome, Point, compress
+from edgetune.learn.compress import Goal, Material, Outcome, Point, _Search, compress
 from edgetune.learn.control import StopAskedError
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.finetune import fine_tune, validation_score
 from edgetune.learn.network import Network, count_macs, count_parameters, new_network, state_tensors
+from edgetune.learn.planning import Course
 from edgetune.types import Recipe
 
 RECIPE = Recipe(
@@ -374,30 +377,30 @@ def test_no_trial_begins_once_the_epochs_are_spent(given: Network, tmp_path: Pat
     one = call(given, tmp_path / "one", goal=replace(GOAL, epochs_max=5))
     assert one.outcome is not None
     assert one.trials == 1
-    assert "epochs are spent" in one.outcome.stopped_by
+    assert one.outcome.stopped_by == "what is left of 5 epochs is too little for another trial"
     check_whole(one.outcome, given)
 
 
 def test_no_trial_begins_once_the_energy_is_spent_and_a_kill_does_not_give_it_back(
     given: Network, tmp_path: Path
 ) -> None:
-    """100 J are used by each of two starts of one search; 150 J are allowed."""
+    """100 J are used by the first of two starts of one search, and 900 J by the second; 550 J are allowed."""
     material, found = easy_material(), None
     for stops_in_told in (True, False):
         control = RecordingControl(stop_after=[])
-        control.energy_j = 100.0
+        control.energy_j = 100.0 if stops_in_told else 900.0
 
         def told(_: Point, control: RecordingControl = control, *, stops: bool = stops_in_told) -> None:
             if stops:
                 control.stop()
 
-        goal = replace(GOAL, joules_max=150.0, epochs_max=None)
+        goal = replace(GOAL, joules_max=550.0, epochs_max=None)
         with contextlib.suppress(StopAskedError):
             found = compress(given, material, RECIPE, goal, work=tmp_path, control=control, told=told)
     assert found is not None
-    assert found.joules == 200.0
+    assert found.joules == 1000.0
     assert len(found.points) == 1
-    assert "0.0417Wh are spent" in found.stopped_by
+    assert "0.153Wh are spent" in found.stopped_by
 
 
 @pytest.mark.parametrize("epochs_max", [3, 4, 5, 6, 7, 8, 20])
@@ -409,11 +412,84 @@ def test_no_more_epochs_are_spent_than_allowed(given: Network, tmp_path: Path, e
     assert made.phases.count("retrain") == (made.outcome.best != made.outcome.base)
 
 
+@pytest.mark.parametrize(("minutes", "trials"), [(59, 0), (61, 1)])
+def test_a_trial_that_time_and_energy_would_not_let_be_retrained_is_not_begun(
+    given: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, trials: int
+) -> None:
+    """Twelve minutes and watt-hours an epoch: the tuning takes one, a trial and a retraining up to four more."""
+    spent: list[_Search] = []
+
+    class Clock:
+        """An epoch is twelve minutes, whatever it takes here."""
+
+        def monotonic(self) -> float:
+            return 720.0 * spent[0]._state.facts["epochs"] if spent else 0.0
+
+    clock = Clock()
+    monkeypatch.setattr("edgetune.learn.compress.time", clock)
+    before = _Search._tune
+
+    def tune(search: _Search) -> Network:
+        spent.append(search)
+        return before(search)
+
+    monkeypatch.setattr(_Search, "_tune", tune)
+    for number, bound in enumerate(({"seconds_max": 60.0 * minutes}, {"joules_max": 3600.0 * minutes})):
+        spent.clear()
+        control = RecordingControl()
+        monkeypatch.setattr(
+            type(control), "energy_j", property(lambda _: 60.0 * clock.monotonic(), lambda *_: None), raising=False
+        )
+        made = compress(
+            given, easy_material(), RECIPE, replace(OUT_OF_REACH, epochs_max=None, **bound), work=tmp_path / f"{number}",
+            control=control,
+        )  # fmt: skip
+        assert len(made.points) == trials
+        assert re.fullmatch(r"what is left of \d+\.?\d*(min|h|Wh) is too little for another trial", made.stopped_by)
+
+
+def test_a_bound_on_the_memory_decides_in_how_many_parts_a_step_goes_once(
+    given: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As planned by the first call and no later one; the same network as when the parts are asked for."""
+    levels: list[float] = []
+
+    class Planned:
+        """Two parts are what fits."""
+
+        def __init__(self, *_: object, course: Course, **__: object) -> None:
+            levels.append(course.level)
+
+        def plan(self) -> object:
+            return SimpleNamespace(fits=True, accumulation=2)
+
+    recipe = replace(RECIPE, memory_max_mib=4000.0)
+    monkeypatch.setattr("edgetune.learn.workbench.Planner", Planned)
+    first = call(given, tmp_path / "two", recipe=recipe, stop_in_told=True)
+    assert first.outcome is None
+    made = call(given, tmp_path / "two", recipe=recipe)
+    assert levels == [0.5], "planned once"
+    asked = call(given, tmp_path / "asked", recipe=replace(RECIPE, accumulation=2))
+    assert made.outcome is not None and asked.outcome is not None
+    assert bits(made.outcome.network) == bits(asked.outcome.network)
+    plain = call(given, tmp_path / "plain")
+    assert plain.outcome is not None
+    assert bits(plain.outcome.network) != bits(made.outcome.network)
+
+
+def test_a_hopeless_trial_is_given_up(given: Network, tmp_path: Path) -> None:
+    """Of nine epochs each: nothing gains a point an epoch on a problem that is solved."""
+    made = call(given, tmp_path, goal=replace(OUT_OF_REACH, trial_epochs=9))
+    assert made.outcome is not None
+    assert made.trials == len(made.outcome.points) == 3
+    assert all(2 <= point.epochs <= 4 for point in made.outcome.points), [p.epochs for p in made.outcome.points]
+
+
 def test_no_trial_begins_once_the_time_is_over(given: Network, tmp_path: Path) -> None:
     """No time at all tries nothing; time that runs out over two calls is counted over both."""
     nothing = call(given, tmp_path / "none", goal=replace(GOAL, seconds_max=0.0))
     assert nothing.outcome is not None
-    assert (nothing.trials, nothing.outcome.stopped_by) == (0, "0 s are spent")
+    assert (nothing.trials, nothing.outcome.stopped_by) == (0, "0s are spent")
     goal = replace(GOAL, seconds_max=3600.0)
     first = call(given, tmp_path / "hour", goal=goal, stop_in_told=True)
     assert (first.outcome, len(first.told)) == (None, 1)
@@ -424,7 +500,7 @@ def test_no_trial_begins_once_the_time_is_over(given: Network, tmp_path: Path) -
     )  # as if that trial had taken an hour
     second = call(given, tmp_path / "hour", goal=goal)
     assert second.outcome is not None
-    assert (second.trials, second.outcome.stopped_by) == (0, "3600 s are spent")
+    assert (second.trials, second.outcome.stopped_by) == (0, "1h are spent")
     assert second.outcome.seconds >= 3600
     assert second.outcome.points == first.told
     check_whole(second.outcome, given)

@@ -93,3 +93,21 @@ def test_repeated_samples_get_changes_of_their_own() -> None:
     assert 0.3 < is_mirrored.mean() < 0.7
     assert not (augment(ramp, plan.draws, "crop")[:, 0, 0, 0] > 2).any()  # shifted by an eighth, never mirrored
     assert augment(ramp, plan.draws, "none") is ramp
+
+
+def test_views_are_the_same_in_every_phase_and_round() -> None:
+    """So many ways to change each image, one an epoch in turn; the order is as without them."""
+    data = data_of(6, 6)
+    seen: dict[int, set[int]] = {}
+    for round_id, phase in ((1, "tune"), (1, "retrain"), (2, "retrain")):
+        for epoch in range(6):
+            plain = plan_of(data, round_id=round_id, phase=phase, epoch=epoch)
+            plan = plan_of(data, round_id=round_id, phase=phase, epoch=epoch, views=3)
+            assert np.array_equal(plan.positions, plain.positions)
+            assert not np.array_equal(plan.draws, plain.draws)
+            again = plan_of(data, round_id=9, phase="trial 1", epoch=epoch % 3, views=3)
+            assert sorted(plan.draws.tolist()) == sorted(again.draws.tolist())
+            for position, draw in zip(plan.positions.tolist(), plan.draws.tolist(), strict=True):
+                seen.setdefault(position, set()).add(draw)
+    assert {len(draws) for draws in seen.values()} == {3}
+    assert len(set.union(*seen.values())) == 3 * len(data), "no two images share a change"

@@ -179,7 +179,7 @@ def test_networks_are_timed_in_their_order_and_beside_the_base() -> None:
     stopwatch = Stopwatch(base, SIZE, runs=4, beat=lambda: beats.append(1))
     heavy = Network(SlowNet(), "test_latency:slow", 3, "head")
     for networks, slowest in (([heavy, tiny_network()], 0), ([tiny_network(), heavy], 1)):
-        latencies, of_base = stopwatch.latencies(networks)
+        *latencies, of_base = [latency for _, latency in stopwatch.compared(networks)]
         assert [(each.runs, each.threads) for each in (*latencies, of_base)] == [(4, 1)] * 3
         # 54 million operations against less than 0.1 million: no noise of a busy machine turns that around
         assert max(range(2), key=lambda i: latencies[i].median_ms) == slowest

@@ -19,6 +19,19 @@ from edgetune.learn.prune import Limit, check_prunable, choose_channels, cut_cha
 WIDTH = 8
 
 
+class Squeeze(nn.Module):
+    """What a map is multiplied by, a channel: a squeeze and an excitation, arXiv 1709.01507."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, WIDTH, 1)
+        self.excite = nn.Conv2d(WIDTH, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [N, C, H, W] -> factors [N, C, 1, 1]."""
+        return torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean(dim=(2, 3), keepdim=True)))))
+
+
 class Block(nn.Module):
     """One of the ways in which channels are coupled."""
 
@@ -32,6 +45,7 @@ class Block(nn.Module):
         self.conv = nn.Conv2d(channels, width, 3, 1, 1, groups=groups, bias=kind != "residual")
         self.norm = nn.BatchNorm2d(width)
         self.side = nn.Conv2d(channels, WIDTH, 1) if kind == "concatenated" else None
+        self.scale = Squeeze(width) if kind == "squeezed" else None
         self.width = width + (WIDTH if kind == "concatenated" else 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,6 +53,8 @@ class Block(nn.Module):
         y = self.norm(self.conv(x))
         if self.side is not None:
             y = torch.cat([y, self.side(x)], dim=1)
+        if self.scale is not None:
+            y = y * self.scale(y)
         return torch.relu(x + y if self.kind == "residual" else y)
 
 
@@ -62,7 +78,7 @@ class Net(nn.Module):
         return self.head(torch.flatten(x, 1) if self.is_flat else x.mean(dim=(2, 3)))
 
 
-KINDS = st.sampled_from(["plain", "residual", "depthwise", "grouped", "concatenated"])
+KINDS = st.sampled_from(["plain", "residual", "depthwise", "grouped", "concatenated", "squeezed"])
 BLOCKS = st.lists(st.tuples(KINDS, st.sampled_from([8, 12, 16])), min_size=1, max_size=4)
 
 

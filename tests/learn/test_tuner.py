@@ -36,7 +36,8 @@ from edgetune.learn.prune import Cut
 from edgetune.learn.shaping import MULTIPLES, Ranking, Shape, describe_cut
 from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
 from edgetune.serve.engine import Engine
-from edgetune.types import Manifest, Recipe, TrainerOutcome
+from edgetune.serve.timing import as_latency
+from edgetune.types import Latency, Manifest, Recipe, TrainerOutcome
 
 ROUND = replace(RECIPE, memory_format="contiguous", dtype="float32")  # the same sums every time
 PLAIN = replace(ROUND, augment="none", round_to=4)
@@ -187,6 +188,12 @@ class FakeStopwatch:
 
     def ratio(self, network: Network) -> float:
         return self._latency_ms(network) / 10.0
+
+    def compared(self, networks: Sequence[Network]) -> list[tuple[float, Latency]]:
+        """Five turns, of which one was disturbed."""
+        turns = np.array([1.0, 1.0, 1.1, 1.2, 3.0])
+        ratios = [*self.ratios(networks), 1.0]
+        return [(ratio, as_latency(10.0 * ratio * turns, np.full(5, 10.0), threads=1)) for ratio in ratios]
 
 
 def shape_with(
@@ -502,6 +509,22 @@ def test_a_teacher_has_its_say_when_the_recipe_distils() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- rounds
+
+
+def test_a_journal_names_every_multiple_that_was_timed_with_median_and_spread(
+    ranked: tuple[Network, Ranking],
+) -> None:
+    """Those of the fake's turns: the middle of five, the quarters of what a turn says."""
+    watch = FakeStopwatch(lambda n: 10.0 if widths(n)[0] > 16 else 5.0)
+    shape = shape_with(replace(PLAIN, round_to=None), *ranked, 0.35, watch)
+    plain = json.loads(json.dumps(describe_cut(shape, ranked[1])))
+    assert len(plain["candidates"]) == len(watch.timed[0]) >= 2
+    for told, network in zip(plain["candidates"], watch.timed[0], strict=True):
+        ratio = watch.ratio(network)
+        assert told["parameters"] == count_parameters(network.module)
+        assert told["latency_ratio"] == ratio
+        assert told["median_ms"] == pytest.approx(10 * ratio * 1.1)
+        assert told["ratio_quartiles"] == pytest.approx([ratio, ratio * 1.2])
 
 
 @pytest.fixture(scope="module")

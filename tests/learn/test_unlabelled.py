@@ -26,7 +26,9 @@ from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.data import Images, LabelledImages
 from edgetune.learn.unlabelled import joined, sift
 from edgetune.serve.engine import Engine
-from edgetune.types import FrozenSample, RoundKind, Split, TeacherSource, TrainerOutcome
+from edgetune.store.models import version_name
+from edgetune.types import FrozenSample, Mark, RoundKind, Split, TeacherSource, TrainerOutcome
+from edgetune.wire import to_json
 
 BRIEF = replace(RECIPE, distillation=0.5, max_steps=8)
 NAMES: dict[str, str | int] = {"red": 0, "green": 1}
@@ -240,3 +242,20 @@ def test_a_label_free_round_refuses_a_class_that_only_labels_could_teach(site: S
     assert outcome is TrainerOutcome.BAD_TEACHER
     assert "does not know the new class violet" in message
     assert "hinton" in hint
+
+
+@pytest.mark.parametrize(("transfer", "share"), [("label_free", 1.0), ("replay", 1.0)])
+def test_an_imprinted_class_is_not_called_learnt_by_a_round_that_looks_at_no_label(
+    site: Site, teacher: TeacherSource, transfer: str, share: float
+) -> None:
+    """Its row came before the round, so it is no new output; the teacher does not know it all the same."""
+    samples = tuple(replace(s, label="violet") if s.label == "blue" else s for s in site.samples)
+    directory, models = prepare(
+        site, f"imprinted {transfer}", teacher=teacher, samples=samples, classes=("red", "green", "violet"),
+        recipe=replace(BRIEF, transfer=transfer, distillation=share),
+    )  # fmt: skip
+    marked = replace(site.manifest, classes=("red", "green", "violet"), marks={"violet": Mark.PROVISIONAL.value})
+    (models / version_name(site.manifest.version) / "manifest.json").write_bytes(to_json(marked))
+    outcome, message, _ = run_here(directory)
+    assert outcome is TrainerOutcome.BAD_TEACHER
+    assert "does not know the new class violet" in message

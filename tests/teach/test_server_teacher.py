@@ -225,6 +225,31 @@ def test_without_the_server_what_is_kept_still_answers(tmp_path: Path) -> None:
     teacher.close()
 
 
+def test_a_later_round_needs_no_server_for_what_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened anew, with the server gone: what it was is kept beside what it said; another address has nothing kept."""
+    monkeypatch.setattr("edgetune.teach.server.WAITS_S", (0,))
+    monkeypatch.setattr(ServerModel.__init__, "__kwdefaults__", {**ServerModel.__init__.__kwdefaults__, "waits_s": (0,)})
+    with stand_in() as server:
+        url = server.url
+        teacher = opened(url, tmp_path / "a")
+        before, identity = teacher._asked(IMAGES[:3]), teacher.record()["identity"]
+        teacher.close()
+    later = opened(url, tmp_path / "a")
+    assert later.record()["identity"] == identity
+    assert np.array_equal(later._asked(IMAGES[[1, 2]]), before[[1, 2]])
+    assert later.record()["images_kept"] == 2
+    with pytest.raises(TeacherError, match="no answer"):
+        later._asked(IMAGES)
+    later.close()
+    (tmp_path / "a" / "server.json").write_bytes(b"{")
+    with pytest.raises(TeacherError, match="no answer"):
+        opened(url, tmp_path / "a")
+    with pytest.raises(TeacherError, match="no answer"):
+        opened(url, tmp_path / "b")
+
+
 def test_a_model_of_other_things_is_named_before_any_image_is_sent(server: StandIn, tmp_path: Path) -> None:
     """Its description is enough."""
     server.metadata = describe([-1, 3, 16, 16], 2)
