@@ -301,6 +301,7 @@ class Forecast:
     fits: bool
     reason: str  # why not, with the number that does not fit; else what differs from what the configuration asks for
     calibrated_on: int  # rounds
+    beside_mib: float = 0.0  # that a teacher's process holds, which counts as the round's
 
 
 # --------------------------------------------------------------------------------------------------- rounds
@@ -392,7 +393,7 @@ class Recipe:
     transfer: str = "hinton"  # how to learn from the teacher, one of learn.transfer.TRANSFERS
     unlabelled_confidence_min: float = 0.95  # 0..1, how sure the teacher must be of an unlabelled sample
     update: str = (
-        "full"  # what an adapting round trains: "full" | "tail" | "head" | "latent" | "auto", see learn.partial
+        "auto"  # what an adapting round trains: "full" | "tail" | "head" | "latent" | "auto", see learn.partial
     )
     accumulation: int = 1  # batches that make one step; the plan of a round raises it where memory is short
     time_max_s: float | None = None  # of the round; None: any

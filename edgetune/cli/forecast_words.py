@@ -39,7 +39,10 @@ def forecast_words(forecast: Mapping[str, Any], budgets: Mapping[str, float | No
             parts.append(f"{word} not known yet: no round was measured here")
             continue
         of = "" if limit is None else f" of {show(limit)}"
-        parts.append(f"{word} {show(interval['likely'])}{of} ({show(interval['low'])} to {show(interval['high'])})")
+        span = f"{word} {show(interval['likely'])}{of} ({show(interval['low'])} to {show(interval['high'])})"
+        if name == "peak_mib" and forecast.get("beside_mib"):
+            span += f" and {show(forecast['beside_mib'])} of the teacher's process"
+        parts.append(span)
     size, count, threads = forecast["batch_size"], forecast["accumulation"], forecast["threads"]
     batches = f"{size} images a step" if count == 1 else f"{count} batches of {size} images a step"
     how = f"update {forecast['update']}, {batches}, {threads} thread{'' if threads == 1 else 's'}"

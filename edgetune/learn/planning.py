@@ -73,6 +73,15 @@ def steps_of(recipe: Recipe, epoch_steps: int, *, is_cut: bool, is_cut_first: bo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """What a teacher outside this process takes."""
+
+    image_s: float  # of one image that it has not answered yet
+    held_mib: float  # by its process; 0: it is not on this board
+    views: int | None  # ways in which each image is changed, see `data.plan_epoch`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """What a round would do."""
 
@@ -83,6 +92,7 @@ class Course:
     trial_steps: int = 0
     judged_images: int = 0  # that are asked for the accuracy, over all epochs
     is_taught: bool = False  # another network of the same size answers every batch
+    asking: Asking | None = None  # or somebody outside this process does
 
 
 def allowance(recipe: Recipe) -> Allowance:
@@ -195,6 +205,7 @@ class Planner:
             fits=False,
             reason="",
             calibrated_on=len(self._rounds),
+            beside_mib=0.0 if self._course.asking is None else self._course.asking.held_mib,
         )
 
     def _peak(self, cut: Workload, each: int) -> Interval:
@@ -228,6 +239,12 @@ class Planner:
             if most_s is not None:  # after which no trial begins
                 searching = Interval(**{end: min(getattr(searching, end), most_s) for end in _ENDS})
             parts.append(replace(searching, low=0.0))
+        if course.asking is not None:
+            drawn, epochs = course.before + course.after, course.asking.views
+            if epochs is not None:  # what was answered once is kept
+                drawn = min(drawn, epochs * self._tuner.epoch_steps)
+            asked_s = drawn * self._recipe.batch_size * course.asking.image_s
+            parts.append(Interval(low=0.0, likely=asked_s, high=1.5 * asked_s))
         timed = [(figures.is_reshape, figures.other_s) for figures in self._rounds if figures.other_s is not None]
         # ranking and timing take their time
         alike = [seconds for is_reshape, seconds in timed if is_reshape == (course.level > 0)]

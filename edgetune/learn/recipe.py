@@ -293,7 +293,8 @@ class _Round:
             trials=_TRIALS if self._is_searched else 0,
             trial_steps=math.ceil(recipe.trial_epochs * epoch),
             judged_images=len(self._splits[Split.VALIDATION]) * math.ceil((steps.before + steps.after) / epoch),
-            is_taught=self._teacher is not None and recipe.distillation > 0,
+            is_taught=self._teacher is not None and self._teacher.outside is None and recipe.distillation > 0,
+            asking=None if self._teacher is None else self._teacher.asking(self._splits[Split.TRAINING], recipe),
         )
 
     def _find_teacher(self) -> RoundTeacher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from edgetune.errors import TeacherError
+from edgetune.errors import TeacherError, TeacherSilentError
 from edgetune.learn.control import Control
-from edgetune.learn.data import Images, Normaliser
+from edgetune.learn.data import Images, LabelledImages, Normaliser
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, widen_head
+from edgetune.learn.planning import Asking
 from edgetune.learn.teachers import OutsideTeacher, added_up, open_teacher
 from edgetune.learn.transfer import Teacher, telling_logits
-from edgetune.types import Manifest, Preprocess, RoundSpec
+from edgetune.types import Manifest, Preprocess, Recipe, RoundSpec
+
+_TRIED_OUT = 8  # images
 
 
 class RoundTeacher:
@@ -101,6 +105,20 @@ class RoundTeacher:
             logits = self._factory(self._normaliser(images))[:, list(self._numbers)]
         found[:, self._numbers] = torch.softmax(logits.double(), dim=1).cpu().numpy()
         return found
+
+    def asking(self, training: LabelledImages, recipe: Recipe) -> Asking | None:
+        """
+        What asking it takes, tried out on a few images; None: it is the factory model.
+
+        Raises:
+            TeacherError: it cannot be used.
+        """
+        if self.outside is None or not len(training):
+            return None
+        image_s, held_mib = 0.0, 0.0
+        with contextlib.suppress(TeacherSilentError):  # then there is only what it has said before
+            image_s, held_mib = self.outside.try_out(training.images(np.arange(min(_TRIED_OUT, len(training)))))
+        return Asking(image_s=image_s, held_mib=held_mib, views=recipe.augment_views)
 
     @property
     def outside(self) -> OutsideTeacher | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ class OutsideTeacher:
         whole = torch.softmax(torch.from_numpy(self._asked.whole(images)).double(), dim=1)
         shared: npt.NDArray[np.float64] = whole[:, list(self._asked.shared.theirs)].numpy()
         return shared
+
+    def try_out(self, images: Images) -> tuple[float, float]:
+        """
+        Ask about a few images, uint8 [B, H, W, 3]: seconds for one, and the MiB that its process holds.
+
+        A file is asked whatever it has said of them before; to a server no image goes twice.
+
+        Raises:
+            TeacherError: as when it is called.
+        """
+        ask, began_s = self._asked.anew if self._asked.model.held_mib else self._asked.whole, time.monotonic()
+        ask(images)
+        return (time.monotonic() - began_s) / len(images), self._asked.model.held_mib
 
     def record(self) -> dict[str, Any]:
         """For the journal: which teacher it is, and what asking it took since it was opened."""

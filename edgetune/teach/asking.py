@@ -34,6 +34,11 @@ class Model(Protocol):
     sent_bytes: int
     received_bytes: int
 
+    @property
+    def held_mib(self) -> float:
+        """Resident memory of its process; 0 where it is not on this board."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What it is, as the protocol's description."""
         ...
@@ -191,11 +196,15 @@ class Asked:
         known = {key: logits for key in keys if (logits := self._answers.get(key)) is not None}
         places = {key: place for place, key in enumerate(keys) if key not in known}
         if places:
-            asked = self._ask(images[list(places.values())])
-            for key, logits in zip(places, asked, strict=True):
-                self._answers.put(key, logits)
-                known[key] = logits
+            known.update(zip(places, self.anew(images[list(places.values())]), strict=True))
         return np.stack([known[key] for key in keys])
+
+    def anew(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The same without looking at what it has said before; it is kept."""
+        asked = self._ask(images)
+        for image, logits in zip(images, asked, strict=True):
+            self._answers.put(self._key(image), logits)
+        return asked
 
     def close(self) -> None:
         """End the model and close its answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import struct
@@ -61,6 +62,14 @@ class FileModel:
     def pid(self) -> int | None:
         """The process, while it runs."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def held_mib(self) -> float:
+        """Resident memory of the process; 0 when it does not run."""
+        with contextlib.suppress(psutil.Error):
+            if self._process is not None:
+                return float(psutil.Process(self._process.pid).memory_info().rss / _MIB)
+        return 0.0
 
     def describe(self) -> dict[str, Any]:
         """Start it and read what the model is."""

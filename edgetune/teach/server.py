@@ -70,6 +70,11 @@ class ServerModel:
         self.is_binary = False
         self.sent_bytes = self.received_bytes = 0
 
+    @property
+    def held_mib(self) -> float:
+        """Nothing of it is on this board."""
+        return 0.0
+
     def describe(self) -> dict[str, Any]:
         """What the model is."""
         root = self._path[: self._path.rindex("/v2/models/") + len("/v2")]

@@ -67,7 +67,7 @@ def test_defaults_are_those_of_the_types() -> None:
         distillation=0.5,
         memory_max_mib=1536,
         memory_available_min_mib=300,
-        search_time_max_s=0.6 * 7200,
+        search_time_max_s=0.8 * 7200,
         time_max_s=7200,
         old_classes_drop_max=0.01,
         old_class_drop_max=0.1,

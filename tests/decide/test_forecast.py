@@ -69,6 +69,14 @@ def test_memory_is_judged_by_its_upper_end_and_time_is_not() -> None:
     assert excess(way(), Allowance(duration_s=60)) == ""
 
 
+def test_what_a_teachers_process_holds_counts_with_the_round() -> None:
+    """As the daemon's readings count it."""
+    assert choose([way()], Allowance(peak_mib=500)).fits
+    found = choose([way(beside_mib=50.0)], Allowance(peak_mib=500))
+    assert not found.fits
+    assert "up to 530 MiB of 500 (budgets.trainer_memory_max), 50 of them the teacher's" in found.reason
+
+
 def test_the_first_way_that_fits_is_taken_and_says_why_it_is_not_the_first() -> None:
     """With the wish's figures, and no way after it is looked at."""
 

@@ -22,7 +22,7 @@ from edgetune.learn import recipe as recipe_module
 from edgetune.learn.data import MEMORY_MAX_BYTES, held_bytes
 from edgetune.learn.finetune import fine_tune
 from edgetune.learn.network import state_tensors
-from edgetune.learn.planning import Course, Planner, allowance
+from edgetune.learn.planning import Asking, Course, Planner, allowance
 from edgetune.learn.recipe import plan_round
 from edgetune.learn.tuner import Tuner
 from edgetune.types import (
@@ -90,6 +90,20 @@ def test_where_there_is_no_time_even_for_the_output_layer_a_round_is_refused() -
     late = planned(replace(AUTO, time_max_s=1.0), course)
     assert (late.fits, late.update) == (False, "head")
     assert "of 1s (budgets.round_time_max)" in late.reason
+
+
+@pytest.mark.parametrize(("views", "asked"), [(None, 10 * 64), (1, 64)])
+def test_a_teacher_outside_takes_its_time_for_every_image_that_it_has_not_answered(
+    views: int | None, asked: int
+) -> None:
+    """A second each; with one view an epoch's images are asked about once. Its memory is told beside the round's own."""
+    plain = planned(AUTO, may_measure=False)
+    course = replace(COURSE, asking=Asking(image_s=1.0, held_mib=120.0, views=views))
+    plan = planned(AUTO, course=course, may_measure=False)
+    more = plan.duration_s.likely - plain.duration_s.likely
+    assert asked - 5 < more < asked + 5
+    assert plan.duration_s.low < asked, "all of it may have been answered before"
+    assert plan.beside_mib == 120.0
 
 
 def test_a_trainer_that_is_slowed_down_takes_longer() -> None:

@@ -230,7 +230,9 @@ def test_a_later_round_needs_no_server_for_what_it_has_answered(
 ) -> None:
     """Opened anew, with the server gone: what it was is kept beside what it said; another address has nothing kept."""
     monkeypatch.setattr("edgetune.teach.server.WAITS_S", (0,))
-    monkeypatch.setattr(ServerModel.__init__, "__kwdefaults__", {**ServerModel.__init__.__kwdefaults__, "waits_s": (0,)})
+    monkeypatch.setattr(
+        ServerModel.__init__, "__kwdefaults__", {**ServerModel.__init__.__kwdefaults__, "waits_s": (0,)}
+    )
     with stand_in() as server:
         url = server.url
         teacher = opened(url, tmp_path / "a")
