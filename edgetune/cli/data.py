@@ -77,7 +77,7 @@ def ls(
     help="Also write their images there, named by their numbers, to look at; root and the admin group may.",
 )
 def next_(client: Client, *, as_json: bool, count: int, save: Path | None) -> None:
-    """Say which samples are worth a label now. Those that the served model is least sure of, and that differ."""
+    """Say which samples to label next. Evenly over what the served model takes them for, the least labelled guess first."""
     if save is not None and save.exists() and (not save.is_dir() or any(save.iterdir())):
         raise UsageError(f"{save} is there and not empty", hint="name a new directory")
     answer = client.get("/v1/data/next", count=count)

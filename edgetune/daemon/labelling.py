@@ -74,7 +74,7 @@ def _row(question: Question, manifest: Manifest) -> dict[str, Any]:
     row = {"mark": manifest.marks[guess]} if guess in manifest.marks else {}
     return row | {
         "sample": question.sample,
-        "why": f"margin {question.margin:.2f} between {guess} and {rival}",
+        "why": f"one of {question.alike} taken for {guess}, of which {question.labelled} are labelled or asked for; next {rival}",
         "guess": guess,
         "confidence": round(question.confidence, 4),
         "how": _how(question.sample),

@@ -2,9 +2,10 @@
 A new class before a round has learnt it: which classes to imprint now, and from which samples. Counts in, names out.
 
 An imprint round writes output rows for classes that the served version does not know, from a few images of each. The one
-rule for trying again is here: a class is imprinted once with the samples that there are, and again only when it has twice
-as many training samples as then. Whether the gate refused the candidate, a person rolled it back, or it never came about
-makes no difference: what was tried with these images would come out the same.
+rule for trying again is here: a class that is not served is imprinted once with the samples that there are, and again only
+when it has twice as many training samples as then. Whether the gate refused the candidate, a person rolled it back, or it
+never came about makes no difference: what was tried with these images would come out the same. One that is served,
+provisionally, waits for a round that trains it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgetune.decide.estimate import probabilities
 
@@ -35,6 +35,8 @@ class Question:
     rival: int  # of the second best
     confidence: float  # probability of the guess, calibrated
     margin: float  # between the two, calibrated
+    alike: int  # samples in the queue with the same guess, this one too
+    labelled: int  # labels so far of samples with that guess, with those asked for before this one
 
 
 def next_questions(
@@ -45,7 +47,7 @@ def next_questions(
     sharpness: float = 1.0,
 ) -> tuple[Question, ...]:
     """
-    Choose what to ask about, the most telling first. The same answers give the same questions.
+    Choose what to ask about, the guess of which fewest labels are known first. The same answers give the same questions.
 
     Args:
         candidates: unlabelled samples with answers.
@@ -66,7 +68,8 @@ def next_questions(
     while len(chosen) < count and waiting:
         # Of guesses that are equally little known the commoner one, which stands for more images.
         guess = min(waiting, key=lambda each: (known[each], -len(waiting[each]), each))
-        chosen.append(waiting[guess].popleft())
+        alike = len(waiting[guess])
+        chosen.append(replace(waiting[guess].popleft(), alike=alike, labelled=known[guess]))
         known[guess] += 1
         if not waiting[guess]:
             del waiting[guess]
@@ -87,4 +90,6 @@ def _question(candidate: Candidate, sharpness: float) -> Question:
         rival=rival,
         confidence=shares[guess],
         margin=shares[guess] - shares[rival],
+        alike=0,
+        labelled=0,
     )

@@ -15,7 +15,7 @@ from edgetune.types import Split
 
 _LIST_MAX = 10_000
 _NUMBER_MAX = 2**53
-_NEXT_MAX = 100  # its cost grows with the square
+_NEXT_MAX = 100
 
 
 class DataApi:

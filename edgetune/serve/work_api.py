@@ -9,7 +9,7 @@ from edgetune import __version__
 from edgetune.errors import NoModelError, NotFoundError, UsageError
 from edgetune.serve import kserve
 from edgetune.serve.intake import Intake, Query, json_fields, whole_number
-from edgetune.serve.service import Inferred, Service
+from edgetune.serve.service import Service
 from edgetune.types import Manifest
 
 TOP_K = 5
@@ -55,12 +55,6 @@ class WorkApi:
                 wanted, answer.manifest.version, answer.logits, answer.manifest.marks, answer.rejected
             )
         return Response(content, headers=headers)
-
-    async def _infer(
-        self, version: int | None, body: bytes, header_length: str | None
-    ) -> tuple[kserve.InferRequest, Inferred]:
-        wanted = await kserve.read_request(body, header_length)
-        return wanted, await self._service.infer(version, wanted.images)
 
     async def label_prediction(self, request: Request) -> Response:
         """POST /v1/predictions/{id}/label."""

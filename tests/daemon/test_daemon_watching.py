@@ -83,7 +83,9 @@ def test_unlabelled_samples_are_answered_beside_the_service_and_asked_about(tmp_
             assert answer["model_version"] == 1
             asked = [row for row in answer["samples"] if row["guess"] is not None]
             assert {row["sample"] for row in asked} <= learnt_from
-            assert re.fullmatch(r"margin \d\.\d\d between \w+ and \w+", asked[0]["why"])
+            assert re.fullmatch(
+                r"one of \d+ taken for \w+, of which \d+ are labelled or asked for; next \w+", asked[0]["why"]
+            )
             assert asked[0]["how"] == f"edgetune data label {asked[0]['sample']} CLASS"
             drawn = [row for row in answer["samples"] if row["guess"] is None]
             assert "drawn at random for the hold-out (0 of 10 labelled)" in drawn[0]["why"]
