@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest_site import CLASSES, RECIPE, RecordingControl, Site, make_site, read_manifest, run_here
 
+from edgetune.daemon.round_told import contradicted_throughout
 from edgetune.decide.gate import judge
 from edgetune.learn.groups import CoupledGroup
 from edgetune.learn.network import count_parameters, load_network
@@ -87,6 +88,22 @@ def test_a_candidate_learnt_from_poisoned_labels_is_refused(site: Site, kind: Ro
         assert each["says"] == truth[each["sample"]]
     wrong = sum(truth[s.sample_id] != s.label for s in samples if s.split is Split.TRAINING)
     assert sum(count["contradicted"] for count in doubts["classes"].values()) == pytest.approx(wrong, rel=0.15)
+
+
+def test_labels_that_are_wrong_everywhere_promote_and_are_named(site: Site) -> None:
+    """A hold-out that calls each class by another's name calls the candidate better: what the base says of it is a warning."""
+    samples = tuple(
+        replace(sample, label=CLASSES[(CLASSES.index(sample.label) + 1) % len(CLASSES)])
+        for sample in site.samples
+        if sample.label is not None
+    )
+    manifest, _, _ = do_round(site, "wrong-everywhere", kind=RoundKind.ADAPT, samples=samples, recipe=THOROUGH)
+    assert manifest.comparison is not None
+    assert judge(manifest.comparison, POLICY).is_promoted
+    journal = json.loads((site.root / "rounds" / "wrong-everywhere" / "journal.json").read_text())
+    words = contradicted_throughout(journal)
+    assert words.startswith("unless the site has changed, labels may be wrong")
+    assert all(str(each["sample"]) in words for each in journal["doubts"]["worst"])
 
 
 def test_the_same_round_on_clean_labels_is_promoted(site: Site) -> None:
