@@ -32,7 +32,7 @@ _HINTS = {
     UnprunableError: "raise --target-params, or name the student: --student",
 }
 _TARGET = "1%"
-_SHARE = 0.9
+_SHARE, _TEMPERATURE = 0.9, 4.0
 _ENDING = "student"
 
 
@@ -55,16 +55,22 @@ _ENDING = "student"
 )
 @click.option(
     "--transfer",
-    type=click.Choice(["label_free", "hinton"]),
+    type=click.Choice(["label_free", "hinton", "replay"]),
     default="label_free",
     show_default=True,
-    help="What is learnt from: the teacher's features and logits alone, or its word and the folders' names.",
+    help="What is learnt from: the teacher's features and logits alone, or beside the folders' names its softened word (hinton) or its logits (replay).",
 )
 @click.option(
     "--share",
     type=click.FloatRange(0, 1),
     metavar="W",
-    help=f"The teacher's share of the loss, of hinton. [default: {_SHARE:g}]",
+    help=f"The teacher's share of the loss, of hinton and replay. [default: {_SHARE:g}]",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    metavar="T",
+    help=f"How much hinton softens the teacher's word. [default: {_TEMPERATURE:g}]",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=60, show_default=True, metavar="N", help="Over the images."
@@ -130,8 +136,10 @@ def _check_together(given: Mapping[str, Any]) -> None:
             f"--target-params is about --student auto; {given['student']} has its own size",
             hint="leave one of them out",
         )
-    if given["share"] is not None and given["transfer"] != "hinton":
+    if given["share"] is not None and given["transfer"] == "label_free":
         raise UsageError("--transfer label_free is all the teacher's", hint="leave --share out")
+    if given["temperature"] is not None and given["transfer"] != "hinton":
+        raise UsageError(f"--transfer {given['transfer']} knows no --temperature", hint="leave it out")
 
 
 def _work(teacher: str, place: Destination, config: Config, given: Mapping[str, Any], teller: Teller) -> dict[str, Any]:
@@ -187,6 +195,7 @@ def _lesson(source: Source, given: Mapping[str, Any], threads: int) -> Lesson:
         student=None if given["student"] == "auto" else given["student"],
         transfer=given["transfer"],
         share=_SHARE if given["share"] is None else given["share"],
+        temperature=given["temperature"] or _TEMPERATURE,
         epochs=given["epochs"],
         batch_size=given["batch_size"],
         learning_rate=given["learning_rate"],

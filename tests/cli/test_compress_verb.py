@@ -102,9 +102,10 @@ def test_the_documented_example_teaches(
     assert len(found["taught"].curve) == 1
 
 
-def test_the_report_says_what_is_gone(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transfer", [("hinton", "--temperature", "2"), ("replay", "--share", "0.5")])
+def test_the_report_says_what_is_gone(run: Any, tmp_path: Path, transfer: tuple[str, ...]) -> None:
     """In words, with both sides."""
-    code, text, err = run("--out", str(tmp_path / "student"), "--target-params", "60000", "--transfer", "hinton")
+    code, text, err = run("--out", str(tmp_path / "student"), "--target-params", "60000", "--transfer", *transfer)
     assert code == 0
     assert "epoch 1:" in err
     assert "teacher" in text
@@ -128,6 +129,8 @@ def test_the_report_says_what_is_gone(run: Any, tmp_path: Path) -> None:
         (("--plot", "p.doc"), "has to end in .png"),
         (("--student", "cifar:resnet8", "--target-params", "5%"), "cifar:resnet8 has its own size"),
         (("--share", "0.5"), "leave --share out"),
+        (("--temperature", "3"), "knows no --temperature"),
+        (("--transfer", "replay", "--temperature", "3"), "replay knows no --temperature"),
     ],
 )
 def test_what_makes_no_sense_is_refused(extra: tuple[str, ...], sentence: str, run: Any, tmp_path: Path) -> None:
