@@ -59,13 +59,13 @@ class Site:
         self.new = in_turn(
             [_cifar10(arguments.data, label, "train", range(arguments.images)) for label in arguments.new]
         )
-        self.new_tests = _as_tests(arguments.data, arguments.new, self._tested)
+        self.new_tests = as_tests(arguments.data, arguments.new, self._tested)
 
     def _read_cifar10(self, arguments: argparse.Namespace, known: tuple[str, ...]) -> None:
         self.classes, self._tested = known, TESTED["cifar10"]
         rows = range(BASE_SAW, BASE_SAW + arguments.old)
         self.old = in_turn([_cifar10(arguments.data, label, "train", rows) for label in known])
-        self.old_tests = _as_tests(arguments.data, known, self._tested)
+        self.old_tests = as_tests(arguments.data, known, self._tested)
 
     def _read_cifar100(self, arguments: argparse.Namespace) -> None:
         self._tested = TESTED["cifar100"]
@@ -95,7 +95,14 @@ def _cifar10(data: Path, label: str, part: str, rows: range) -> list[Picture]:
         return [(f"{label}-{Path(name).stem}", label, png(zipped.read(name))) for name in names]
 
 
-def _as_tests(data: Path, labels: Sequence[str], count: int) -> list[tuple[bytes, str]]:
+def classes_of_cifar10(data: Path) -> tuple[str, ...]:
+    """All ten, in the order of the given networks' outputs."""
+    with zipfile.ZipFile(data / "cifar10_test.zip") as zipped:
+        return tuple(sorted({name.split("/")[1] for name in zipped.namelist() if name.startswith("test/")}))
+
+
+def as_tests(data: Path, labels: Sequence[str], count: int) -> list[tuple[bytes, str]]:
+    """The first test images of some classes of CIFAR-10."""
     return [(pixels, label) for label in labels for _, _, pixels in _cifar10(data, label, "test", range(count))]
 
 
