@@ -258,11 +258,6 @@ class Training(Section):
             for what in (name for name, is_asked in asking.items() if is_asked):
                 why = "distillation is 0" if self.distillation == 0 else "absent_classes: may_forget gives it none"
                 raise ValueError(f"{what} needs a share of the loss for the teacher, and {why}; set distillation")
-        if self.share == 0 and self.absent_classes == "keep" and "absent_classes" in self.model_fields_set:
-            raise ValueError(
-                "absent_classes: keep has nothing to keep them by where distillation is 0: leave distillation out, or take"
-                " may_forget"
-            )
         if self.teacher_std is not None and min(self.teacher_std) <= 0:
             raise ValueError("teacher_std has to be more than zero")
         return self
