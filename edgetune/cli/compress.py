@@ -228,6 +228,7 @@ def _describe(source: Source, lesson: Lesson, taught: Taught, data: Folders) -> 
         "teacher": source.name,
         "student": taught.network.architecture,
         "lesson": asdict(lesson),
+        "is_label_free": lesson.is_label_free,
         "zeros_percent": taught.zeros_percent,
         "learnt_parameters": {"given": learnt[0], "final": learnt[1]},
         "removed": 1 - learnt[1] / learnt[0],
@@ -256,7 +257,7 @@ def _words(answer: Mapping[str, Any]) -> str:
     """The whole report."""
     from edgetune.cli.prune_report import data_words, side_words
 
-    how = "without labels" if answer["lesson"]["transfer"] == "label_free" else "with labels"
+    how = "without labels" if answer["is_label_free"] else "with labels"
     learnt = answer["learnt_parameters"]
     lines = [
         f"{percent(answer['removed'])} of the learnt parameters are gone: {learnt['given']:,} -> {learnt['final']:,}",

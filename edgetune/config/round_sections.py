@@ -267,7 +267,10 @@ class Gate(Section):
     """When a candidate is good enough to be served."""
 
     holdout_min: PositiveCount = key(_GATE.holdout_min, "Fewer hold-out samples than this promote nothing.")
-    class_min: Count = key(_GATE.class_min, "A class with fewer hold-out samples is reported, not judged.")
+    class_min: Count = key(
+        _GATE.class_min,
+        "A class with fewer hold-out samples is reported, not judged, unless gate.protected_classes names it.",
+    )
     accuracy_drop_max: Points = key(
         "1pp",
         "How much accuracy a candidate may lose, in percentage points; classes that are new in a round are held back to take no"

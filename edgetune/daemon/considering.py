@@ -60,6 +60,7 @@ class Considering:
         achieved = 0.0 if manifest.pruning is None else manifest.pruning.level_achieved
         return ServedSummary(
             classes=tuple(label for label in manifest.classes if label not in manifest.marks),
+            marked=tuple(manifest.marks),
             tuned_classes=tuple(self._returning.shown),
             absent_classes=self._returning.absent,
             is_target_met=achieved >= config.pruning.level - _LEVEL_TOLERANCE,

@@ -43,7 +43,8 @@ class Promotion:
             manifest = await self._store(self._models.manifest, spec.candidate_version)
             self.decision = await self._refused_since(spec)
             if self.decision is None:
-                shown_anew = await self._store(self._records.shown_anew, spec)
+                shown = await self._store(self._records.shown_anew, spec)
+                shown_anew = tuple(label for label in shown if label not in manifest.marks)
                 self.decision = self._judge(spec, manifest, policy, shown_anew)
                 if self._is_current(spec):
                     self.decision = await self._with_doubts(self.decision, spec, manifest.comparison, policy)

@@ -118,9 +118,7 @@ class RoundRecords:
         else:
             labels = {s.label for s in frozen if s.split is Split.TRAINING and s.label is not None}
             kept = base.classes
-            if (
-                want.kind is RoundKind.RESHAPE
-            ):  # the factory model knows nothing of what came later and has no sample now
+            if want.kind is RoundKind.RESHAPE:  # the factory model knows nothing of what came later
                 known = {*labels, *(base if factory is None else self._models.manifest(factory)).classes}
                 kept = tuple(label for label in base.classes if label in known)
             classes = (*kept, *sorted(labels - set(kept)))

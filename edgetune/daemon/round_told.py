@@ -41,10 +41,13 @@ def doubted(journal: Mapping[str, Any]) -> str:
 
 def contradicted_throughout(journal: Mapping[str, Any]) -> str:
     """The same where the served version contradicts most labels of a class; of a site that has changed that is to be expected."""
-    found = (journal.get("doubts") or {}).get("classes", {}).values()
-    if not any(each["samples"] >= _FEWEST and each["contradicted"] >= _MOST * each["samples"] for each in found):
-        return ""
-    return f"unless the site has changed, {doubted(journal)}"
+    doubts = journal.get("doubts") or {}
+    found = {
+        label: each
+        for label, each in doubts.get("classes", {}).items()
+        if each["samples"] >= _FEWEST and each["contradicted"] >= _MOST * each["samples"]
+    }
+    return f"unless the site has changed, {doubted({'doubts': {**doubts, 'classes': found}})}" if found else ""
 
 
 def comparison_summary(manifest: Manifest) -> dict[str, Any]:

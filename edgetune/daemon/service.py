@@ -221,8 +221,7 @@ class DaemonService:
         daemon, manifest = self._daemon, self._daemon.serving.manifest()
         if manifest is None:
             raise NoModelError
-        known = [label for label in manifest.classes if label not in manifest.marks]
-        holdout = trigger.judging(await daemon.store(daemon.buffer.classes), known)
+        holdout = trigger.judging(await daemon.store(daemon.buffer.classes), manifest.classes)
         wanted = daemon.config.gate.holdout_min
         material = await daemon.store(labelling.read, daemon.buffer, manifest.version, count)
         return await asyncio.to_thread(

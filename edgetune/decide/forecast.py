@@ -33,10 +33,13 @@ class Allowance:
 def excess(forecast: Forecast, allowed: Allowance) -> str:
     """The number that does not fit, with the budget's key; empty: all fit."""
     found = []
-    for limit, key in ((allowed.peak_mib, "trainer_memory_max"), (allowed.available_mib, "memory_available_min")):
-        up_to = forecast.peak_mib.high + forecast.beside_mib
+    for limit, key, beside_mib in (
+        (allowed.peak_mib, "trainer_memory_max", forecast.beside_mib),
+        (allowed.available_mib, "memory_available_min", 0.0),  # the teacher runs already
+    ):
+        up_to = forecast.peak_mib.high + beside_mib
         if limit is not None and up_to > limit:
-            whose = f", {forecast.beside_mib:.0f} of them the teacher's" if forecast.beside_mib else ""
+            whose = f", {beside_mib:.0f} of them the teacher's" if beside_mib else ""
             found.append(f"it would take up to {up_to:.0f} MiB of {max(0.0, limit):.0f} (budgets.{key}){whose}")
     if allowed.duration_s is not None and forecast.duration_s.likely > allowed.duration_s:
         needed, most = (units.show(round(s), "duration") for s in (forecast.duration_s.likely, allowed.duration_s))

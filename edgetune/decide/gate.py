@@ -19,6 +19,8 @@ from statistics import NormalDist
 
 from edgetune.types import ClassScore, Comparison, GateDecision, GatePolicy, Metrics
 
+_RIGHT_OF_NEW = 0.5  # of the new classes' samples, where the board has no other
+
 
 def judge(comparison: Comparison, policy: GatePolicy, *, shown_anew: Sequence[str] = ()) -> GateDecision:
     """
@@ -34,10 +36,10 @@ def judge(comparison: Comparison, policy: GatePolicy, *, shown_anew: Sequence[st
         The decision; when promoted, `reasons` say what was gained, else all that speaks against it.
     """
     against = [*_sanity(comparison), *_accuracy(comparison, policy), *_runtime(comparison, policy)]
-    warnings = [
-        f"no longer knows {label!r}: no sample of it is left here, and the factory model does not know it"
-        for label in comparison.gone_classes
-    ]
+    warnings: list[str] = []
+    for label in comparison.gone_classes:
+        words = f"no longer knows {label!r}: no training sample of it is left, and the factory model does not know it"
+        (against if label in (policy.protected_classes or ()) else warnings).append(words)
     for more_against, more_warnings in (_per_class(comparison, policy), _absent(comparison, policy)):
         against += more_against
         warnings += more_warnings
@@ -151,8 +153,15 @@ def _sanity(comparison: Comparison) -> list[str]:
 def _accuracy(comparison: Comparison, policy: GatePolicy) -> list[str]:
     before, after, count = _right_of_old(comparison)
     if not count and comparison.new_classes:
-        of_new = comparison.candidate.count
-        return [] if of_new >= policy.holdout_min else [f"hold-out too small: {of_new} of {policy.holdout_min} samples"]
+        new = comparison.candidate
+        if new.count < policy.holdout_min:
+            return [f"hold-out too small: {new.count} of {policy.holdout_min} samples"]
+        if new.correct < _RIGHT_OF_NEW * new.count:
+            return [
+                f"is right on {new.correct} of {new.count} hold-out samples, all of new classes, which alone can speak "
+                f"for it; needed are {_RIGHT_OF_NEW:.0%}"
+            ]
+        return []
     if count < policy.holdout_min:
         whose = " of classes that were known" if comparison.new_classes else ""
         return [f"hold-out too small: {count} of {policy.holdout_min} samples{whose}"]
@@ -234,9 +243,17 @@ def _bound(label: str, policy: GatePolicy) -> tuple[bool, float]:
 
 
 def _unseen(comparison: Comparison, policy: GatePolicy) -> list[str]:
-    """The protected classes that cannot be judged at all, said where somebody named them."""
-    unseen = [label for label in policy.protected_classes or () if label not in comparison.base.per_class]
+    """What cannot be judged: protected classes that somebody named, outputs that never answer, a board without old samples."""
+    unseen = [
+        label
+        for label in policy.protected_classes or ()
+        if label not in comparison.base.per_class and label not in comparison.gone_classes
+    ]
     told = [f"protected class {label!r} has no hold-out sample: what became of it is unknown" for label in unseen]
+    for label in comparison.new_classes:
+        score = comparison.candidate.per_class.get(label)
+        if score and _is_silent(score):
+            told.append(f"has an output for {label!r} that is right on none of its {score.count} hold-out samples")
     if comparison.new_classes and comparison.candidate.count and not _right_of_old(comparison)[2]:
         told.append("no hold-out sample is of a class that was known: only the new ones were judged")
     return told
@@ -292,6 +309,11 @@ def _latency(comparison: Comparison) -> str:
     return f"{before_ms:.2f} ms to {after_ms:.2f} ms, {comparison.latency_ratio:.2f}x in turn{half}"
 
 
+def _is_silent(score: ClassScore) -> bool:
+    """An output that is never right is no gain."""
+    return score.count > 0 and not score.correct
+
+
 def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     gains = []
     base, candidate = comparison.base, comparison.candidate
@@ -307,7 +329,7 @@ def _gains(comparison: Comparison, policy: GatePolicy) -> list[str]:
     by_word = ", never seen here, by the teacher's word"
     for label in comparison.new_classes:
         score = candidate.per_class.get(label)
-        if score and score.count and not score.correct:  # an output that never answers is no gain
+        if score and _is_silent(score):
             continue
         counts = f", and is right on {score.correct} of its {score.count} hold-out samples" if score else ""
         gains.append(f"knows {label!r}{by_word if label in comparison.unseen_classes else counts}")

@@ -29,6 +29,7 @@ class ServedSummary:
     """What the trigger must know of the served version."""
 
     classes: tuple[str, ...]  # but those that carry a mark: their first samples are those of a new class
+    marked: tuple[str, ...] = ()  # these
     tuned_classes: tuple[str, ...]  # the classes its round had samples of; empty for a factory model
     absent_classes: frozenset[str] = frozenset()  # it has outputs for them, and its round did not show them
     is_target_met: bool  # it was pruned to the level that the configuration asks for
@@ -161,7 +162,7 @@ def judging(classes: Iterable[ClassStats], known: Sequence[str]) -> int:
 
     Args:
         classes: what the buffer holds.
-        known: the classes that the served version has learnt. Theirs count; where there is none at all, those of the new ones.
+        known: the classes that the served version has an output for. Theirs count; where there is none at all, all others.
     """
     accepted = _accepted(classes)
     return sum(entry.holdout for entry in accepted if entry.label in known) or sum(entry.holdout for entry in accepted)
@@ -174,7 +175,7 @@ def _lacking(stats: BufferStats, policy: TriggerPolicy, served: ServedSummary) -
     is_taught = policy.learns_unlabelled and stats.unlabelled > 0
     if not is_taught and sum(entry.training > 0 for entry in accepted) < 2:
         lacking.append("labelled training samples of at least two classes")
-    holdout = judging(stats.classes, served.classes)
+    holdout = judging(stats.classes, (*served.classes, *served.marked))
     if holdout < policy.holdout_min:
         hint = (
             ""
@@ -193,8 +194,8 @@ def _imprint(classes: Iterable[ClassStats], to_imprint: Sequence[str]) -> Want:
 
 
 def _too_few_to_judge(classes: Iterable[ClassStats], policy: TriggerPolicy, served: ServedSummary) -> bool:
-    """Whether the gate would refuse an imprint for want of hold-out samples of the classes that are known."""
-    return sum(entry.holdout for entry in _accepted(classes) if entry.label in served.classes) < policy.holdout_min
+    """Whether the gate would refuse an imprint for want of hold-out samples."""
+    return judging(classes, (*served.classes, *served.marked)) < policy.holdout_min
 
 
 def _kind(classes: Iterable[ClassStats], served: ServedSummary | None, policy: TriggerPolicy) -> tuple[RoundKind, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class Candidate:
         splits: Mapping[Split, LabelledImages],
         timing_runs: int,
         control: Control,
+        taught: Sequence[str] | None = None,
     ) -> None:
         """
         Prepare.
@@ -86,9 +87,11 @@ class Candidate:
             splits: the hold-out decides; of the training samples only the classes are looked at.
             timing_runs: predictions a side.
             control: hears of every step.
+            taught: the classes that could be learnt, where no label was looked at; None: those that labels show.
         """
         self._spec, self._directory, self._base, self._preprocess = spec, directory, base, preprocess
         self._pruning, self._splits, self._timing_runs, self._control = pruning, splits, timing_runs, control
+        self._taught = taught
 
     def publish(self, network: Network) -> Manifest:
         """
@@ -139,6 +142,8 @@ class Candidate:
             new = (label for label in spec.classes if label not in base.classes)
             return {**base.marks, **dict.fromkeys(new, Mark.PROVISIONAL.value)}
         told = {sample.label for sample in spec.samples if sample.split is Split.TRAINING}
+        if self._taught is not None:
+            told &= set(self._taught)
         kept = {label: mark for label, mark in base.marks.items() if label in spec.classes and label not in told}
         return {**dict.fromkeys(self._unseen(), Mark.NEVER_SEEN_HERE.value), **kept}
 

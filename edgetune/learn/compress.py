@@ -146,6 +146,7 @@ class _Search:
             round_id=round_id,
             control=self._control,
             teacher=teacher,
+            saved=self._write_state,
         )
         self._recipe = self._bench.recipe
         self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
@@ -173,7 +174,7 @@ class _Search:
         tuned = self._bench.kept(TUNE) or self._tune()
         stopped_by = ""
         while not stopped_by and (proposal := self._strategy.propose(self._trials())) is not None:
-            stopped_by = self._over_budget()
+            stopped_by = "" if self._is_under_way() else self._over_budget() or self._bench.too_large(proposal.share)
             if not stopped_by:
                 name = self._state.facts["best"] if proposal.from_best else TUNE
                 self._try(name, self._bench.kept(name) or tuned, proposal.share, wanted)
@@ -212,6 +213,11 @@ class _Search:
             for p in points
         ]
 
+    def _is_under_way(self) -> bool:
+        """Whether the next trial was begun by an earlier call: what is under way is finished."""
+        number = len(self._state.trials)
+        return any(self._state.running(f"{phase} {number}") is not None for phase in ("trial", RETRAIN))
+
     def _over_budget(self) -> str:
         """Which bound another trial, and the retraining of what it finds, would pass at the pace so far; empty: none."""
         goal, epochs = self._goal, self._state.facts["epochs"]
@@ -223,7 +229,7 @@ class _Search:
         ):
             each = spent / epochs if epochs else 1.0
             if most is not None and spent >= most:
-                return f"{shown(most)} are spent"
+                return f"nothing is left of {shown(most)}"
             if most is not None and is_pace_known and spent + ahead * each > most:
                 return f"what is left of {shown(most)} is too little for another trial"
         return ""

@@ -189,7 +189,7 @@ class Planner:
 
     def _forecast(self, name: str, work: Workload, accumulation: int) -> Forecast:
         each = math.ceil(self._recipe.batch_size / accumulation)
-        cut = _narrower(work, 1 - self._course.level, self._recipe.level_of, self._cuts)
+        cut = narrower(work, 1 - self._course.level, self._recipe.level_of, self._cuts)
         per_step = in_parts(accumulation) * (1 + (_FORWARD if self._course.is_taught else 0.0))
         duration = self._duration(name, cut, each, per_step)
         watts = [figures.power_w for figures in self._rounds if figures.power_w is not None]
@@ -235,14 +235,19 @@ class Planner:
         if name == "latent":  # every image goes through the layers below once
             parts.append(times(whole_s, self._tuner.epoch_steps * self._recipe.batch_size / each * _FORWARD))
         if course.trials:
-            searching = times(cut_s, course.trial_steps * per_step * course.trials)
-            if most_s is not None:  # after which no trial begins
-                searching = Interval(**{end: min(getattr(searching, end), most_s) for end in _ENDS})
-            parts.append(replace(searching, low=0.0))
-        if course.asking is not None:
-            drawn, epochs = course.before + course.after, course.asking.views
-            if epochs is not None:  # what was answered once is kept
-                drawn = min(drawn, epochs * self._tuner.epoch_steps)
+            trial = times(cut_s, course.trial_steps * per_step)
+            trained = total([*parts, times(replace(trial, low=0.0), course.trials)])
+            if most_s is not None:  # another trial is begun only where all of it ends by then
+                least = total([*parts, trial])
+                trained = Interval(
+                    **{end: min(getattr(trained, end), max(most_s, getattr(least, end))) for end in _ENDS}
+                )
+            parts = [trained]
+        if course.asking is not None and len(self._rounds) < FEWEST_ROUNDS:  # later it is part of what steps took here
+            views = 1 if name == "latent" else course.asking.views
+            drawn = course.before + course.after + course.trials * course.trial_steps
+            if views is not None:  # what was answered once is kept
+                drawn = min(drawn, views * self._tuner.epoch_steps)
             asked_s = drawn * self._recipe.batch_size * course.asking.image_s
             parts.append(Interval(low=0.0, likely=asked_s, high=1.5 * asked_s))
         timed = [(figures.is_reshape, figures.other_s) for figures in self._rounds if figures.other_s is not None]
@@ -253,7 +258,14 @@ class Planner:
         return Interval(**{end: self._control.paced_s(getattr(worked, end)) for end in _ENDS})
 
 
-def _narrower(work: Workload, share: float, level_of: str, cuts: Sequence[Cut]) -> Workload:
+def most_of_cut_mib(tuner: Tuner, network: Network, share: float, recipe: Recipe) -> float:
+    """What training a network may take at its peak once it is cut to such a share, in MiB: the upper end."""
+    each = math.ceil(recipe.batch_size / tuner.accumulation)
+    cut = narrower(tuner.workload(network), share, recipe.level_of, ())
+    return times(tuner.forecaster.peak_mib(cut, each), _CUT_PEAK).high
+
+
+def narrower(work: Workload, share: float, level_of: str, cuts: Sequence[Cut]) -> Workload:
     """
     What is left of a network of which such a share is left: which channels go, nobody knows yet, but how it went before.
 

@@ -206,7 +206,7 @@ class _Round:
         kept = keep_replayed(spec.samples, new_classes(spec, base), self._journal["replayed"])
         return gather(
             replace(spec, samples=kept),
-            base=base,
+            base_classes=base.classes,
             preprocess=self._source.preprocess,
             teacher=self._teacher,
             kept_in=self._dir,
@@ -430,6 +430,7 @@ class _Round:
             splits=self._splits,
             timing_runs=self._recipe.timing_runs,
             control=self._control,
+            taught=None if self._teacher is None else self._teacher.taught,
         )
         manifest = candidate.publish(network)
         self._note_measured()

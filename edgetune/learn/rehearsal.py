@@ -19,6 +19,7 @@ from edgetune.learn.data import Integers, LabelledImages, Normaliser, load_sampl
 from edgetune.learn.imprint import features_of, hold_back, right_without
 from edgetune.learn.network import Network
 from edgetune.learn.replay import Floats, choose_samples, cross_entropy_among, der_pp_loss, er_ace_loss
+from edgetune.learn.transfer import is_label_free
 from edgetune.store.durable import write_atomic
 from edgetune.types import FrozenSample, Manifest, Recipe, RoundKind, RoundSpec, Split
 
@@ -167,7 +168,7 @@ def hold_back_new(
     """
     new = [spec.classes.index(label) for label in new_classes(spec, base)]
     share = recipe.old_classes_drop_max
-    if not new or share is None or not len(validation) or recipe.transfer == "label_free":
+    if not new or share is None or not len(validation) or is_label_free(recipe.transfer, recipe.distillation):
         return {}
     features = features_of(network, _normalised(validation, normaliser, beat))
     right = right_without(network, new, features, torch.from_numpy(validation.labels))

@@ -12,7 +12,7 @@ from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages, load_samples, load_unlabelled
 from edgetune.learn.round_teacher import RoundTeacher
 from edgetune.learn.unlabelled import joined, sift, sift_once
-from edgetune.types import Manifest, Mark, Preprocess, RoundSpec, Split
+from edgetune.types import Preprocess, RoundSpec, Split
 
 UNLABELLED_FILE = "unlabelled.json"
 
@@ -20,7 +20,7 @@ UNLABELLED_FILE = "unlabelled.json"
 def gather(
     spec: RoundSpec,
     *,
-    base: Manifest,
+    base_classes: Sequence[str],
     preprocess: Preprocess,
     teacher: RoundTeacher | None,
     kept_in: Path,
@@ -33,7 +33,7 @@ def gather(
 
     Args:
         spec: of the round.
-        base: the served version.
+        base_classes: of the served version.
         preprocess: of the model.
         teacher: None: nobody is asked, and unlabelled samples stay out.
         kept_in: a directory; what the teacher said of unlabelled samples is asked once for a round.
@@ -53,14 +53,11 @@ def gather(
         splits[Split.TRAINING] = _with_unlabelled(
             splits, spec, preprocess, teacher, kept_in / UNLABELLED_FILE, digest, control, journal
         )
-    recipe = spec.recipe
-    looks_at_labels = recipe.transfer == "hinton" or (recipe.transfer == "replay" and recipe.distillation < 1)
     check_samples(
         splits[Split.TRAINING],
         spec.classes,
-        base.classes if teacher is None or teacher.outside is None else (*base.classes, *teacher.outside.unseen),
-        taught=None if teacher is None or looks_at_labels else teacher.known,
-        provisional=[label for label, mark in base.marks.items() if mark == Mark.PROVISIONAL.value],
+        base_classes if teacher is None or teacher.outside is None else (*base_classes, *teacher.outside.unseen),
+        taught=None if teacher is None else teacher.taught,
         unlabelled=journal.get("unlabelled"),
     )
     return splits
@@ -111,7 +108,6 @@ def check_samples(
     base_classes: Sequence[str],
     *,
     taught: Sequence[str] | None = None,
-    provisional: Sequence[str] = (),
     unlabelled: Mapping[str, Any] | None = None,
 ) -> None:
     """
@@ -122,7 +118,6 @@ def check_samples(
         classes: of the candidate.
         base_classes: of the served version, and those that come from the teacher alone.
         taught: the classes that the teacher knows, where it alone is learnt from and no label is looked at.
-        provisional: those of `base_classes` that no round has learnt yet.
         unlabelled: what became of unlabelled samples, if there were any.
 
     Raises:
@@ -135,7 +130,7 @@ def check_samples(
     if not present:
         raise _none_to_train_on(unlabelled)
     if taught is not None:
-        if unknown := [label for label in (*new, *provisional) if label not in taught]:
+        if unknown := [label for label in new if label not in taught]:
             raise TeacherError(
                 f"the teacher does not know the new class {', '.join(unknown)}, and its word is all that is learnt from",
                 hint="set training.transfer to hinton, or refuse the class: edgetune data refuse CLASS",

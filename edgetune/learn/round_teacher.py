@@ -19,7 +19,7 @@ from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, widen_head
 from edgetune.learn.planning import Asking
 from edgetune.learn.teachers import OutsideTeacher, added_up, open_teacher
-from edgetune.learn.transfer import Teacher, telling_logits
+from edgetune.learn.transfer import Teacher, is_label_free, telling_logits
 from edgetune.types import Manifest, Preprocess, Recipe, RoundSpec
 
 _TRIED_OUT = 8  # images
@@ -62,6 +62,7 @@ class RoundTeacher:
         """
         self._journal, self._before = journal, journal.get("teacher", {})
         self.classes, self._normaliser = spec.classes, Normaliser(preprocess, device)
+        self._is_label_free = is_label_free(spec.recipe.transfer, spec.recipe.distillation)
         self.asked: nn.Module | Teacher
         if spec.teacher.kind == "ancestor":
             self._factory = _ancestor(load(factory), factory, spec, device)
@@ -89,6 +90,11 @@ class RoundTeacher:
     def known(self) -> tuple[str, ...]:
         """The classes of the round that it knows."""
         return tuple(self.classes[number] for number in self._numbers)
+
+    @property
+    def taught(self) -> tuple[str, ...] | None:
+        """What a candidate can have learnt where nothing but its word counts: what it knows. None: labels count too."""
+        return self.known if self._is_label_free else None
 
     def probabilities(self, images: Images) -> npt.NDArray[np.float64]:
         """
@@ -118,7 +124,8 @@ class RoundTeacher:
         image_s, held_mib = 0.0, 0.0
         with contextlib.suppress(TeacherSilentError):  # then there is only what it has said before
             image_s, held_mib = self.outside.try_out(training.images(np.arange(min(_TRIED_OUT, len(training)))))
-        return Asking(image_s=image_s, held_mib=held_mib, views=recipe.augment_views)
+        views = 1 if recipe.augment == "none" else recipe.augment_views
+        return Asking(image_s=image_s, held_mib=held_mib, views=views)
 
     @property
     def outside(self) -> OutsideTeacher | None:

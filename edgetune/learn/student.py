@@ -32,6 +32,7 @@ from edgetune.learn.goal import Material
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, new_network, rebuild, state_tensors
 from edgetune.learn.sparsity import thin_student, widths_within
+from edgetune.learn.transfer import is_label_free
 from edgetune.store.durable import make_dir, write_atomic
 
 PHASE = "teach"
@@ -57,6 +58,11 @@ class Lesson:
     checkpoint_steps: int = 100
     seed: int = 0
     threads: int = 1
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether no label is looked at."""
+        return is_label_free(self.transfer, self.share)
 
 
 @dataclass(slots=True)
@@ -134,7 +140,7 @@ class _Teaching:
         checkpoint = load_checkpoint(self._work, self._digest)
         percent, network = self._student() if checkpoint is None else self._kept(checkpoint)
         arrange(network.module, self._device, "contiguous")
-        plan = without_labels(material.training) if lesson.transfer == "label_free" else material.training
+        plan = without_labels(material.training) if lesson.is_label_free else material.training
         epoch_steps = steps_per_epoch(plan, lesson.batch_size)
         done = 0 if checkpoint is None else checkpoint.step // epoch_steps
         curve = self._curve(done)
@@ -238,7 +244,7 @@ def _digest(teacher: Network, material: Material, lesson: Lesson) -> str:
     total.update(json.dumps([material.classes, asdict(material.preprocess)], default=list).encode())
     data = material.training
     total.update(data.sample_ids.tobytes() + data.pixels.tobytes())
-    if lesson.transfer != "label_free":
+    if not lesson.is_label_free:
         total.update(data.labels.tobytes() + material.validation.pixels.tobytes())
     for name, tensor in sorted(state_tensors(teacher.module).items()):
         total.update(name.encode() + tensor.numpy().tobytes())

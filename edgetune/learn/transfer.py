@@ -174,6 +174,12 @@ def make_transfer(name: str, *, share: float, temperature: float) -> TransferLos
     return Hinton(share=share, temperature=temperature) if name == "hinton" else Replay(share=share)
 
 
+def is_label_free(name: str, share: float) -> bool:
+    """Whether a lesson with that transfer and share of the teacher looks at no label at all."""
+    made = make_transfer(name, share=share, temperature=1.0)
+    return made is not None and made.is_label_free
+
+
 def has_teacher(recipe: Recipe) -> bool:
     """Whether a recipe asks anybody beside the labels."""
     return recipe.distillation > 0 or recipe.transfer == "label_free"

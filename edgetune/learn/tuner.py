@@ -35,7 +35,7 @@ from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.partial import Part
 from edgetune.learn.schedules import PAPER
 from edgetune.learn.shaping import Ranking, Shape, Shaper
-from edgetune.learn.transfer import Shown, Teacher, telling_logits
+from edgetune.learn.transfer import Shown, Teacher, is_label_free, telling_logits
 from edgetune.learn.updating import Updating
 from edgetune.types import BoardHistory, Interval, Preprocess, Recipe, StepPoint, Workload
 
@@ -70,7 +70,7 @@ class Tuner:
     ) -> None:
         """`teacher` is asked when the recipe distils; `round_id` is part of every seed; files may come and go in `scratch`."""
         self._recipe, self._control, self._round_id = recipe, control, round_id
-        self._is_label_free = recipe.transfer == "label_free"
+        self._is_label_free = is_label_free(recipe.transfer, recipe.distillation)
         self._training = training = without_labels(training) if self._is_label_free else training
         self._validation, self._preprocess = validation, preprocess
         self._device, self._teacher = device, teacher

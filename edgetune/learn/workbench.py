@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import torch
 
 from edgetune.errors import WillNotFitError
+from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.depth import removed_exits
@@ -18,7 +19,7 @@ from edgetune.learn.goal import Material, Point
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network
-from edgetune.learn.planning import Course, Planner
+from edgetune.learn.planning import Course, Planner, most_of_cut_mib
 from edgetune.learn.search_state import SearchState
 from edgetune.learn.shaping import Ranking
 from edgetune.learn.transfer import Teacher, has_teacher, telling_logits
@@ -47,8 +48,10 @@ class Workbench:
         round_id: int,
         control: Control,
         teacher: Teacher | None,
+        saved: Callable[[], None],
     ) -> None:
-        """The arguments are those of `compress`; `state` says what an earlier start has settled."""
+        """The arguments are those of `compress`; `state` says what an earlier start has settled, `saved` hears of checkpoints."""
+        self._saved = saved
         self.recipe, self._material, self._state, self._control = recipe, material, state, control
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(recipe.threads)
@@ -102,7 +105,18 @@ class Workbench:
                     hint="allow more memory, or compress it on a larger machine",
                 )
             facts["accumulation"] = plan.accumulation
+            self._state.write()
         self._tuner.accumulation = facts["accumulation"]
+
+    def too_large(self, share: float) -> str:
+        """Why a network cut to that share is not trained where even the whole one was cut unseen; empty: it fits."""
+        most_mib = self.recipe.memory_max_mib
+        if most_mib is None or not self._state.facts["pruned_first"]:
+            return ""
+        needed_mib = most_of_cut_mib(self._tuner, self.given, share, self.recipe)
+        if needed_mib <= most_mib:
+            return ""
+        return f"a network of {share:.0%} would take up to {needed_mib:.0f} MiB of {most_mib:.0f} in training"
 
     def _settle_order(self) -> None:
         """Once for a search: the forecast depends on what this process holds, and the trials depend on the order."""
@@ -140,10 +154,14 @@ class Workbench:
             phase,
             round(epochs * self._tuner.epoch_steps),
             resume=None if running is None else running[1],
-            save=self._state.save,
+            save=self._save,
             is_enough=is_enough,
         )
         return network, score
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        self._state.save(checkpoint)
+        self._saved()
 
     def cut(self, name: str, start: Network, share: float) -> Network:
         """

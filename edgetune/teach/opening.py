@@ -83,11 +83,10 @@ def _described(server: ServerModel, address: str, kept_in: Path | None) -> dict[
         described = server.describe()
     except TeacherSilentError:
         kept = {} if path is None else _kept(path)
-        if kept.get("of") != address:
+        if kept.get("of") != address or not isinstance(kept.get("described"), dict):
             raise
-        server.is_binary = bool(kept["is_binary"])
-        found: dict[str, Any] = kept["described"]
-        return found
+        server.is_binary = bool(kept.get("is_binary"))
+        return dict(kept["described"])
     if path is not None:
         plain = {"of": address, "is_binary": server.is_binary, "described": described}
         if _kept(path) != plain:
@@ -98,7 +97,8 @@ def _described(server: ServerModel, address: str, kept_in: Path | None) -> dict[
 
 def _kept(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads(path.read_bytes()))
+        plain = json.loads(path.read_bytes())
+        return plain if isinstance(plain, dict) else {}
     return {}
 
 

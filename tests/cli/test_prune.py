@@ -221,7 +221,7 @@ def test_a_budget_of_nothing_leaves_the_model_as_given_which_the_documented_exam
     code, out, err = run("prune", *model_words(given), "--data", given / "flat", "--out", tmp_path / "given", *QUICK,
                          "--max-epochs", "1")  # fmt: skip
     assert code == errors.EXIT_REFUSED, err
-    assert "ended because 1 epochs are spent" in out
+    assert "ended because nothing is left of 1 epochs" in out
     assert "holds the model as given" in out
     page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
     example, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

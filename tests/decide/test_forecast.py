@@ -75,6 +75,9 @@ def test_what_a_teachers_process_holds_counts_with_the_round() -> None:
     found = choose([way(beside_mib=50.0)], Allowance(peak_mib=500))
     assert not found.fits
     assert "up to 530 MiB of 500 (budgets.trainer_memory_max), 50 of them the teacher's" in found.reason
+    assert choose([way(beside_mib=50.0)], Allowance(available_mib=500)).fits, (
+        "what is available is so beside the teacher"
+    )
 
 
 def test_the_first_way_that_fits_is_taken_and_says_why_it_is_not_the_first() -> None:

@@ -92,6 +92,10 @@ def test_where_no_old_sample_is_left_the_new_classes_decide() -> None:
     assert decision.is_promoted
     assert any("'owl', and is right on 51 of its 60" in reason for reason in decision.reasons)
     assert decision.warnings == ("no hold-out sample is of a class that was known: only the new ones were judged",)
+    guess = judge(compare(base, metrics(owl=(29, 60)), new_classes=("owl",), **SAME_COST), POLICY)
+    assert guess.reasons == (
+        "is right on 29 of 60 hold-out samples, all of new classes, which alone can speak for it; needed are 50%",
+    )
     few = compare(metrics(owl=(0, 49)), metrics(owl=(49, 49)), new_classes=("owl",), **SAME_COST)
     assert judge(few, POLICY).reasons == ("hold-out too small: 49 of 50 samples",)
     trickle = compare(metrics(cat=(1, 1), owl=(0, 60)), metrics(cat=(1, 1), owl=(60, 60)), new_classes=("owl",))
@@ -108,6 +112,9 @@ def test_an_output_that_is_never_right_is_no_gain() -> None:
     silent = judge(compare(before, before, new_classes=("owl",), **SAME_COST), POLICY)
     assert not silent.is_promoted
     assert "nothing is gained" in silent.reasons[0]
+    smaller = judge(compare(before, before, new_classes=("owl",)), POLICY)
+    assert smaller.is_promoted
+    assert smaller.warnings == ("has an output for 'owl' that is right on none of its 20 hold-out samples",)
     heard = judge(compare(before, metrics(cat=(80, 100), owl=(1, 20)), new_classes=("owl",), **SAME_COST), POLICY)
     assert heard.is_promoted
     unjudged = judge(compare(BASE, BASE, new_classes=("owl",), **SAME_COST), POLICY)
@@ -130,9 +137,13 @@ def test_a_class_that_the_candidate_no_longer_has_is_told() -> None:
     """Nobody could bring it back, and nobody should find out by chance."""
     decision = judge(compare(BASE, BASE, gone_classes=("owl",)), POLICY)
     assert decision.is_promoted
-    assert decision.warnings == (
-        "no longer knows 'owl': no sample of it is left here, and the factory model does not know it",
+    words = "no longer knows 'owl': no training sample of it is left, and the factory model does not know it"
+    assert decision.warnings == (words,)
+    protected = judge(
+        compare(BASE, BASE, gone_classes=("owl",)),
+        replace(POLICY, protected_drop_max=0.02, protected_classes=("owl",)),
     )
+    assert (protected.is_promoted, protected.reasons, protected.warnings) == (False, (words,), ())
 
 
 def test_too_few_samples_promote_nothing() -> None:

@@ -166,6 +166,9 @@ def test_the_hold_out_that_counts_is_the_gates() -> None:
     strict = replace(POLICY, holdout_min=61)
     lacking = consider(stats(500, cat=("accepted", 100), dog=("accepted", 100)), strict, served, since_last_s=1e5)
     assert any("60 of 61 hold-out" in missing for missing in lacking.missing)
+    marked = replace(served, marked=("cat",))
+    both = consider(stats(500, cat=("accepted", 100), dog=("accepted", 100)), strict, marked, since_last_s=1e5)
+    assert both.is_wanted, "an output that carries a mark is judged like another"
     new = stats(500, cat=("accepted", 100), owl=("accepted", 100))
     assert consider(new, replace(POLICY, holdout_min=120), served, since_last_s=1e5).is_wanted
 

@@ -372,7 +372,7 @@ def test_no_trial_begins_once_the_epochs_are_spent(given: Network, tmp_path: Pat
     spent = call(given, tmp_path / "none", goal=replace(GOAL, epochs_max=1))
     assert spent.outcome is not None
     assert (spent.trials, spent.outcome.epochs) == (0, 1)
-    assert "epochs are spent" in spent.outcome.stopped_by
+    assert spent.outcome.stopped_by == "nothing is left of 1 epochs"
     assert bits(spent.outcome.network) == bits(given)
     one = call(given, tmp_path / "one", goal=replace(GOAL, epochs_max=5))
     assert one.outcome is not None
@@ -400,7 +400,7 @@ def test_no_trial_begins_once_the_energy_is_spent_and_a_kill_does_not_give_it_ba
     assert found is not None
     assert found.joules == 1000.0
     assert len(found.points) == 1
-    assert "0.153Wh are spent" in found.stopped_by
+    assert found.stopped_by == "nothing is left of 0.153Wh"
 
 
 @pytest.mark.parametrize("epochs_max", [3, 4, 5, 6, 7, 8, 20])
@@ -477,6 +477,33 @@ def test_a_bound_on_the_memory_decides_in_how_many_parts_a_step_goes_once(
     assert bits(plain.outcome.network) != bits(made.outcome.network)
 
 
+def test_where_memory_had_the_network_cut_first_no_trial_is_larger_than_fits(given: Network, tmp_path: Path) -> None:
+    """Half of it fits and fails; the next try, of 71 %, would not fit: the search says so and ends."""
+    with (
+        mock.patch("edgetune.learn.tuner.Tuner.prunes_first", return_value="short"),
+        mock.patch("edgetune.learn.workbench.most_of_cut_mib", lambda _t, _n, share, _r: 1000 * share),
+        mock.patch("edgetune.learn.workbench.Workbench.fit"),
+    ):
+        made = call(given, tmp_path, recipe=replace(RECIPE, memory_max_mib=600.0), goal=OUT_OF_REACH)
+    assert made.outcome is not None
+    assert [point.share for point in made.outcome.points] == [0.5]
+    assert made.outcome.stopped_by == "a network of 71% would take up to 707 MiB of 600 in training"
+
+
+def test_a_trial_that_was_begun_is_finished_whatever_is_left(given: Network, tmp_path: Path) -> None:
+    """An hour is over while it trains: the call after that ends it, and begins no other."""
+    goal = replace(OUT_OF_REACH, seconds_max=3600.0)
+    assert call(given, tmp_path, goal=goal, stop_after_steps=6 + 3).outcome is None
+    path = tmp_path / "search.json"
+    state = json.loads(path.read_text())
+    assert state["facts"]["seconds"] > 0, "what a stop interrupts counts"
+    path.write_text(json.dumps({**state, "facts": {**state["facts"], "seconds": 3600.0}}))
+    made = call(given, tmp_path, goal=goal)
+    assert made.outcome is not None
+    assert len(made.outcome.points) == 1
+    assert made.outcome.stopped_by == "nothing is left of 1h"
+
+
 def test_a_hopeless_trial_is_given_up(given: Network, tmp_path: Path) -> None:
     """Of nine epochs each: nothing gains a point an epoch on a problem that is solved."""
     made = call(given, tmp_path, goal=replace(OUT_OF_REACH, trial_epochs=9))
@@ -489,7 +516,7 @@ def test_no_trial_begins_once_the_time_is_over(given: Network, tmp_path: Path) -
     """No time at all tries nothing; time that runs out over two calls is counted over both."""
     nothing = call(given, tmp_path / "none", goal=replace(GOAL, seconds_max=0.0))
     assert nothing.outcome is not None
-    assert (nothing.trials, nothing.outcome.stopped_by) == (0, "0s are spent")
+    assert (nothing.trials, nothing.outcome.stopped_by) == (0, "nothing is left of 0s")
     goal = replace(GOAL, seconds_max=3600.0)
     first = call(given, tmp_path / "hour", goal=goal, stop_in_told=True)
     assert (first.outcome, len(first.told)) == (None, 1)
@@ -500,7 +527,7 @@ def test_no_trial_begins_once_the_time_is_over(given: Network, tmp_path: Path) -
     )  # as if that trial had taken an hour
     second = call(given, tmp_path / "hour", goal=goal)
     assert second.outcome is not None
-    assert (second.trials, second.outcome.stopped_by) == (0, "1h are spent")
+    assert (second.trials, second.outcome.stopped_by) == (0, "nothing is left of 1h")
     assert second.outcome.seconds >= 3600
     assert second.outcome.points == first.told
     check_whole(second.outcome, given)
