@@ -24,6 +24,8 @@ from pathlib import Path
 from benchmarks.new_classes import PER_SECOND, TESTED, Site, as_tests, classes_of_cifar10
 from benchmarks.site import MEAN, STD, drop
 from benchmarks.stage import Stage, edgetune, machine, need, say, table
+from edgetune.images import decode, to_input
+from edgetune.serve.engine import Engine
 
 TEACHER = "cifar:resnet56a"
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"  # as the teacher was trained
@@ -89,8 +91,22 @@ def play(arguments: argparse.Namespace, root: Path) -> list[tuple[str, ...]]:
         last = status["last_round"]
         say(f"round {last['id']} ({last['kind']}) {last['outcome']}: {'; '.join(last['reasons'])}")
         note(f"{status['served']['version']}, {last['kind']} {last['outcome']}")
-        say(f"marks: {status['served']['marks']}")
+        refused = board / "state" / "quarantine" / "models" / "v000002"
+        if refused.exists():
+            figures = (f"{accuracy_of(refused, each):.1%}" for each in (site.old_tests, tests))
+            rows.append(("what was refused", *figures, ""))
     return rows
+
+
+def accuracy_of(version: Path, pictures: Sequence[tuple[bytes, str]]) -> float:
+    """Share of right answers of a version that is not served."""
+    engine = Engine.load(version, threads=1)
+    size, right = engine.manifest.preprocess, 0
+    for picture, label in pictures:
+        logits = engine.predict(to_input(decode(picture), size)[None])
+        right += engine.classes[int(logits.argmax())] == label
+    engine.close()
+    return right / len(pictures)
 
 
 def main() -> int:

@@ -271,16 +271,20 @@ def report(path: Path) -> int:
     cells = rows_to_report(path, Cell)
     if not cells:
         return 1
-    for student, epochs in sorted({(cell.student, cell.epochs) for cell in cells}):
-        mine = [cell for cell in cells if (cell.student, cell.epochs) == (student, epochs)]
+    for student, epochs, images in sorted({(c.student, c.epochs, c.images) for c in cells if SPLITS[c.split][0]}):
+        mine = [
+            cell
+            for cell in cells
+            if (cell.student, cell.epochs) == (student, epochs) and (cell.images == images or not SPLITS[cell.split][0])
+        ]
         kind = "the paper's schedule" if epochs == FULL else f"a short schedule, {FULL} epochs in the paper"
-        say(f"\n{student}, {mine[0].parameters:,} parameters, {epochs} epochs ({kind})")
+        say(f"\n{student}, {mine[0].parameters:,} parameters, {images} images a class, {epochs} epochs ({kind})")
         say(table(rows_of(mine)))
         say("  " + verdict(mine))
         absent = [split for split in SPLITS if split not in {cell.split for cell in mine}]
         if absent:
             say(f"  not run: {'; '.join(absent)}")
-        draw(mine, path.with_name(f"unseen-{student}-{epochs}-epochs.svg"))
+        draw(mine, path.with_name(f"unseen-{student}-{images}-images-{epochs}-epochs.svg"))
     return 0
 
 
