@@ -216,7 +216,7 @@ def test_a_server_that_goes_away_ends_the_round(site: Site) -> None:
     outcome, message, hint = run_here(directory)
     assert outcome is TrainerOutcome.BAD_TEACHER
     assert "no answer in 5 tries" in message
-    assert "kept for the next round" in hint
+    assert "is kept, and not asked again" in hint
     assert not (models / "v000002").exists()
     assert any(file.stat().st_blocks for file in (site.root / "answers-offline").iterdir())
 
