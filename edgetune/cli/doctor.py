@@ -74,6 +74,7 @@ def examine(client: Client, config_path: Path, *, is_quick: bool = False) -> Ite
     yield from check_board()
     yield from check_sensors(config)
     yield check_memory_wall(config)
+    yield from check_memory(config, identify_memory_mib())
     yield from check_libraries(is_quick=is_quick)
     yield check_state_dir(config)
     yield check_disk(config)
@@ -162,6 +163,30 @@ def judge_gpu_memory(gpu: Measurement, *, is_budgeted: bool) -> Finding:
         f"{says}\nbudgets.trainer_memory_max does not see it",
         "install jetson-stats, or rely on budgets.memory_available_min",
     )
+
+
+def identify_memory_mib() -> float | None:
+    """Of this board; None: not known."""
+    from edgetune.device.board import identify
+
+    return identify().memory_mib
+
+
+def check_memory(config: Config, board_mib: float | None) -> Iterator[Finding]:
+    """Whether the budgets of memory leave a trainer any on a board of that size."""
+    from edgetune.config.model import TRAINER_AT_REST
+
+    kept = config.budgets.memory_available_min
+    if board_mib is None or kept is None:
+        return
+    left = board_mib * 2**20 - kept
+    if left >= TRAINER_AT_REST:
+        return
+    says = (
+        f"no round can ever run: of {units.show(board_mib * 2**20, 'bytes')} budgets.memory_available_min leaves "
+        f"{units.show(max(0, left), 'bytes')}, and Python and torch alone take {units.show(TRAINER_AT_REST, 'bytes')}"
+    )
+    yield Finding("memory", FAULT, says, "lower budgets.memory_available_min")
 
 
 def check_memory_wall(config: Config) -> Finding:

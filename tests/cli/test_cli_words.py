@@ -303,3 +303,19 @@ def test_status_reaches_a_terminal_with_colours_and_a_pipe_without(daemon: Any) 
         text = terminal.read(65536).decode()
     assert "\x1b[" in text
     assert "version 7" in text
+
+
+@pytest.mark.parametrize(
+    ("board_mib", "kept", "is_fault"),
+    [(1024, "300MiB", False), (1024, "900MiB", True), (512, "2GiB", True), (None, "2GiB", False), (512, "null", False)],
+)
+def test_doctor_names_a_memory_budget_that_leaves_no_trainer_any(
+    board_mib: float | None, kept: str, is_fault: bool
+) -> None:
+    """On a board of that size; where nothing is kept for others, or the size is not known, there is nothing to say."""
+    config = parse(f"budgets: {{memory_available_min: {kept}}}")
+    findings = list(doctor.check_memory(config, board_mib))
+    assert [finding.state for finding in findings] == ([doctor.FAULT] if is_fault else [])
+    if is_fault:
+        assert "no round can ever run" in findings[0].says
+        assert "memory_available_min" in findings[0].fix
