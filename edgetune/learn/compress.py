@@ -150,8 +150,8 @@ class _Search:
         )
         self._recipe = self._bench.recipe
         self._strategy: Strategy = Dapr() if goal.strategy == "dapr" else Steps(target=goal.ratio)
-        first = self._strategy.propose([])
-        self._bench.fit(level=0.0 if first is None else 1 - first.share)
+        if (first := self._strategy.propose([])) is not None:
+            self._bench.fit(level=1 - first.share)
         self._began_s = time.monotonic() - float(self._state.facts["seconds"])
         self._joules_before: float | None = self._state.facts["joules"]
 
