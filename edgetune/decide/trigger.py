@@ -194,8 +194,13 @@ def _imprint(classes: Iterable[ClassStats], to_imprint: Sequence[str]) -> Want:
 
 
 def _too_few_to_judge(classes: Iterable[ClassStats], policy: TriggerPolicy, served: ServedSummary) -> bool:
-    """Whether the gate would refuse an imprint for want of hold-out samples."""
-    return judging(classes, (*served.classes, *served.marked)) < policy.holdout_min
+    """
+    Whether there are too few hold-out samples of the classes that are known to judge an imprint.
+
+    Without any of them a round that trains may do, which distils; a row that is written has nothing that holds it back.
+    """
+    known = (*served.classes, *served.marked)
+    return sum(entry.holdout for entry in _accepted(classes) if entry.label in known) < policy.holdout_min
 
 
 def _kind(classes: Iterable[ClassStats], served: ServedSummary | None, policy: TriggerPolicy) -> tuple[RoundKind, str]:

@@ -42,7 +42,9 @@ def test_every_report_draws_what_was_run(tmp_path: Path) -> None:
             tmp_path / "unseen.csv", unseen.Cell(split=split, student="thin", epochs=2, seed=0, images=5, seen=seen)
         )
     assert unseen.report(tmp_path / "unseen.csv") == 0
-    assert {"chance", "seen classes", "unseen classes", "noise"} <= words_in(tmp_path / "unseen-thin-2-epochs.svg")
+    assert {"chance", "seen classes", "unseen classes", "noise"} <= words_in(
+        tmp_path / "unseen-thin-5-images-2-epochs.svg"
+    )
 
     for count in (0, 5):
         cell = labels.Cell(subset="aquatic", labels=count, choice="random", unlabelled="ignore", seed=0, accuracy=50.0)

@@ -23,6 +23,7 @@ FORECAST = {
     "peak_mib": {"low": 350.0, "likely": 400.0, "high": 450.0}, "step_s": {"low": 0.1, "likely": 0.2, "high": 0.3},
     "duration_s": {"low": 1.0, "likely": 2.0, "high": 3.0}, "energy_j": None, "batch_size": 64, "accumulation": 1,
     "threads": 2, "update": "full", "fits": True, "reason": "", "calibrated_on": 0,
+    "beside_mib": 0.0,
 }  # fmt: skip
 JOURNAL = {
     "starts": 1, "forecast": FORECAST,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_prune_properties import BLOCKS, random_net
 from tiny_nets import TinyNet
 
+from edgetune.errors import ModelError
 from edgetune.learn.cost import CostCounter, Size
 from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.network import count_macs, count_parameters
@@ -187,14 +188,31 @@ def check_cut(
         assert len({len(went) for went, _ in halves}) == 1
         assert all(not went or max(went) <= min(stayed) for went, stayed in halves)
     if cut.size.of(limit.unit) > limit.most:
-        widths = [group.channels - len(gone) for group, gone in zip(groups, cut.removed, strict=True)]
-        assert widths == [narrowest(g, round_to, f) for g, f in zip(groups, floors, strict=True)]
+        for index, (group, gone, floor) in enumerate(zip(groups, cut.removed, floors, strict=True)):
+            if group.channels - len(gone) == narrowest(group, round_to, floor):
+                continue
+            more = list(cut.removed)
+            more[index] = (*gone, *cheapest_block(group, scores[index], gone, round_to))
+            with pytest.raises(ModelError, match="cannot have the dimensions"):  # a part of it would be empty
+                really_cut(net, groups, more, side)
         return
     for index, (group, gone) in enumerate(zip(groups, cut.removed, strict=True)):
         if gone:
             back = list(cut.removed)
             back[index] = without_dearest_block(group, scores[index], gone, round_to)
             assert really_cut(net, groups, back, side)[limit.unit] > limit.most
+
+
+def cheapest_block(group: CoupledGroup, score: torch.Tensor, gone: Sequence[int], round_to: int) -> tuple[int, ...]:
+    """What the next smaller legal width would take: as many of the lowest of each block."""
+    step, kept = width_step(group, round_to), group.channels - len(gone)
+    each = (kept - (kept - 1) // step * step) // group.block_count
+    wide = group.channels // group.block_count
+    taken: list[int] = []
+    for first in range(0, group.channels, wide):
+        mine = [c for c in range(first, first + wide) if c not in gone]
+        taken += sorted(mine, key=lambda c: float(score[c]))[:each]
+    return tuple(taken)
 
 
 def without_dearest_block(
@@ -224,6 +242,10 @@ def without_dearest_block(
     floor=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]),
     per_cost=st.booleans(),
 )
+@example(
+    blocks=[("concatenated", 8), ("residual", 8)], is_flat=False, seed=0, round_to=1, unit="parameters", share=0.125,
+    floor=0.0, per_cost=False,
+)  # fmt: skip
 def test_a_choice_keeps_to_limit_floors_and_multiples_and_takes_the_lowest(
     *,
     blocks: list[tuple[str, int]],
