@@ -189,7 +189,7 @@ class Planner:
 
     def _forecast(self, name: str, work: Workload, accumulation: int) -> Forecast:
         each = math.ceil(self._recipe.batch_size / accumulation)
-        cut = narrower(work, 1 - self._course.level, self._recipe.level_of, self._cuts)
+        cut = _narrower(work, 1 - self._course.level, self._recipe.level_of, self._cuts)
         per_step = in_parts(accumulation) * (1 + (_FORWARD if self._course.is_taught else 0.0))
         duration = self._duration(name, cut, each, per_step)
         watts = [figures.power_w for figures in self._rounds if figures.power_w is not None]
@@ -261,11 +261,11 @@ class Planner:
 def most_of_cut_mib(tuner: Tuner, network: Network, share: float, recipe: Recipe) -> float:
     """What training a network may take at its peak once it is cut to such a share, in MiB: the upper end."""
     each = math.ceil(recipe.batch_size / tuner.accumulation)
-    cut = narrower(tuner.workload(network), share, recipe.level_of, ())
+    cut = _narrower(tuner.workload(network), share, recipe.level_of, ())
     return times(tuner.forecaster.peak_mib(cut, each), _CUT_PEAK).high
 
 
-def narrower(work: Workload, share: float, level_of: str, cuts: Sequence[Cut]) -> Workload:
+def _narrower(work: Workload, share: float, level_of: str, cuts: Sequence[Cut]) -> Workload:
     """
     What is left of a network of which such a share is left: which channels go, nobody knows yet, but how it went before.
 

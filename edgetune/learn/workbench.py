@@ -109,7 +109,7 @@ class Workbench:
         self._tuner.accumulation = facts["accumulation"]
 
     def too_large(self, share: float) -> str:
-        """Why a network cut to that share is not trained where even the whole one was cut unseen; empty: it fits."""
+        """Why a network cut to that share is not trained, where memory had it cut before it was tuned; empty: it fits."""
         most_mib = self.recipe.memory_max_mib
         if most_mib is None or not self._state.facts["pruned_first"]:
             return ""
