@@ -21,9 +21,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.new_classes import PER_SECOND, TESTED, Site, as_tests, classes_of_cifar10
-from benchmarks.site import MEAN, STD, drop
-from benchmarks.stage import Stage, edgetune, machine, need, say, table
+from benchmarks.new_classes import PER_SECOND, TESTED, Site, as_tests, classes_of_cifar10, staged
+from benchmarks.site import drop
+from benchmarks.stage import edgetune, machine, need, say, table
 from edgetune.images import decode, to_input
 from edgetune.serve.engine import Engine
 
@@ -69,14 +69,8 @@ def play(arguments: argparse.Namespace, root: Path) -> list[tuple[str, ...]]:
         config = config.replace(word, str(value))
     board = root / "board"
     board.mkdir()
-    (board / "classes.txt").write_text("".join(f"{label}\n" for label in site.classes))
-    stage = Stage(board, config)
-    stage.import_model(
-        "cifar:resnet20", "--weights", str(arguments.weights), "--classes", str(board / "classes.txt"),
-        "--size", "32x32", "--mean", MEAN, "--std", STD,
-    )  # fmt: skip
     rows: list[tuple[str, ...]] = [("served", "classes shown here", f"never seen: {', '.join(never)}", "seconds")]
-    with stage:
+    with staged(board, config, arguments.weights, site.classes) as stage:
         began_s = time.monotonic()
 
         def note(words: str) -> None:

@@ -81,6 +81,17 @@ class Site:
             ]
 
 
+def staged(root: Path, config: str, weights: Path, classes: Sequence[str]) -> Stage:
+    """A daemon in that directory, not started yet, whose factory model is the given ResNet20 of these classes."""
+    (root / "classes.txt").write_text("".join(f"{label}\n" for label in classes))
+    stage = Stage(root, config)
+    stage.import_model(
+        "cifar:resnet20", "--weights", str(weights), "--classes", str(root / "classes.txt"),
+        "--size", "32x32", "--mean", MEAN, "--std", STD,
+    )  # fmt: skip
+    return stage
+
+
 def in_turn(classes: list[list[Picture]]) -> list[Picture]:
     """One of each class after the other."""
     return [picture for row in zip(*classes, strict=True) for picture in row]
@@ -185,13 +196,7 @@ def main() -> int:
         config = config.replace(word, str(value))
     with tempfile.TemporaryDirectory(prefix="edgetune-new-classes-") as directory:
         root = Path(directory)
-        (root / "classes.txt").write_text("".join(f"{label}\n" for label in site.classes))
-        stage = Stage(root, config)
-        stage.import_model(
-            "cifar:resnet20", "--weights", str(arguments.weights), "--classes", str(root / "classes.txt"),
-            "--size", "32x32", "--mean", MEAN, "--std", STD,
-        )  # fmt: skip
-        with stage:
+        with staged(root, config, arguments.weights, site.classes) as stage:
             play = Play(stage, site)
             play.run(arguments.new)
     say(f"\n{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads\n{table(play.rows)}")
