@@ -165,7 +165,12 @@ def judging(classes: Iterable[ClassStats], known: Sequence[str]) -> int:
         known: the classes that the served version has an output for. Theirs count; where there is none at all, all others.
     """
     accepted = _accepted(classes)
-    return sum(entry.holdout for entry in accepted if entry.label in known) or sum(entry.holdout for entry in accepted)
+    return _of_known(accepted, known) or sum(entry.holdout for entry in accepted)
+
+
+def _of_known(classes: Iterable[ClassStats], known: Sequence[str]) -> int:
+    """Hold-out samples of these."""
+    return sum(entry.holdout for entry in _accepted(classes) if entry.label in known)
 
 
 def _lacking(stats: BufferStats, policy: TriggerPolicy, served: ServedSummary) -> list[str]:
@@ -199,8 +204,7 @@ def _too_few_to_judge(classes: Iterable[ClassStats], policy: TriggerPolicy, serv
 
     Without any of them a round that trains may do, which distils; a row that is written has nothing that holds it back.
     """
-    known = (*served.classes, *served.marked)
-    return sum(entry.holdout for entry in _accepted(classes) if entry.label in known) < policy.holdout_min
+    return _of_known(classes, (*served.classes, *served.marked)) < policy.holdout_min
 
 
 def _kind(classes: Iterable[ClassStats], served: ServedSummary | None, policy: TriggerPolicy) -> tuple[RoundKind, str]:
