@@ -5,14 +5,16 @@ Is pruning to the site's data better, and is it the data or the filters? A resum
         [--work DIR] [--subsets aquatic ...] [--levels 25 50 75 90 95] [--seeds 0 1]
         [--arms agnostic ...] [--unit parameters|latency] [--device-images seen|unseen] [--full] [--report] [--markdown]
 
-Four arms at each level, with the same number of training steps but for agnostic:all:
+Arms at each level, with the same number of training steps but for agnostic:all:
 
     unpruned        the deployed model as it is, and tuned on the site's images ("unpruned+site")
     agnostic        pruned at once by mean |w|, retrained on images of all hundred classes
     agnostic:all    the same, given ten times the steps: as many epochs, of all the 40,000 images
     agnostic+site   the same filters, retrained on the site's images
+    general:CRITERION ranked at once by the criterion on images of all hundred classes, retrained on the site's images
     aware:CRITERION tuned on the site's images, ranked by the criterion on them, pruned, retrained on them
-    width:CRITERION the same with `--unit latency`, where aware takes residual branches out first: narrower layers alone
+    width:CRITERION the same with `--unit latency`, where general and aware take residual branches out first: narrower
+                    layers alone
 
 The deployed model was trained on the first 400 images of each class. "seen": the device shows those (the paper's
 protocol); "unseen": it shows 80 of the last 100, and 20 of them validate. The best epoch is chosen on validation
@@ -46,10 +48,12 @@ from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_arch
 from benchmarks.rows import fill_missing, read_rows, with_grid_options
 from benchmarks.served import cost_of, metered
 from benchmarks.stage import machine, need, say
+from edgetune.errors import OutOfReachError
 from edgetune.learn.control import SilentControl
+from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, make_criterion
 from edgetune.learn.data import LabelledImages, Normaliser
-from edgetune.learn.depth import thin_out
+from edgetune.learn.depth import DEPTHS, thin_out
 from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score
 from edgetune.learn.groups import find_groups
 from edgetune.learn.importer import read_weights
@@ -64,6 +68,8 @@ from edgetune.learn.network import (
 )
 from edgetune.learn.prune import Limit, choose_channels, cut_channels, even_floors, residual_floors
 from edgetune.learn.schedules import PAPER
+from edgetune.learn.tuner import Tuner
+from edgetune.types import Recipe
 
 BATCH = 128
 AGNOSTIC_STEPPED = (1 / 3, 2 / 3)
@@ -109,6 +115,7 @@ class Grid:
         self._paper = PAPER[arguments.net]
         self._base = self._deployed()
         self._whole = count_parameters(self._base.module)
+        self._whole_macs = count_macs(self._base.module, 32, 32)
         engine = export_engine(self._base, PREPROCESS, threads=1)
         self._stopwatch = Stopwatch(engine, PREPROCESS, runs=TIMING_RUNS, beat=lambda: None)
 
@@ -161,22 +168,45 @@ class Grid:
         )  # fmt: skip
 
     def cut(
-        self, network: Network, criterion_name: str, data: LabelledImages, level: float, seed: int, *,
+        self, network: Network, criterion_name: str, data: Site, level: float, seed: int, *,
         takes_branches: bool = False,
     ) -> Network:  # fmt: skip
         """
-        Rank on `data` and cut to the level, one channel at a time; returns the smaller network.
+        Rank on the site's images and cut to the level, one channel at a time; returns the smaller network.
 
-        Where the level is a latency, residual branches may go first, as in a round.
+        Where the level is a latency, residual branches may go first, as in a round; and where it cannot be reached, the
+        network that came nearest is returned: the row says how fast it is.
         """
         network.module.eval()
-        share, is_papers = 1 - level / 100, criterion_name == "l1"
+        share = 1 - level / 100
         if self._arguments.unit == "latency" and takes_branches:
-            batches = list(itertools.islice(self._batches(data, seed), 4))
-            network = self._place(thin_out(network, batches, share=share, image=(32, 32)))
+            recipe = Recipe(
+                criterion=criterion_name, level=level / 100, level_of="latency", round_to=1, batch_size=BATCH,
+                scoring_batches=SCORING_BATCHES, seed=seed, memory_format=self._arguments.memory_format, dtype="float32",
+            )  # fmt: skip
+            tuner = Tuner(
+                recipe,
+                data.training,
+                data.validation,
+                preprocess=PREPROCESS,
+                device=self._device,
+                control=self._control,
+            )
+            try:
+                whole = Size(self._whole, self._whole_macs)
+                return tuner.cut(network, share=share, whole=whole, stopwatch=self._stopwatch)[0].network
+            except OutOfReachError:
+                batches = list(itertools.islice(self._batches(data.training, seed), 4))
+                network = self._place(thin_out(network, batches, share=share, image=(32, 32), depth=DEPTHS[-1]))
+        return self._narrower(network, criterion_name, data.training, share, seed)
+
+    def _narrower(
+        self, network: Network, criterion_name: str, data: LabelledImages, share: float, seed: int
+    ) -> Network:
         groups = find_groups(network.module, network.head, 32, 32)
         criterion = make_criterion(criterion_name, seed=seed)
         scores = criterion.score(network.module, groups, self._batches(data, seed))
+        is_papers = criterion_name == "l1"
         floors = residual_floors(network.module, groups, 1 - share) if is_papers else even_floors(groups, 1 - share)
 
         def smaller(limit: Limit) -> Network:
@@ -190,8 +220,7 @@ class Grid:
 
         if self._arguments.unit == "parameters":
             return smaller(Limit("parameters", round(self._whole * share)))
-        macs = count_macs(network.module, 32, 32)
-        return cut_to_latency(smaller, macs=macs, ratio=self._stopwatch.ratio, at_most=share)[0]
+        return cut_to_latency(smaller, macs=self._whole_macs, ratio=self._stopwatch.ratio, at_most=share)[0]
 
     def _batches(self, data: LabelledImages, seed: int) -> Iterator[Batch]:
         order = np.random.default_rng(seed).permutation(len(data))[: SCORING_BATCHES * BATCH]
@@ -240,8 +269,8 @@ class Grid:
             most = self._most if cell.arm == "agnostic" else None
             network, spent = self._agnostic(cell.level, cell.seed, most)
             return self.finished(cell, network, data, spent)
-        if cell.arm == "agnostic+site":
-            return self._agnostic_site(cell, data)
+        if cell.arm == "agnostic+site" or cell.arm.startswith("general:"):
+            return self._untuned(cell, data)
         return self._aware(cell, self._tuned(cell.subset, cell.seed), data)
 
     def _unpruned_site(self, cell: Cell, data: Site) -> Cell:
@@ -260,24 +289,34 @@ class Grid:
             self.train(network, data, epochs=self._epochs[0], name="tune", seed=seed, milestones=())
         return network, spent
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
-    def _agnostic(self, level: float, seed: int, most: int | None) -> tuple[Network, Spent]:
+    def _everything(self, seed: int, most: int | None) -> Site:
+        """Images of all hundred classes; nobody is tested on them."""
         archive = self._archive
-        everything = Site(
+        return Site(
             archive.samples("train", archive.classes, range(400), most=most, seed=seed),
             archive.samples("train", archive.classes, range(400, 500), most=VALIDATED_MOST),
             archive.samples("test", archive.classes, range(1)),
         )
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - there is one grid
+    def _agnostic(self, level: float, seed: int, most: int | None) -> tuple[Network, Spent]:
+        everything = self._everything(seed, most)
         with spending() as spent:
-            network = self.cut(copy.deepcopy(self._base), "l1", everything.training, level, seed)
+            network = self.cut(copy.deepcopy(self._base), "l1", everything, level, seed)
             self.train(
                 network, everything, epochs=sum(self._epochs), name="retrain", seed=seed, milestones=AGNOSTIC_STEPPED
             )
         return network, spent
 
-    def _agnostic_site(self, cell: Cell, data: Site) -> Cell:
+    def _untuned(self, cell: Cell, data: Site) -> Cell:
+        """Cut at once without the site's images, then trained on them."""
+        criterion = cell.arm.partition(":")[2] or "l1"
+        everything = self._everything(cell.seed, self._most)
         with spending() as spent:
-            network = self.cut(copy.deepcopy(self._base), "l1", data.training, cell.level, cell.seed)
+            network = self.cut(
+                copy.deepcopy(self._base), criterion, everything, cell.level, cell.seed,
+                takes_branches=criterion != "l1",
+            )  # fmt: skip
             self.train(
                 network, data, epochs=sum(self._epochs), name="retrain", seed=cell.seed,
                 milestones=self._paper.milestones,
@@ -288,7 +327,7 @@ class Grid:
         kind, _, criterion = cell.arm.partition(":")
         with spending(tuned[1]) as spent:
             network = self.cut(
-                copy.deepcopy(tuned[0]), criterion, data.training, cell.level, cell.seed,
+                copy.deepcopy(tuned[0]), criterion, data, cell.level, cell.seed,
                 takes_branches=kind == "aware" and criterion != "l1",
             )  # fmt: skip
             self.train(

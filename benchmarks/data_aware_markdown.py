@@ -27,6 +27,7 @@ _COLUMNS = {
     "agnostic": "agnostic",
     "agnostic:all": "agnostic, all images",
     "agnostic+site": "agnostic filters + site",
+    "general:taylor": "taylor on all classes + site",
     "aware:l1": "data-aware, l1 (the paper's)",
 }
 _BOOTSTRAPPED = "trapezoidal mean over the levels there are (95 % of the bootstrap over subset and seed)"
@@ -70,7 +71,7 @@ def _column(arm: str) -> str:
 
 def _name(arm: str) -> str:
     kind, _, criterion = arm.partition(":")
-    return criterion + (", width alone" if kind == "width" else "")
+    return criterion + {"width": ", width alone", "general": " on all classes"}.get(kind, "")
 
 
 def _line(*cells: str) -> str:
@@ -94,7 +95,7 @@ def gain_lines(cells: Sequence[Cell]) -> list[str]:
     found = {
         arm: by_over
         for arm in arms_in(cells)
-        if arm.startswith(("aware", "width")) and (by_over := {o: g for o in BASELINES if (g := gains(cells, arm, o))})
+        if arm.startswith(("aware", "width", "general")) and (by_over := _gains_over_others(cells, arm))
     }
     if not found:
         return []
@@ -121,6 +122,10 @@ def gain_lines(cells: Sequence[Cell]) -> list[str]:
             )
     pairs = [_pairs(level, [gain for by_over in found.values() for gain in by_over.values()]) for level in levels]
     return [*lines, "", f"Pairs of subset and seed: {', '.join(pairs)}."]
+
+
+def _gains_over_others(cells: Sequence[Cell], arm: str) -> dict[str, Gains]:
+    return {over: gain for over in BASELINES if over != arm and (gain := gains(cells, arm, over))}
 
 
 def _high(by_level: dict[float, float]) -> dict[float, float]:

@@ -27,6 +27,7 @@ from edgetune.wire import from_json
 
 if TYPE_CHECKING:
     from edgetune.config import Config
+    from edgetune.device.board import Board
     from edgetune.types import Measurement
 
 _MARKS = {OK: "ok", WARNING: "!", FAULT: "FAULT"}
@@ -66,15 +67,18 @@ def _print(finding: Finding) -> None:
 def examine(client: Client, config_path: Path, *, is_quick: bool = False) -> Iterator[Finding]:
     """Look at everything, one finding after the other, none of which keeps the next from being made."""
     from edgetune.config import Config
+    from edgetune.device.board import identify
 
     yield Finding("edgetune", OK, f"{__version__}, Python {sys.version.split()[0]}")
     finding, config = check_config(config_path)
     yield finding
     config = config or Config()
-    yield from check_board()
+    board = identify()
+    yield check_board(board)
     yield from check_sensors(config)
     yield check_memory_wall(config)
-    yield from check_memory(config, identify_memory_mib())
+    disk_mib = shutil.disk_usage(_existing(config.paths.state_dir)).total / 2**20
+    yield from check_affordable(config, board_mib=board.memory_mib, disk_mib=disk_mib)
     yield from check_libraries(is_quick=is_quick)
     yield check_state_dir(config)
     yield check_disk(config)
@@ -102,16 +106,13 @@ def check_config(path: Path) -> tuple[Finding, Config | None]:
         ), None
 
 
-def check_board() -> Iterator[Finding]:
+def check_board(board: Board) -> Finding:
     """What machine this is."""
-    from edgetune.device.board import identify
-
-    board = identify()
     memory = "" if board.memory_mib is None else f", {units.show(board.memory_mib * 2**20, 'bytes')} of memory"
     jetpack = f", L4T {board.l4t} (JetPack {board.jetpack})" if board.l4t else ""
     jetpack += f", power mode {board.power_mode}" if board.power_mode else ""
     says = f"{board.model}: {board.cpu}, {count(board.cores, 'core')}{memory}\n{board.system}, {board.kernel}{jetpack}"
-    yield Finding("board", OK, says)
+    return Finding("board", OK, says)
 
 
 def check_sensors(config: Config) -> Iterator[Finding]:
@@ -165,28 +166,12 @@ def judge_gpu_memory(gpu: Measurement, *, is_budgeted: bool) -> Finding:
     )
 
 
-def identify_memory_mib() -> float | None:
-    """Of this board; None: not known."""
-    from edgetune.device.board import identify
+def check_affordable(config: Config, *, board_mib: float | None, disk_mib: float) -> Iterator[Finding]:
+    """Whether there is a budget that no round can ever keep on a board of that size."""
+    from edgetune.daemon.settings import never_affordable
 
-    return identify().memory_mib
-
-
-def check_memory(config: Config, board_mib: float | None) -> Iterator[Finding]:
-    """Whether the budgets of memory leave a trainer any on a board of that size."""
-    from edgetune.config.model import TRAINER_AT_REST
-
-    kept = config.budgets.memory_available_min
-    if board_mib is None or kept is None:
-        return
-    left = board_mib * 2**20 - kept
-    if left >= TRAINER_AT_REST:
-        return
-    says = (
-        f"no round can ever run: of {units.show(board_mib * 2**20, 'bytes')} budgets.memory_available_min leaves "
-        f"{units.show(max(0, left), 'bytes')}, and Python and torch alone take {units.show(TRAINER_AT_REST, 'bytes')}"
-    )
-    yield Finding("memory", FAULT, says, "lower budgets.memory_available_min")
+    for sentence in never_affordable(config, board_mib=board_mib, disk_mib=disk_mib):
+        yield Finding("budgets", FAULT, sentence, "lower it")
 
 
 def check_memory_wall(config: Config) -> Finding:

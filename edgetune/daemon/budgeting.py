@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from dataclasses import replace
 
 from edgetune import config as configuration
@@ -11,7 +12,7 @@ from edgetune.clock import Clock
 from edgetune.config import Config
 from edgetune.daemon import settings
 from edgetune.daemon.ledger import STATE_KEY, Ledger
-from edgetune.daemon.parts import ServiceTime, StoreThread
+from edgetune.daemon.parts import Events, ServiceTime, StoreThread
 from edgetune.daemon.round_settings import Trainer
 from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
@@ -36,15 +37,17 @@ class Budgeting:
         memory_wall: the trainer's control group.
         sensors: of the board, real or simulated.
         reading: the last; None before the first tick.
+        never_affordable: a sentence for each budget that no round can ever keep on this board.
     """
 
     def __init__(
         self, *, sensors: Sensors, ledger: Ledger, memory_wall: MemoryWall, serving: Serving, rounds: Rounds,
-        history: History, store: StoreThread, service_time: ServiceTime, clock: Clock,
+        history: History, store: StoreThread, service_time: ServiceTime, clock: Clock, events: Events,
     ) -> None:  # fmt: skip
         """Nothing is touched before `check` and `open`."""
         self.sensors, self.ledger, self.memory_wall = sensors, ledger, memory_wall
-        self._serving, self._rounds = serving, rounds
+        self.never_affordable: list[str] = []
+        self._serving, self._rounds, self._events = serving, rounds, events
         self._history, self._store, self._service_time, self._clock = history, store, service_time, clock
         self.governor = Governor()
         self.reading: Reading | None = None
@@ -67,6 +70,13 @@ class Budgeting:
         problems = settings.unmeasurable(config, {**supported, **self._own_measurements(config)})
         if problems:
             raise SensorError("\n".join(problems), hint="take the key out; for power, budgets.estimate makes one up")
+
+    async def name_never_affordable(self, config: Config, *, board_mib: float | None) -> None:
+        """Say which budgets no round can ever keep on a board of this size; predictions are served all the same."""
+        disk = await asyncio.to_thread(shutil.disk_usage, config.paths.state_dir)
+        self.never_affordable = settings.never_affordable(config, board_mib=board_mib, disk_mib=disk.total / 2**20)
+        for sentence in self.never_affordable:
+            await self._events.emit("budget.impossible", sentence, level=logging.WARNING)
 
     async def open(self) -> None:
         """Go on with the day's account, once the database is open."""

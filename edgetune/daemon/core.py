@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from edgetune.daemon.rounds import Rounds
 from edgetune.daemon.serving import Serving
 from edgetune.daemon.watching import Watching
 from edgetune.decide.trigger import ManualRequest, Want
-from edgetune.device.board import identify
+from edgetune.device.board import Board, identify
 from edgetune.device.memory_wall import MemoryWall
 from edgetune.device.sensors import Sensors
 from edgetune.device.systemd import Notifier
@@ -175,6 +174,7 @@ class Daemon:
             store=self.store,
             service_time=self.service_time,
             clock=clock,
+            events=self.events,
         )
         self.books = Books(
             buffer=self.buffer,
@@ -202,7 +202,7 @@ class Daemon:
         self.started_s = clock.now_s()
         self._ingest_task: asyncio.Task[None] | None = None
         self._check_task: asyncio.Task[None] | None = None
-        self.board: dict[str, Any] = {}
+        self.board: Board | None = None
 
     # ------------------------------------------------------------------------------------------- start and end
 
@@ -227,7 +227,7 @@ class Daemon:
 
     async def _open(self) -> None:
         await self.budgeting.check(self.config)
-        self.board = asdict(await asyncio.to_thread(identify))
+        self.board = await asyncio.to_thread(identify)
         if self._walls_in:
             self.budgeting.raise_wall(self.config)
         self.notifier.extend_timeout(600)  # a damaged database takes long to rebuild on an SD card
@@ -245,6 +245,7 @@ class Daemon:
         await self.watching.load()
         await self.rounds.recover()
         self._start_ingest()
+        await self.budgeting.name_never_affordable(self.config, board_mib=self.board.memory_mib)
         self._check_task = asyncio.create_task(self.books.check())
 
     async def _note_served(self) -> None:
@@ -402,6 +403,7 @@ class Daemon:
             await self._note_served()
             self._start_ingest()
         await self.events.emit("config.reloaded", f"{len(changed)} keys changed", changed=changed)
+        await self.budgeting.name_never_affordable(self.config, board_mib=self.board.memory_mib if self.board else None)
         return {"changed": changed, "needs_restart": self.restart_keys, "served": self.serving.served.version}
 
     async def _apply_classes(self) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgetune import config as configuration
+from edgetune import units
 from edgetune.clock import Clock
 from edgetune.config import Config
+from edgetune.config.model import TRAINER_AT_REST
 from edgetune.daemon.round_settings import RoundSettings
 from edgetune.daemon.watching import WatchPolicy
 from edgetune.decide import budget
@@ -65,6 +67,31 @@ def _unmeasured(measurement: Measurement | None) -> str:
     if measurement is None:
         return "no sensor"
     return "" if measurement.value is not None else measurement.why_unknown or "no sensor"
+
+
+def never_affordable(config: Config, *, board_mib: float | None, disk_mib: float | None) -> list[str]:
+    """
+    A sentence for each budget that no round can ever keep on this board.
+
+    Args:
+        config: the budgets.
+        board_mib: memory of the board; None: not known.
+        disk_mib: size of the file system of `paths.state_dir`; None: not known.
+    """
+    budgets, sentences = config.budgets, []
+    kept, disk = budgets.memory_available_min, budgets.disk_free_min
+    if board_mib is not None and kept is not None and board_mib * 2**20 - kept < TRAINER_AT_REST:
+        left = units.show(max(0, board_mib * 2**20 - kept), "bytes")
+        sentences.append(
+            f"no round can ever run: of {units.show(board_mib * 2**20, 'bytes')} budgets.memory_available_min leaves "
+            f"{left}, and Python and torch alone take {units.show(TRAINER_AT_REST, 'bytes')}"
+        )
+    if disk_mib is not None and disk is not None and disk >= disk_mib * 2**20:
+        sentences.append(
+            f"no round can ever run: budgets.disk_free_min is {units.show(disk, 'bytes')}, "
+            f"and the whole disk of paths.state_dir has {units.show(disk_mib * 2**20, 'bytes')}"
+        )
+    return sentences
 
 
 def merged(old: Config, new: Config) -> Config:

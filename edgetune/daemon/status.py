@@ -141,7 +141,7 @@ def whole(
         "version": __version__,
         "pid": os.getpid(),
         "uptime_s": round(daemon.clock.now_s() - daemon.started_s, 1),
-        "board": daemon.board,
+        "board": {} if daemon.board is None else asdict(daemon.board),
         "served": served(daemon.serving.manifest(), iso(daemon.serving.since_s)),
         "probation": _probation(daemon),
         "serving": daemon.serving.summary(),
@@ -237,6 +237,7 @@ def _round_message(daemon: Daemon) -> str:
 
 def _warnings(daemon: Daemon) -> list[str]:
     warnings = [note] if (note := privacy_note(daemon.config)) else []
+    warnings += daemon.budgeting.never_affordable
     if daemon.ingest is not None and daemon.ingest.trouble:
         warnings.append(f"the inbox waits: {daemon.ingest.trouble}")
     if daemon.inbox is not None:

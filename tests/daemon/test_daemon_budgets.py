@@ -17,7 +17,7 @@ from site_on_disk import Site, drop, write_config
 from edgetune import config as configuration
 from edgetune.cli.words import as_text, describe
 from edgetune.daemon.ledger import Ledger
-from edgetune.daemon.settings import unmeasurable
+from edgetune.daemon.settings import never_affordable, unmeasurable
 from edgetune.store.written import disk_written_bytes, process_written_bytes
 from edgetune.types import Measurement, Quantity, RoundState
 
@@ -161,6 +161,49 @@ def test_a_limit_that_is_lowered_during_a_round_is_kept_from_the_next_tick(tmp_p
             await site.until(S.TRAINING)
 
     run(play())
+
+
+def test_a_budget_that_this_board_can_never_keep_is_named_at_the_start_and_by_a_reload(tmp_path: Path) -> None:
+    """In the log, the events and `status`; what is possible is not complained of, and predictions are served."""
+
+    async def play() -> None:
+        async with Site(tmp_path, budgets="memory_available_min: 900GiB") as site:
+            (warning,) = (await site.daemon.status())["warnings"]
+            assert "no round can ever run" in warning
+            assert "budgets.memory_available_min leaves 0B" in warning
+            assert "budget.impossible" in [event["kind"] for event in await site.daemon.events.after(0, 100)]
+            write_config(tmp_path, budgets="disk_free_min: 900TiB")
+            await site.daemon.reload()
+            (warning,) = (await site.daemon.status())["warnings"]
+            assert "budgets.disk_free_min is 900TiB" in warning
+            write_config(tmp_path)
+            await site.daemon.reload()
+            assert (await site.daemon.status())["warnings"] == []
+
+    run(play())
+
+
+@pytest.mark.parametrize(
+    ("text", "board_mib", "is_named"),
+    [
+        ("memory_available_min: 300MiB", 1024, False),
+        ("memory_available_min: 900MiB", 1024, True),
+        ("memory_available_min: 2GiB", 512, True),
+        ("memory_available_min: 2GiB", None, False),
+        ("memory_available_min: null", 512, False),
+        ("disk_free_min: 16GiB", 512, True),
+        ("disk_free_min: 1GiB", 512, False),
+    ],
+)
+def test_what_no_round_could_keep_on_a_board_of_that_size(
+    text: str, board_mib: float | None, *, is_named: bool
+) -> None:
+    """Where nothing is kept for others, or the size is not known, there is nothing to say; the disk here has 16 GiB."""
+    problems = never_affordable(
+        configuration.parse(f"budgets: {{{text}}}"), board_mib=board_mib, disk_mib=16 * 1024 if "disk" in text else None
+    )
+    assert len(problems) == is_named
+    assert all(text.partition(":")[0] in problem for problem in problems)
 
 
 def test_a_wall_comes_nearer_only_when_no_trainer_stands_before_it(tmp_path: Path) -> None:
