@@ -65,6 +65,15 @@ def why_none_fits(history: BoardHistory, memory_max_mib: float | None) -> str:
     return "" if history.bare_mib is None else forecast.why_not_loaded(history.bare_mib, memory_max_mib)
 
 
+def why_not_resumed(journal: Mapping[str, Any], memory_max_mib: float | None) -> str:
+    """Why a round that was begun may not go on as it was planned: the budget was lowered since; empty: it may."""
+    over = ""
+    with contextlib.suppress(ValueError):  # no plan yet, or not a whole one: then the trainer makes one
+        made = from_json(Forecast, json.dumps(journal.get("forecast")))
+        over = forecast.excess(made, forecast.Allowance(peak_mib=memory_max_mib))
+    return f"it was planned for a higher budget, and the next round is planned anew: {over}" if over else ""
+
+
 def compare(journal: Mapping[str, Any], *, trained_s: float, trained_j: float | None) -> dict[str, Any]:
     """A round's forecast, what it took in the end, and the error of each figure; empty where it made no forecast."""
     if "forecast" not in journal:

@@ -294,7 +294,10 @@ class Rounds:
 
     async def _start_trainer(self) -> None:
         assert self.spec is not None
-        if why := forecasts.why_none_fits(self.spec.history, self.spec.recipe.memory_max_mib):
+        most_mib = self.settings.recipe.memory_max_mib
+        journal = await self._store(self.records.journal, self.spec.round_id)
+        why = forecasts.why_none_fits(self.spec.history, most_mib) or forecasts.why_not_resumed(journal, most_mib)
+        if why:
             self._outcome = TrainerOutcome.WILL_NOT_FIT
             await self._arrived.put((self.spec.round_id, rounds.exit_event(self._outcome, why)))
             return

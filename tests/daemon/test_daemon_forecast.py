@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeTrainer
-from site_on_disk import Site, drop
+from site_on_disk import Site, drop, write_config
 
 from edgetune.daemon import forecasts
 from edgetune.daemon.service import DaemonService
@@ -70,6 +70,31 @@ def test_a_finished_round_is_compared_and_learnt_from(tmp_path: Path) -> None:
             assert spec is not None
             assert [point.peak_mib for point in spec.history.points] == [420.0]
             assert spec.history.rounds[0].other_share == pytest.approx(0.5)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("limit", "goes_on"), [("460MiB", True), ("440MiB", False)])
+def test_a_suspended_round_whose_plan_is_over_a_lowered_budget_is_given_up(
+    tmp_path: Path, limit: str, *, goes_on: bool
+) -> None:
+    """Before a trainer is started for it, with the number and the key: its plan takes up to 450 MiB."""
+
+    async def play() -> None:
+        async with Site(tmp_path, make_trainer=lambda clock: Measuring(clock, is_held=True)) as site:
+            await site.begin_round()
+            site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 100.0
+            await site.until(RoundState.SUSPENDED)
+            write_config(tmp_path, budgets=f"trainer_memory_max: {limit}")
+            await site.daemon.reload()
+            site.sensors.values[Quantity.MEM_AVAILABLE_MIB] = 4000.0
+            await site.until(RoundState.TRAINING, ticks=60)
+            await site.tick(2)
+            assert len(site.trainers) == 1 + goes_on
+            if not goes_on:
+                last = (await site.daemon.status())["last_round"]
+                assert last["outcome"] == "will_not_fit"
+                assert "up to 450 MiB of 440 (budgets.trainer_memory_max)" in last["message"]
 
     asyncio.run(play())
 
