@@ -13,55 +13,41 @@ where the spec leaves nothing to a measurement and to a search.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-
 from edgetune.errors import WillNotFitError
-from edgetune.learn.candidate import Candidate, needed_manifest, published_manifest
+from edgetune.learn.candidate import Candidate, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.control import Control, left_whole_words
 from edgetune.learn.cost import Size
-from edgetune.learn.data import LabelledImages
 from edgetune.learn.doubts import contradicted_by
 from edgetune.learn.forecaster import peak_mib, process_peak_mib
 from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
-from edgetune.learn.journal import Journal
 from edgetune.learn.latency import Stopwatch
-from edgetune.learn.layout import Layout, pin_torch
 from edgetune.learn.network import (
     Network,
-    load_network,
     rebuild,
     state_tensors,
     widen_head,
 )
-from edgetune.learn.planning import Course, Planner, Steps, is_hopeless, refuse_to_load, steps_of
+from edgetune.learn.planning import Course, Planner, Steps, is_hopeless, steps_of
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.rehearsal import (
     LOGITS_FILE,
-    choose_replay,
     hold_back_new,
-    keep_replayed,
-    make_rehearsal,
-    new_classes,
 )
-from edgetune.learn.round_samples import gather
 from edgetune.learn.round_search import search_round, told
-from edgetune.learn.round_teacher import RoundTeacher
-from edgetune.learn.schedules import settle
+from edgetune.learn.round_setup import RoundSetup
 from edgetune.learn.shaping import as_pruning, describe_cut
-from edgetune.learn.transfer import has_teacher
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
+from edgetune.learn.tuner import RETRAIN, TUNE
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file
 from edgetune.store.models import version_name
-from edgetune.types import BoardHistory, Cost, Forecast, Manifest, Pruning, RoundKind, RoundSpec, Split
-from edgetune.wire import to_json, to_plain
+from edgetune.types import Cost, Forecast, Manifest, Pruning, Recipe, RoundKind, RoundSpec, Split
+from edgetune.wire import to_plain
 
 _PRUNE, _FINISH = "prune", "finish"
 _TRIALS = 4  # of a search that finds what it looks for
@@ -89,12 +75,12 @@ def run_round(round_dir: Path, spec: RoundSpec, control: Control) -> Manifest:
     control.phase("load")
     if spec.kind is RoundKind.IMPRINT:
         return run_imprint(round_dir, spec, control)
-    round_ = _Round(round_dir, spec, control)
+    setup = RoundSetup(round_dir, spec, control)
     try:
-        network = round_.train()
-        manifest = round_.publish(network)
+        round_ = _Round(setup)
+        manifest = round_.publish(round_.train())
     finally:
-        round_.close()
+        setup.close()
     for name in (CHECKPOINT_FILE, LOGITS_FILE):
         remove_file(round_dir / name)
     return manifest
@@ -108,117 +94,39 @@ def plan_round(round_dir: Path, spec: RoundSpec, control: Control) -> Forecast:
         RoundError, ModelError: as the round would end by itself; for want of room only where nothing can even be loaded.
     """
     control.phase("load")
-    round_ = _Round(round_dir, spec, control)
+    setup = RoundSetup(round_dir, spec, control)
     try:
-        return round_.plan()
+        return _Round(setup).plan()
     finally:
-        round_.close()
+        setup.close()
 
 
 class _Round:
-    """What all steps of a round share."""
+    """The steps, one after the other, on what the setup has."""
 
-    def __init__(self, round_dir: Path, spec: RoundSpec, control: Control) -> None:
-        self._dir = round_dir
-        self._spec = spec
-        self._control = control
-        # The history only says how a round is run, which the journal keeps once it is begun.
-        self._digest = hashlib.sha256(to_json(replace(spec, history=BoardHistory()))).hexdigest()
-        self._journal = Journal(round_dir, self._digest)
-        self._base = needed_manifest(spec, spec.base_version)
-        self._factory = needed_manifest(spec, spec.factory_version)
-        self._source = self._factory if spec.kind is RoundKind.RESHAPE else self._base
-        self._recipe = recipe = settle(spec.recipe, self._source.architecture)
-        self._is_pruned = spec.kind is RoundKind.RESHAPE and recipe.level > 0
-        self._journal["starts"] = self._journal.get("starts", 0) + 1
-        self._journal.setdefault("bare_mib", round(psutil.Process().memory_info().rss / 2**20, 1))
-        self._journal.write()
-        least = keep_replayed(spec.samples, new_classes(spec, self._base), ())  # replayed ones are chosen later
-        count = sum(sample.label is not None for sample in least)
-        refuse_to_load(count, recipe, self._source, bare_mib=self._journal["bare_mib"])
-        is_begun = "samples" in self._journal
-        self._is_searched = self._is_pruned and recipe.search != "none"
+    def __init__(self, setup: RoundSetup) -> None:
+        self._setup = setup
+        self._spec, self._control, self._journal, self._tuner = setup.spec, setup.control, setup.journal, setup.tuner
+        self._base, self._factory, self._source = setup.base, setup.factory, setup.source
+        self._splits, self._teacher = setup.splits, setup.teacher
+        self._is_pruned = setup.spec.kind is RoundKind.RESHAPE and setup.recipe.level > 0
+        # Without validation samples there is nothing that a search could go by: then exactly the level.
+        self._is_searched = (
+            self._is_pruned and setup.recipe.search != "none" and len(self._splits[Split.VALIDATION]) > 0
+        )
         if "search" in self._journal:
             self._is_pruned = "pruning" in self._journal
-        self._device = pin_torch(recipe.threads, self._journal)
-        self._teacher = self._find_teacher() if has_teacher(recipe) else None
-        try:
-            self._prepare(is_begun=is_begun)
-        except BaseException:
-            self.close()
-            raise
 
-    def _prepare(self, *, is_begun: bool) -> None:
-        """What every start does once it is known who teaches."""
-        recipe = self._recipe
-        self._note_teacher()
-        if self._teacher is not None:  # it may bring classes that no sample shows
-            self._spec = replace(self._spec, classes=self._teacher.classes)
-        self._splits = self._gather()
-        self._tuner = Tuner(
-            recipe,
-            self._splits[Split.TRAINING],
-            self._splits[Split.VALIDATION],
-            preprocess=self._source.preprocess,
-            device=self._device,
-            control=self._control,
-            round_id=self._spec.round_id,
-            teacher=None if self._teacher is None else self._teacher.asked,
-            scratch=self._dir,
-            history=self._spec.history,
-        )
-        self._tuner.by_labels = make_rehearsal(
-            self._dir,
-            self._spec,
-            recipe,
-            self._base,
-            self._splits[Split.TRAINING],
-            is_begun=is_begun,
-            load=lambda: self._load(self._base),
-            device=self._device,
-            beat=self._control.beat,
-        )
-        if "layout" in self._journal:
-            self._tuner.layout = Layout(**self._journal["layout"])
-            self._tuner.use_threads(self._journal["threads"])
-        if self._journal.forecast is not None:
-            self._follow(self._journal.forecast)
-        if "scoring_batch" in self._journal:
-            self._tuner.scoring_batch = self._journal["scoring_batch"]
-        # Without validation samples there is nothing that a search could go by: then exactly the level.
-        self._is_searched &= len(self._splits[Split.VALIDATION]) > 0
-        self._journal.write()
+    @property
+    def _recipe(self) -> Recipe:
+        return self._setup.recipe
 
     # ------------------------------------------------------------------------------------------- load
-
-    def _gather(self) -> dict[Split, LabelledImages]:
-        """The round's samples, of old classes those that are replayed beside new ones."""
-        spec, base = self._spec, self._base
-        if "replayed" not in self._journal:
-            self._journal["replayed"] = choose_replay(
-                spec,
-                self._recipe,
-                base,
-                load=lambda: self._load(base),
-                device=self._device,
-                beat=self._control.beat,
-            )
-        kept = keep_replayed(spec.samples, new_classes(spec, base), self._journal["replayed"])
-        return gather(
-            replace(spec, samples=kept),
-            base_classes=base.classes,
-            preprocess=self._source.preprocess,
-            teacher=self._teacher,
-            kept_in=self._dir,
-            digest=self._digest,
-            control=self._control,
-            journal=self._journal,
-        )
 
     def _load_network(self) -> Network:
         """The source version with its head widened; proven prunable when it is to be pruned."""
         recipe = self._recipe
-        network = self._tuner.place(self._load(self._source))
+        network = self._tuner.place(self._setup.load(self._source))
         if self._journal.forecast is None and is_hopeless(network, self._tuner, recipe, self._spec.history):
             self._plan(network, may_measure=False)
             self._refuse_what_does_not_fit()
@@ -268,7 +176,7 @@ class _Round:
             control=self._control,
         )
         plan = planner.plan(may_measure=may_measure)
-        self._follow(plan)
+        self._setup.follow(plan)
         self._journal.forecast = plan
         if self._spec.kind is RoundKind.ADAPT:  # where something is cut, all that is left is trained
             self._journal["update"] = {"update": plan.update, "why": plan.reason}
@@ -278,10 +186,6 @@ class _Round:
         plan = self._journal.forecast
         assert plan is not None, "a round is planned before it is begun"
         return plan
-
-    def _follow(self, plan: Forecast) -> None:
-        self._tuner.updating.name, self._tuner.accumulation = plan.update, plan.accumulation
-        self._recipe = replace(self._recipe, accumulation=plan.accumulation)
 
     def _course(self) -> Course:
         """What the round would do, as far as it is known before it begins."""
@@ -297,36 +201,11 @@ class _Round:
             asking=None if self._teacher is None else self._teacher.asking(self._splits[Split.TRAINING], recipe),
         )
 
-    def _find_teacher(self) -> RoundTeacher:
-        return RoundTeacher(
-            self._spec,
-            factory=self._factory,
-            load=self._load,
-            preprocess=self._source.preprocess,
-            device=self._device,
-            control=self._control,
-            journal=self._journal,
-        )
-
-    def _load(self, manifest: Manifest) -> Network:
-        return load_network(Path(self._spec.models_dir) / version_name(manifest.version), self._spec.builders)
-
-    def _note_teacher(self) -> None:
-        if self._teacher is not None:
-            self._teacher.note()
-            self._journal.write()
-
-    def close(self) -> None:
-        """End what runs beside the round."""
-        if self._teacher is not None:
-            self._note_teacher()
-            self._teacher.close()
-
     # ------------------------------------------------------------------------------------------- train
 
     def train(self) -> Network:
         """Tune, prune, retrain: from the checkpoint if there is one."""
-        checkpoint = load_checkpoint(self._dir, self._digest)
+        checkpoint = load_checkpoint(self._setup.directory, self._setup.digest)
         if checkpoint is None:
             network = self._load_network()
             phase = TUNE if self._is_pruned else RETRAIN
@@ -370,8 +249,8 @@ class _Round:
         return steps_of(self._recipe, self._tuner.epoch_steps, is_cut=self._is_pruned, is_cut_first=is_first)
 
     def _keep(self, state: Checkpoint) -> None:
-        save_checkpoint(self._dir, state, self._digest)
-        self._note_teacher()
+        save_checkpoint(self._setup.directory, state, self._setup.digest)
+        self._setup.note_teacher()
 
     def _search(self, network: Network) -> tuple[Network, str]:
         """As far towards the level as the validation samples allow; and what is left to do: nothing, or a retraining."""
@@ -385,7 +264,7 @@ class _Round:
             tuner=self._tuner,
             prunes_first=bool(self._journal.get("pruned_first")),
             teacher=None if self._teacher is None else self._teacher.by_sample,
-            work=self._dir / "search",
+            work=self._setup.directory / "search",
             control=self._control,
         )
         self._journal["search"] = told(outcome)
@@ -397,12 +276,12 @@ class _Round:
         found = self._tuner.place(outcome.network)
         phase = _FINISH if is_smaller else RETRAIN
         self._save(phase, found)
-        remove_dir(self._dir / "search")
+        remove_dir(self._setup.directory / "search")
         return found, phase
 
     def _save(self, phase: str, network: Network) -> None:
         state = Checkpoint(phase=phase, description=network.describe(), network=state_tensors(network.module))
-        save_checkpoint(self._dir, state, self._digest)
+        save_checkpoint(self._setup.directory, state, self._setup.digest)
         self._control.beat()
 
     def _prune(self, network: Network) -> Network:
@@ -423,7 +302,7 @@ class _Round:
         self._note_doubts()
         candidate = Candidate(
             self._spec,
-            directory=self._dir / "candidate",
+            directory=self._setup.directory / "candidate",
             base=self._base,
             preprocess=self._source.preprocess,
             pruning=self._pruning,

@@ -18,7 +18,7 @@ from conftest_site import RECIPE, RecordingControl, Site, make_site, run_here, r
 from test_finetune import PHASE, noisy_data, normaliser, tiny_network
 from test_tuner import make_tuner, same_bits
 
-from edgetune.learn import recipe as recipe_module
+from edgetune.learn import round_setup
 from edgetune.learn.data import MEMORY_MAX_BYTES, held_bytes
 from edgetune.learn.finetune import fine_tune
 from edgetune.learn.network import state_tensors
@@ -235,7 +235,7 @@ def test_a_model_for_which_there_is_no_room_is_not_loaded(site: Site, monkeypatc
         pytest.fail("something was loaded")
 
     for name in ("gather", "load_network"):
-        monkeypatch.setattr(recipe_module, name, loaded)
+        monkeypatch.setattr(round_setup, name, loaded)
     bare_mib = psutil.Process().memory_info().rss / 2**20
     for name, most_mib in (("far", 50.0), ("near", bare_mib + 20)):
         directory = site.round_dir(name, recipe=replace(RECIPE, memory_max_mib=most_mib))
