@@ -275,6 +275,7 @@ class BoardHistory:
     points: tuple[StepPoint, ...] = ()
     rounds: tuple[RoundFigures, ...] = ()
     bare_mib: float | None = None  # that a trainer takes before it has loaded anything
+    duties: tuple[float, ...] = ()  # the share of the time in which each round that trained was let compute, 0..1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

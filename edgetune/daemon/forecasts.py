@@ -25,7 +25,12 @@ def read(saved: Any) -> BoardHistory:
 
 
 def learn(
-    history: BoardHistory, journal: Mapping[str, Any], *, trained_s: float, trained_j: float | None
+    history: BoardHistory,
+    journal: Mapping[str, Any],
+    *,
+    trained_s: float,
+    trained_j: float | None,
+    duty: float | None = None,
 ) -> BoardHistory:
     """
     With what a round's trainer measured; the oldest are let go.
@@ -35,8 +40,10 @@ def learn(
         journal: of the round.
         trained_s: seconds in which its trainer was at work.
         trained_j: joules of the board meanwhile; None: not measured.
+        duty: the share of that time in which it was let compute; None: too little of it to tell.
     """
-    history = replace(history, bare_mib=journal.get("bare_mib") or history.bare_mib)
+    duties = history.duties if duty is None else (*history.duties, round(duty, 3))[-_ROUNDS_MAX:]
+    history = replace(history, bare_mib=journal.get("bare_mib") or history.bare_mib, duties=duties)
     measured = journal.get("measured")
     if not measured or measured.get("points") is None:
         return history

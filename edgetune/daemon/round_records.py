@@ -224,6 +224,7 @@ class RoundRecords:
         decision: GateDecision | None,
         trained_s: float,
         trained_j: float | None,
+        duty: float | None,
         is_energy_estimated: bool,
         ended_service_s: float,
         is_consumed: bool,
@@ -252,7 +253,7 @@ class RoundRecords:
                 shown=self._shown_in(spec, unlabelled),
                 **words,
             )
-            learnt = forecasts.learn(self.board_history(), journal, **spent)
+            learnt = forecasts.learn(self.board_history(), journal, duty=duty, **spent)
             self._history.set_state(forecasts.KEY, learnt)
             if spec.kind is not RoundKind.IMPRINT:
                 self._history.set_state("last_round_ended_s", ended_service_s)

@@ -146,7 +146,7 @@ class Rounds:
         if self.machine.state is not RoundState.TRAINING:
             self.spending.rest()
             return
-        joules = self.spending.add(now_s - last_s, power, now_s)
+        joules = self.spending.add(now_s - last_s, power, now_s, duty=self.duty)
         if joules is not None and self.trainer is not None:
             self.trainer.set_energy(joules)
 
@@ -393,6 +393,7 @@ class Rounds:
             decision=self._promotion.decision,
             trained_s=self.spending.trained_s,
             trained_j=self.spending.trained_j,
+            duty=self.spending.duty,
             is_energy_estimated=self.spending.is_energy_estimated,
             ended_service_s=self._time.now_s(),
             is_consumed=(is_promoted or is_refused) and spec.kind is not RoundKind.IMPRINT,

@@ -12,6 +12,7 @@ from edgetune.types import Measurement
 
 _MEMORY_STOPS_MAX = 3  # a round that was stopped for memory this often will not fit the next time either
 _RESUME_DELAY_S = 30.0
+_DUTY_KNOWN_S = 60.0
 
 
 class Spending:
@@ -20,6 +21,7 @@ class Spending:
 
     Attributes:
         trained_s: seconds in which a trainer was at work.
+        paced_s: seconds of those in which it was let compute.
         trained_j: joules of the whole board meanwhile; None: nothing here measures power.
         is_energy_estimated: whether any of the power was an estimate.
         memory_stops: how often it was stopped for memory.
@@ -28,6 +30,7 @@ class Spending:
 
     def __init__(self, spec_written_s: float = 0.0) -> None:
         self.trained_s = 0.0
+        self.paced_s = 0.0
         self.trained_j: float | None = None
         self.is_energy_estimated = False
         self.memory_stops = 0
@@ -42,14 +45,20 @@ class Spending:
         """Nobody trains just now."""
         self._meter.rest()
 
-    def add(self, seconds: float, power: Measurement | None, now_s: float) -> float | None:
+    def add(self, seconds: float, power: Measurement | None, now_s: float, *, duty: float) -> float | None:
         """Count so many seconds of training at the board's power now; the joules of this start, None: not measured."""
         self.trained_s += seconds
+        self.paced_s += seconds * duty
         used_j = self._meter.add(None if power is None else power.value, now_s)
         self.is_energy_estimated |= power is not None and power.is_estimated
         if self._meter.joules is not None:
             self.trained_j = (self.trained_j or 0.0) + used_j
         return self._meter.joules
+
+    @property
+    def duty(self) -> float | None:
+        """The share of the time in which the trainer was let compute; None where it was at work for too short."""
+        return self.paced_s / self.trained_s if self.trained_s >= _DUTY_KNOWN_S and self.paced_s > 0 else None
 
     def over_budget(self, limits: RoundSettings) -> str:
         """Whether a round that trains has used up its time or energy, in words."""
@@ -84,6 +93,7 @@ class Spending:
         """What `from_state` takes after a restart."""
         return {
             "trained_s": self.trained_s,
+            "paced_s": self.paced_s,
             "trained_j": self.trained_j,
             "is_energy_estimated": self.is_energy_estimated,
             "memory_stops": self.memory_stops,
@@ -95,6 +105,7 @@ class Spending:
         """As it was saved."""
         found = cls(float(saved["spec_written_s"]))
         found.trained_s, found.trained_j = float(saved["trained_s"]), saved.get("trained_j")
+        found.paced_s = float(saved.get("paced_s", found.trained_s))
         found.is_energy_estimated = bool(saved.get("is_energy_estimated", False))
         found.memory_stops = int(saved["memory_stops"])
         return found

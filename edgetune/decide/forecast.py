@@ -118,6 +118,24 @@ def times(interval: Interval, factor: Interval | float) -> Interval:
     return Interval(low=interval.low * by.low, likely=interval.likely * by.likely, high=interval.high * by.high)
 
 
+def paced(worked: Interval, now: float, before: Sequence[float]) -> Interval:
+    """
+    How long work takes at the pace that budgets allow: likely at that of most rounds, which had the same budgets to keep.
+
+    The pace of one moment says little: after a hot day the first minutes of a night's round are the slowest.
+
+    Args:
+        worked: seconds of it.
+        now: duty at present, 0..1 and above 0; likely where no round has told.
+        before: duties of earlier rounds.
+    """
+    known = sorted(before)
+    usual = known[len(known) // 2] if known else now
+    return Interval(
+        low=worked.low / max([now, *known]), likely=worked.likely / usual, high=worked.high / min([now, *known])
+    )
+
+
 def largest(parts: Sequence[Interval]) -> Interval:
     """Of the largest of several."""
     return Interval(low=max(p.low for p in parts), likely=max(p.likely for p in parts), high=max(p.high for p in parts))

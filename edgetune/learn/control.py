@@ -105,9 +105,10 @@ class Control:
         if self.is_stop_asked:
             raise StopAskedError
 
-    def paced_s(self, worked_s: float) -> float:
-        """How long so much work takes at the present duty, its sleeps included."""
-        return worked_s / min(1.0, max(_DUTY_MIN, self.duty))
+    @property
+    def kept_duty(self) -> float:
+        """The share of the time in which work is done just now, its sleeps being the rest; above 0."""
+        return min(1.0, max(_DUTY_MIN, self.duty))
 
     def count_step(self, took_s: float) -> None:
         """Note how long a step of training took."""
@@ -127,7 +128,7 @@ class Control:
 
     def _rest(self, worked_s: float, began_s: float) -> None:
         while not self.is_stop_asked:
-            left_s = self.paced_s(worked_s) - worked_s - (self._now_s() - began_s)
+            left_s = worked_s / self.kept_duty - worked_s - (self._now_s() - began_s)
             if left_s <= _SHORTEST_S:
                 break
             if self._now_s() - self._said_at_s >= BEAT_INTERVAL_S:

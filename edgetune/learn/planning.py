@@ -15,6 +15,7 @@ from edgetune.decide.forecast import (
     choose,
     in_parts,
     largest,
+    paced,
     spread,
     times,
     total,
@@ -153,7 +154,7 @@ class Planner:
         self, tuner: Tuner, network: Network, *, recipe: Recipe, course: Course, history: BoardHistory, control: Control
     ) -> None:
         self._tuner, self._network, self._recipe, self._course = tuner, network, recipe, course
-        self._rounds, self._control = history.rounds, control
+        self._rounds, self._duties, self._control = history.rounds, history.duties, control
         self._has_cut = any(figures.is_reshape for figures in history.rounds)
         self._cuts = [figures.cut for figures in history.rounds if figures.cut is not None]
         self._board = tuner.forecaster
@@ -254,8 +255,7 @@ class Planner:
         # ranking and timing take their time
         alike = [seconds for is_reshape, seconds in timed if is_reshape == (course.level > 0)]
         parts.append(spread(alike or [seconds for _, seconds in timed], _OTHER_S))
-        worked = total(parts)
-        return Interval(**{end: self._control.paced_s(getattr(worked, end)) for end in _ENDS})
+        return paced(total(parts), self._control.kept_duty, self._duties)
 
 
 def most_of_cut_mib(tuner: Tuner, network: Network, share: float, recipe: Recipe) -> float:

@@ -3,8 +3,9 @@ How long a round takes, what it holds, and how good its candidate is: a simple m
 
 Time: a training step of an image is three passes (one forward, two backward), four with the factory model's word. A board
 does so many multiply-adds a second (`BoardFacts.trains_gmac_per_s`), a network reaches a share of it.
-Memory: what Python and torch take, three times the weights, and what autograd keeps of each image of a batch. Of batches
-that do not fit, the trainer takes half, and half again.
+Memory: what Python and torch take, three times the weights, and what autograd keeps of each image of a batch.
+Forecast: these figures with the width of a real board's, wider in its first rounds; `decide.forecast` chooses by them whether a
+step's images go through in parts, or that the round does not fit. What a round then takes is off by some per cent.
 Accuracy: errors fall with the number of labelled samples, by two thirds for each `SAMPLES_SCALE` of them, towards a floor.
 """
 
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.types import Cost, Latency, RoundKind, RoundSpec, Split
+from edgetune.decide.forecast import Allowance, choose, in_parts, paced, spread, times
+from edgetune.types import Cost, Forecast, Interval, Latency, RoundKind, RoundSpec, Split, Workload
 
 AT_REST_MIB = 330.0  # Python with torch, before it has a network
 START_S = 20.0  # until torch is imported, on four cores of a Raspberry Pi 4; a faster board takes less
@@ -25,6 +28,14 @@ RIGHT_AT_FIRST, RIGHT_AT_BEST, SAMPLES_SCALE = 0.80, 0.95, 1500.0
 _TRIALS = 3  # of a search for how far to cut
 _IMPRINT_S = 5.0
 _NOISE = 0.004  # of an accuracy
+# As shares of what is likely; figures of real rounds are in docs/benchmarks.md.
+_PEAK_AT_FIRST, _PEAK_KNOWN = Interval(low=0.9, likely=1.0, high=1.15), Interval(low=0.95, likely=1.0, high=1.06)
+_TIME_AT_FIRST, _TIME_KNOWN = Interval(low=0.6, likely=1.0, high=1.6), Interval(low=0.85, likely=1.0, high=1.2)
+_PEAK_NOISE, _TIME_NOISE = 0.02, 0.07  # of one round; no more than twice as much
+_KNOWN_AFTER = 3  # rounds
+_SMALLEST_BATCH = 8
+_DUTY_MIN = 0.05
+_NO_POWER = Interval(low=0.0, likely=0.0, high=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +48,13 @@ class Network:
     kept_mib: float  # of each image of a batch, while training
     speed: float = 1.0  # share of the board's rate that it reaches: depthwise layers wait for memory
     batch_ms: float = 30.0  # one prediction, on the reference board
+
+    def workload(self) -> Workload:
+        """Of a training step, as far as this model knows it."""
+        return Workload(
+            kept_mib=self.kept_mib, largest_mib=0.0, mega_macs=3000 * self.gmac, grouped_mega_macs=0.0, layers=1,
+            mega_weights=self.parameters_m,
+        )  # fmt: skip
 
 
 # Multiply-adds and parameters: the papers'. Memory of an image: slopes of memory over batch size, 224 pixels, Jetson TX2
@@ -53,10 +71,9 @@ NETWORKS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Work:
     """One round on one board."""
 
-    batch_size: int
     peak_mib: float
     start_s: float  # of these three, with all cores, at full clock and full duty
     train_s: float
@@ -68,25 +85,69 @@ class Plan:
         return self.start_s + self.train_s + self.finish_s
 
 
-def plan(spec: RoundSpec, network: Network, gmac_per_s: float) -> Plan:
-    """What a round will take; `batch_size` is 0 where not even one image fits into the recipe's memory."""
+def work(spec: RoundSpec, network: Network, gmac_per_s: float, *, accumulation: int = 1) -> Work:
+    """What a round is likely to take whose steps are made in so many parts."""
     recipe, slower = spec.recipe, REFERENCE_GMAC_PER_S / gmac_per_s
     training = sum(sample.split is Split.TRAINING for sample in spec.samples)
     others = len(spec.samples) - training
     passes = (4.0 if recipe.distillation > 0 else 3.0) * training * epochs(spec) + 2.0 * others + training
-    train_s = passes * network.gmac / (gmac_per_s * network.speed)
+    train_s = passes * network.gmac / (gmac_per_s * network.speed) * in_parts(accumulation) / accumulation
     if spec.kind is RoundKind.IMPRINT:
         train_s = _IMPRINT_S * slower
-    batch = recipe.batch_size
-    while batch and recipe.memory_max_mib is not None and peak_mib(network, batch) > recipe.memory_max_mib:
-        batch //= 2
-    return Plan(
-        batch_size=batch,
-        peak_mib=peak_mib(network, max(1, batch)),
+    return Work(
+        peak_mib=peak_mib(network, math.ceil(recipe.batch_size / accumulation)),
         start_s=START_S * slower,
         train_s=train_s,
         finish_s=FINISH_S * slower,
     )
+
+
+def taken(spec: RoundSpec, likely: Work, *, seed: int) -> Work:
+    """What it takes in the end, the same each time for a round and a seed."""
+    chance = random.Random(f"taken {seed} {spec.round_id}")
+    peak, train = (
+        1 + max(-2 * noise, min(2 * noise, chance.gauss(0.0, noise))) for noise in (_PEAK_NOISE, _TIME_NOISE)
+    )
+    return Work(
+        peak_mib=likely.peak_mib * peak,
+        start_s=likely.start_s,
+        train_s=likely.train_s * train,
+        finish_s=likely.finish_s,
+    )
+
+
+def plan(spec: RoundSpec, network: Network, gmac_per_s: float, *, duty: float = 1.0) -> Forecast:
+    """How the round is run at such a pace so that it fits, or that it does not, as `decide.forecast` chooses."""
+    recipe = spec.recipe
+    return choose(
+        _ways(spec, network, gmac_per_s, duty),
+        Allowance(peak_mib=recipe.memory_max_mib, duration_s=recipe.time_max_s, energy_j=recipe.energy_max_j),
+    )
+
+
+def _ways(spec: RoundSpec, network: Network, gmac_per_s: float, duty: float) -> Iterator[Forecast]:
+    """Best first: in smaller and smaller parts of a step."""
+    recipe, rounds = spec.recipe, spec.history.rounds
+    peak, time = (_PEAK_KNOWN, _TIME_KNOWN) if len(rounds) >= _KNOWN_AFTER else (_PEAK_AT_FIRST, _TIME_AT_FIRST)
+    watts = [figures.power_w for figures in rounds if figures.power_w is not None]
+    accumulation = 1
+    while accumulation == 1 or recipe.batch_size / accumulation >= _SMALLEST_BATCH:
+        likely = work(spec, network, gmac_per_s, accumulation=accumulation)
+        duration = paced(times(time, likely.whole_s), max(_DUTY_MIN, duty), spec.history.duties)
+        yield Forecast(
+            peak_mib=times(peak, likely.peak_mib),
+            step_s=times(time, likely.train_s / steps(spec)),
+            duration_s=duration,
+            energy_j=times(duration, spread(watts, _NO_POWER)) if watts else None,
+            batch_size=math.ceil(recipe.batch_size / accumulation),
+            accumulation=accumulation,
+            threads=recipe.threads,
+            update="full",
+            fits=False,
+            reason="",
+            calibrated_on=len(rounds),
+        )
+        accumulation *= 2
 
 
 def epochs(spec: RoundSpec) -> float:
@@ -98,6 +159,12 @@ def epochs(spec: RoundSpec) -> float:
         return recipe.epochs_after
     searched = 0.0 if recipe.search == "none" else _TRIALS * recipe.trial_epochs
     return recipe.epochs_before + searched + recipe.epochs_after
+
+
+def steps(spec: RoundSpec) -> float:
+    """Of the round's training."""
+    training = sum(sample.split is Split.TRAINING for sample in spec.samples)
+    return max(1.0, epochs(spec) * math.ceil(training / spec.recipe.batch_size))
 
 
 def peak_mib(network: Network, batch_size: int) -> float:

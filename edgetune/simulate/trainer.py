@@ -6,17 +6,18 @@ import asyncio
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from edgetune.clock import Clock
 from edgetune.device.trainer_process import Progress, TrainerEnd
 from edgetune.errors import EXIT_OK, EXIT_TRAINER_CHECKPOINTED, EXIT_TRAINER_OUTCOME
 from edgetune.simulate import network as model
 from edgetune.simulate.candidate import compare, publish_candidate, read_manifest, size_after
-from edgetune.simulate.network import Network, Plan
+from edgetune.simulate.network import Network, Work
 from edgetune.store import durable
 from edgetune.store.models import version_name
-from edgetune.types import RoundSpec, TrainerOutcome
-from edgetune.wire import from_json
+from edgetune.types import RoundKind, RoundSpec, StepPoint, TrainerOutcome
+from edgetune.wire import from_json, to_plain
 
 _CHECKPOINT = "checkpoint.simulated.json"
 _STOP_S = 3.0  # to write a checkpoint and leave
@@ -38,7 +39,10 @@ class SimulatedTrainer:
         self._clock, self._network, self._gmac_per_s, self._seed = clock, network, gmac_per_s, seed
         self._end: asyncio.Future[TrainerEnd] | None = None
         self._round_dir = Path()
-        self._plan: Plan | None = None
+        self._work: Work | None = None
+        self._journal: dict[str, Any] = {}
+        self._is_planned = False
+        self._stepping_s = self._slept_s = 0.0  # in this run
         self._duty, self._is_paused = 1.0, False
         self._stop_in_s: float | None = None  # it was asked to stop, and is so far from it
         self._done_s = 0.0  # seconds of work in this run, as an idle board at full clock would count them
@@ -70,21 +74,41 @@ class SimulatedTrainer:
         self._end = asyncio.get_running_loop().create_future()
         self._round_dir, self._heard_s = round_dir, self._clock.now_s()
         self.spec = from_json(RoundSpec, (round_dir / "spec.json").read_bytes())
-        self._plan = plan = model.plan(self.spec, self._network, self._gmac_per_s)
         with suppress(OSError, ValueError):
             self._before_s = self._kept_s = float(json.loads((round_dir / _CHECKPOINT).read_bytes())["train_s"])
         self.rss_mib = model.AT_REST_MIB
-        if not plan.batch_size:
-            limit = self.spec.recipe.memory_max_mib
-            text = f"it does not fit: one image at a time takes {plan.peak_mib:.0f} MiB of {limit:.0f} MiB"
-            self._leave(EXIT_TRAINER_OUTCOME, TrainerOutcome.OUT_OF_MEMORY, text)
+        with suppress(OSError, ValueError):
+            self._journal = json.loads((round_dir / "journal.json").read_bytes())
+        made = self._journal.get("forecast")
+        self._take(1 if made is None else int(made["accumulation"]))
+        self._is_planned = made is not None or self.spec.kind is RoundKind.IMPRINT
+
+    def _take(self, accumulation: int) -> None:
+        assert self.spec is not None
+        likely = model.work(self.spec, self._network, self._gmac_per_s, accumulation=accumulation)
+        self._work = model.taken(self.spec, likely, seed=self._seed)
+
+    def _plan(self) -> None:
+        """Once the model is loaded, at the pace of then: how the round is run, or that it does not fit."""
+        assert self.spec is not None
+        plan = model.plan(self.spec, self._network, self._gmac_per_s, duty=self._duty)
+        self._is_planned = True
+        self._journal = {"starts": 1, "bare_mib": model.AT_REST_MIB, "forecast": to_plain(plan)}
+        self._write_journal()
+        self._take(plan.accumulation)
+        if not plan.fits:
+            self._leave(EXIT_TRAINER_OUTCOME, TrainerOutcome.WILL_NOT_FIT, f"the round does not fit: {plan.reason}")
+
+    def _write_journal(self) -> None:
+        with suppress(OSError):
+            durable.write_atomic(self._round_dir / "journal.json", json.dumps(self._journal).encode())
 
     # ------------------------------------------------------------------------------------------------- its work
 
     def work(self, seconds: float, clock_share: float) -> None:
         """Let so many seconds pass on a board at this share of its full clock."""
-        plan = self._plan
-        if plan is None or self._is_paused or not self._is_running:
+        work = self._work
+        if work is None or self._is_paused or not self._is_running:
             return
         if self._stop_in_s is not None:
             self._stop_in_s -= seconds
@@ -94,22 +118,28 @@ class SimulatedTrainer:
             return
         self._heard_s = self._clock.now_s()
         self._done_s += seconds * self._duty * clock_share
+        if self._done_s > work.start_s and not self._is_planned:
+            self._plan()
+            return
         trained_s = self._trained_s
-        if self._done_s > plan.start_s:
-            self.rss_mib = plan.peak_mib
-        if trained_s - self._kept_s >= max(60.0, plan.train_s / 20):
+        if 0 < trained_s < work.train_s:
+            self._stepping_s += seconds * self._duty
+        self._slept_s += seconds * (1 - self._duty)
+        if self._done_s > work.start_s:
+            self.rss_mib = work.peak_mib
+        if trained_s - self._kept_s >= max(60.0, work.train_s / 20):
             self._keep()
-        phase = "start" if self._done_s < plan.start_s else "training" if trained_s < plan.train_s else "measuring"
-        share = 1.0 if plan.train_s <= 0 else trained_s / plan.train_s
+        phase = "start" if self._done_s < work.start_s else "training" if trained_s < work.train_s else "measuring"
+        share = 1.0 if work.train_s <= 0 else trained_s / work.train_s
         self.last_progress = Progress(phase=phase, step=round(1000 * share), steps=1000, at_s=self._clock.now_s())
-        if self._done_s >= plan.start_s + (plan.train_s - self._before_s) + plan.finish_s:
+        if self._done_s >= work.start_s + (work.train_s - self._before_s) + work.finish_s:
             self._publish()
 
     @property
     def _trained_s(self) -> float:
-        assert self._plan is not None
-        done_s = self._before_s + max(0.0, self._done_s - self._plan.start_s)
-        return min(self._plan.train_s, done_s)
+        assert self._work is not None
+        done_s = self._before_s + max(0.0, self._done_s - self._work.start_s)
+        return min(self._work.train_s, done_s)
 
     def _keep(self) -> None:
         """Write a checkpoint: the weights and their momentum."""
@@ -134,7 +164,20 @@ class SimulatedTrainer:
             self._leave(EXIT_TRAINER_OUTCOME, TrainerOutcome.DISK_FULL, f"cannot publish: {error.strerror}")
             return
         self.written_so_far += round(4 * self._network.parameters_m * 1e6)
+        if self._journal and self._work is not None:
+            self._journal["measured"] = {
+                "points": [to_plain(self._step(spec, self._work))], "peak_mib": self._work.peak_mib,
+                "other_mib": model.AT_REST_MIB, "stepping_s": self._stepping_s, "slept_s": self._slept_s,
+            }  # fmt: skip
+            self._write_journal()
         self._leave(EXIT_OK, TrainerOutcome.PUBLISHED, "")
+
+    def _step(self, spec: RoundSpec, work: Work) -> StepPoint:
+        """One of its training steps, as a real trainer tells of it."""
+        return StepPoint(
+            workload=self._network.workload(), batch_size=spec.recipe.batch_size, threads=spec.recipe.threads,
+            rest_mib=model.AT_REST_MIB, peak_mib=work.peak_mib, step_s=work.train_s / model.steps(spec),
+        )  # fmt: skip
 
     def _leave(self, exit_code: int, outcome: TrainerOutcome, message: str) -> None:
         if self._end is not None and not self._end.done():

@@ -187,12 +187,13 @@ def test_a_budget_that_the_board_cannot_measure_is_refused_as_by_the_daemon() ->
 
 
 def test_what_cannot_fit_into_memory_is_told() -> None:
-    """The trainer takes smaller batches first; where one image is too much, the round says so."""
+    """A step goes through in parts first; where eight images at a time are too much, the round says so, with the key."""
     small = simulate(config("{trainer_memory_max: 480MiB}"), replace(BUSY, days=0.06))
     fits = simulate(config("{trainer_memory_max: 900MiB}"), replace(BUSY, days=0.06))
 
     assert "does not fit" in small.rounds[1]["message"]
-    assert small.rounds[1]["outcome"] == "out_of_memory"
+    assert "of 480 (budgets.trainer_memory_max)" in small.rounds[1]["message"]
+    assert small.rounds[1]["outcome"] == "will_not_fit"
     assert fits.rounds[1]["outcome"] == "promoted"
 
 
