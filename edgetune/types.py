@@ -303,6 +303,7 @@ class Forecast:
     reason: str  # why not, with the number that does not fit; else what differs from what the configuration asks for
     calibrated_on: int  # rounds
     beside_mib: float = 0.0  # that a teacher's process holds, which counts as the round's
+    max_steps: int | None = None  # of its training, fewer than configured because all would take too long; None: all
 
 
 # --------------------------------------------------------------------------------------------------- rounds

@@ -98,13 +98,13 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rounds:
         return ["no round began"]
     shown = rounds[-_ROUNDS_SHOWN:]
-    rows = [("round", "kind", "began", "ended", "trained", "energy", "outcome", "")]
+    rows = [("round", "kind", "began", "ended", "forecast", "trained", "energy", "outcome", "")]
     for each in shown:
         energy = "-" if each["energy_wh"] is None else f"{each['energy_wh']:.1f} Wh"
-        trained = "-" if each["trained_s"] is None else _hours(each["trained_s"])
+        forecast, trained = ("-" if each[name] is None else _hours(each[name]) for name in ("forecast_s", "trained_s"))
         rows.append(
             (
-                str(each["id"]), each["kind"], _when(each["began"]), _when(each["ended"]), trained, energy,
+                str(each["id"]), each["kind"], _when(each["began"]), _when(each["ended"]), forecast, trained, energy,
                 each["outcome"], _first(each["message"] or each["reason"]),
             )
         )  # fmt: skip

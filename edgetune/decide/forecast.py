@@ -8,7 +8,7 @@ because a round that passes those is stopped in time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +87,30 @@ def choose(ways: Iterable[Forecast], allowed: Allowance) -> Forecast:
         last = replace(way, fits=False, reason=why)
     assert last is not None, "there is a way to run a round"
     return last
+
+
+def choose_shorter(
+    ways: Callable[[float], Iterable[Forecast]], allowed: Allowance, shares: Sequence[float]
+) -> Forecast:
+    """
+    The first way that fits with as much of the training as can be had; where none does, why all of it does not.
+
+    A site whose samples grow in number would else pass a budget of time one day, and never learn again.
+
+    Args:
+        ways: best first, with so much of the training, 0..1; see `choose`.
+        allowed: the budgets.
+        shares: that are tried, the first is 1.
+    """
+    whole = choose(ways(shares[0]), allowed)
+    if whole.fits:
+        return whole
+    for share in shares[1:]:
+        chosen = choose(ways(share), allowed)
+        if chosen.fits:
+            why = f"{chosen.max_steps} steps, {share:.0%} of the training, because with all of it {whole.reason}"
+            return replace(chosen, reason="; ".join(filter(None, (why, chosen.reason))))
+    return whole
 
 
 def describe_way(forecast: Forecast) -> str:

@@ -12,7 +12,7 @@ import psutil
 from edgetune.decide.forecast import (
     LEAST_OTHER_MIB,
     Allowance,
-    choose,
+    choose_shorter,
     in_parts,
     largest,
     paced,
@@ -30,6 +30,7 @@ from edgetune.learn.tuner import Tuner
 from edgetune.types import BoardHistory, Cut, Forecast, Interval, Manifest, Recipe, Workload
 
 _MIB, _FLOAT_BYTES = 2**20, 4
+_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)  # of the training, where all of it takes too long
 _SMALLEST_BATCH = 8  # a batch norm's statistics of fewer images are noise
 _SURE = 1.25  # high over likely of a step's seconds: a board that is known better needs no micro-profile
 FEWEST_ROUNDS = 3  # of which the same is said
@@ -54,6 +55,13 @@ class Steps:
     before: int
     after: int
 
+    def at_most(self, count: int) -> Steps:
+        """So many, in the same proportion."""
+        if self.before + self.after <= count:
+            return self
+        before = count * self.before // (self.before + self.after)
+        return Steps(before, count - before)
+
 
 def steps_of(recipe: Recipe, epoch_steps: int, *, is_cut: bool, is_cut_first: bool) -> Steps:
     """
@@ -65,12 +73,12 @@ def steps_of(recipe: Recipe, epoch_steps: int, *, is_cut: bool, is_cut_first: bo
         is_cut: it has a phase before the cut.
         is_cut_first: all of it comes after the cut.
     """
-    before = math.ceil(recipe.epochs_before * epoch_steps) if is_cut else 0
-    after = math.ceil(recipe.epochs_after * epoch_steps)
-    if recipe.max_steps is not None and before + after > recipe.max_steps:
-        before = before * recipe.max_steps // (before + after)
-        after = recipe.max_steps - before
-    return Steps(0, before + after) if is_cut_first else Steps(before, after)
+    steps = Steps(
+        math.ceil(recipe.epochs_before * epoch_steps) if is_cut else 0, math.ceil(recipe.epochs_after * epoch_steps)
+    )
+    if recipe.max_steps is not None:
+        steps = steps.at_most(recipe.max_steps)
+    return Steps(0, steps.before + steps.after) if is_cut_first else steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,13 +179,26 @@ class Planner:
         is_known = len(self._rounds) >= FEWEST_ROUNDS and guess.high <= _SURE * guess.likely
         if may_measure and not is_known:
             self._board.learn(self._tuner.profile(self._network))
-        chosen = choose(self._ways(), allowance(self._recipe))
+        chosen = choose_shorter(self._ways, allowance(self._recipe), self._shares())
         self._tuner.updating.name, self._tuner.accumulation = chosen.update, chosen.accumulation
         return chosen
 
-    def _ways(self) -> Iterator[Forecast]:
+    def _shares(self) -> list[float]:
+        """Of the training, that may be tried: a search keeps within its time by itself, and less than an epoch is none."""
+        steps = self._course.before + self._course.after
+        if self._course.trials:
+            return [1.0]
+        return [share for share in _SHARES if share == 1 or share * steps >= self._tuner.epoch_steps]
+
+    def _ways(self, share: float) -> Iterator[Forecast]:
         """Best first: with everything trained, in smaller and smaller parts of a step; then with less trained."""
         tuner, recipe = self._tuner, self._recipe
+        course, max_steps = self._course, None
+        if share < 1:
+            max_steps = math.ceil(share * (course.before + course.after))
+            steps = Steps(course.before, course.after).at_most(max_steps)
+            judged = math.ceil(share * course.judged_images)
+            course = replace(course, before=steps.before, after=steps.after, judged_images=judged)
         for name in ["full"] if self._course.level > 0 else tuner.updating.ways(self._network, recipe.update):
             work = self._whole
             if name != "full":
@@ -185,14 +206,14 @@ class Planner:
                 work = tuner.workload(self._network, part, is_from_cut=name == "latent")
             accumulation = 1
             while accumulation == 1 or recipe.batch_size / accumulation >= _SMALLEST_BATCH:
-                yield self._forecast(name, work, accumulation)
+                yield replace(self._forecast(course, name, work, accumulation), max_steps=max_steps)
                 accumulation *= 2
 
-    def _forecast(self, name: str, work: Workload, accumulation: int) -> Forecast:
+    def _forecast(self, course: Course, name: str, work: Workload, accumulation: int) -> Forecast:
         each = math.ceil(self._recipe.batch_size / accumulation)
-        cut = _narrower(work, 1 - self._course.level, self._recipe.level_of, self._cuts)
-        per_step = in_parts(accumulation) * (1 + (_FORWARD if self._course.is_taught else 0.0))
-        duration = self._duration(name, cut, each, per_step)
+        cut = _narrower(work, 1 - course.level, self._recipe.level_of, self._cuts)
+        per_step = in_parts(accumulation) * (1 + (_FORWARD if course.is_taught else 0.0))
+        duration = self._duration(course, name, cut, each, per_step)
         watts = [figures.power_w for figures in self._rounds if figures.power_w is not None]
         return Forecast(
             peak_mib=self._peak(cut, each),
@@ -206,7 +227,7 @@ class Planner:
             fits=False,
             reason="",
             calibrated_on=len(self._rounds),
-            beside_mib=0.0 if self._course.asking is None else self._course.asking.held_mib,
+            beside_mib=0.0 if course.asking is None else course.asking.held_mib,
         )
 
     def _peak(self, cut: Workload, each: int) -> Interval:
@@ -228,8 +249,8 @@ class Planner:
             [step, least, ranking, probing, times(step, spread(shares, Interval(low=0.0, likely=0.0, high=1.0)))]
         )
 
-    def _duration(self, name: str, cut: Workload, each: int, per_step: float) -> Interval:
-        course, most_s = self._course, self._recipe.search_time_max_s
+    def _duration(self, course: Course, name: str, cut: Workload, each: int, per_step: float) -> Interval:
+        most_s = self._recipe.search_time_max_s
         whole_s, cut_s = self._board.step_s(self._whole, each), self._board.step_s(cut, each)
         looks = course.judged_images / each * _FORWARD
         parts = [times(whole_s, course.before * per_step), times(cut_s, course.after * per_step + looks)]

@@ -156,7 +156,9 @@ class RoundSetup:
     def follow(self, plan: Forecast) -> None:
         """Run the round as its plan says."""
         self.tuner.updating.name, self.tuner.accumulation = plan.update, plan.accumulation
-        self.recipe = replace(self.recipe, accumulation=plan.accumulation)
+        self.recipe = replace(
+            self.recipe, accumulation=plan.accumulation, max_steps=plan.max_steps or self.recipe.max_steps
+        )
 
     def note_teacher(self) -> None:
         """Write down what was asked of it so far."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.decide.forecast import Allowance, choose, in_parts, paced, spread, times
+from edgetune.decide.forecast import Allowance, choose_shorter, in_parts, paced, spread, times
 from edgetune.types import Cost, Forecast, Interval, Latency, RoundKind, RoundSpec, Split, Workload
 
 AT_REST_MIB = 330.0  # Python with torch, before it has a network
@@ -33,6 +33,7 @@ _PEAK_AT_FIRST, _PEAK_KNOWN = Interval(low=0.9, likely=1.0, high=1.15), Interval
 _TIME_AT_FIRST, _TIME_KNOWN = Interval(low=0.6, likely=1.0, high=1.6), Interval(low=0.85, likely=1.0, high=1.2)
 _PEAK_NOISE, _TIME_NOISE = 0.02, 0.07  # of one round; no more than twice as much
 _KNOWN_AFTER = 3  # rounds
+_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
 _SMALLEST_BATCH = 8
 _DUTY_MIN = 0.05
 _NO_POWER = Interval(low=0.0, likely=0.0, high=0.0)
@@ -85,13 +86,13 @@ class Work:
         return self.start_s + self.train_s + self.finish_s
 
 
-def work(spec: RoundSpec, network: Network, gmac_per_s: float, *, accumulation: int = 1) -> Work:
-    """What a round is likely to take whose steps are made in so many parts."""
+def work(spec: RoundSpec, network: Network, gmac_per_s: float, *, accumulation: int = 1, share: float = 1.0) -> Work:
+    """What a round is likely to take whose steps are made in so many parts, with so much of the training."""
     recipe, slower = spec.recipe, REFERENCE_GMAC_PER_S / gmac_per_s
     training = sum(sample.split is Split.TRAINING for sample in spec.samples)
     others = len(spec.samples) - training
     passes = (4.0 if recipe.distillation > 0 else 3.0) * training * epochs(spec) + 2.0 * others + training
-    train_s = passes * network.gmac / (gmac_per_s * network.speed) * in_parts(accumulation) / accumulation
+    train_s = share * passes * network.gmac / (gmac_per_s * network.speed) * in_parts(accumulation) / accumulation
     if spec.kind is RoundKind.IMPRINT:
         train_s = _IMPRINT_S * slower
     return Work(
@@ -119,24 +120,25 @@ def taken(spec: RoundSpec, likely: Work, *, seed: int) -> Work:
 def plan(spec: RoundSpec, network: Network, gmac_per_s: float, *, duty: float = 1.0) -> Forecast:
     """How the round is run at such a pace so that it fits, or that it does not, as `decide.forecast` chooses."""
     recipe = spec.recipe
-    return choose(
-        _ways(spec, network, gmac_per_s, duty),
+    return choose_shorter(
+        lambda share: _ways(spec, network, gmac_per_s, duty, share),
         Allowance(peak_mib=recipe.memory_max_mib, duration_s=recipe.time_max_s, energy_j=recipe.energy_max_j),
+        _SHARES if spec.kind is RoundKind.ADAPT or recipe.search == "none" else _SHARES[:1],
     )
 
 
-def _ways(spec: RoundSpec, network: Network, gmac_per_s: float, duty: float) -> Iterator[Forecast]:
+def _ways(spec: RoundSpec, network: Network, gmac_per_s: float, duty: float, share: float) -> Iterator[Forecast]:
     """Best first: in smaller and smaller parts of a step."""
     recipe, rounds = spec.recipe, spec.history.rounds
     peak, time = (_PEAK_KNOWN, _TIME_KNOWN) if len(rounds) >= _KNOWN_AFTER else (_PEAK_AT_FIRST, _TIME_AT_FIRST)
     watts = [figures.power_w for figures in rounds if figures.power_w is not None]
     accumulation = 1
     while accumulation == 1 or recipe.batch_size / accumulation >= _SMALLEST_BATCH:
-        likely = work(spec, network, gmac_per_s, accumulation=accumulation)
+        likely = work(spec, network, gmac_per_s, accumulation=accumulation, share=share)
         duration = paced(times(time, likely.whole_s), max(_DUTY_MIN, duty), spec.history.duties)
         yield Forecast(
             peak_mib=times(peak, likely.peak_mib),
-            step_s=times(time, likely.train_s / steps(spec)),
+            step_s=times(time, likely.train_s / (share * steps(spec))),
             duration_s=duration,
             energy_j=times(duration, spread(watts, _NO_POWER)) if watts else None,
             batch_size=math.ceil(recipe.batch_size / accumulation),
@@ -146,6 +148,7 @@ def _ways(spec: RoundSpec, network: Network, gmac_per_s: float, duty: float) -> 
             fits=False,
             reason="",
             calibrated_on=len(rounds),
+            max_steps=None if share == 1 else math.ceil(share * steps(spec)),
         )
         accumulation *= 2
 

@@ -16,7 +16,7 @@ from edgetune.simulate.candidate import compare, publish_candidate, read_manifes
 from edgetune.simulate.network import Network, Work
 from edgetune.store import durable
 from edgetune.store.models import version_name
-from edgetune.types import RoundKind, RoundSpec, StepPoint, TrainerOutcome
+from edgetune.types import Forecast, RoundKind, RoundSpec, StepPoint, TrainerOutcome
 from edgetune.wire import from_json, to_plain
 
 _CHECKPOINT = "checkpoint.simulated.json"
@@ -80,12 +80,15 @@ class SimulatedTrainer:
         with suppress(OSError, ValueError):
             self._journal = json.loads((round_dir / "journal.json").read_bytes())
         made = self._journal.get("forecast")
-        self._take(1 if made is None else int(made["accumulation"]))
+        self._take(None if made is None else from_json(Forecast, json.dumps(made)))
         self._is_planned = made is not None or self.spec.kind is RoundKind.IMPRINT
 
-    def _take(self, accumulation: int) -> None:
+    def _take(self, plan: Forecast | None) -> None:
+        """Work as planned; None: there is no plan yet."""
         assert self.spec is not None
-        likely = model.work(self.spec, self._network, self._gmac_per_s, accumulation=accumulation)
+        parts, fewer = (1, None) if plan is None else (plan.accumulation, plan.max_steps)
+        share = 1.0 if fewer is None else fewer / model.steps(self.spec)
+        likely = model.work(self.spec, self._network, self._gmac_per_s, accumulation=parts, share=share)
         self._work = model.taken(self.spec, likely, seed=self._seed)
 
     def _plan(self) -> None:
@@ -95,7 +98,7 @@ class SimulatedTrainer:
         self._is_planned = True
         self._journal = {"starts": 1, "bare_mib": model.AT_REST_MIB, "forecast": to_plain(plan)}
         self._write_journal()
-        self._take(plan.accumulation)
+        self._take(plan)
         if not plan.fits:
             self._leave(EXIT_TRAINER_OUTCOME, TrainerOutcome.WILL_NOT_FIT, f"the round does not fit: {plan.reason}")
 

@@ -12,6 +12,7 @@ from site_on_disk import Site, drop, write_config
 
 from edgetune.daemon import forecasts
 from edgetune.daemon.service import DaemonService
+from edgetune.daemon.spending import Spending
 from edgetune.errors import ConflictError
 from edgetune.types import BoardHistory, Quantity, RoundFigures, RoundState, TrainerOutcome
 
@@ -23,7 +24,7 @@ FORECAST = {
     "peak_mib": {"low": 350.0, "likely": 400.0, "high": 450.0}, "step_s": {"low": 0.1, "likely": 0.2, "high": 0.3},
     "duration_s": {"low": 1.0, "likely": 2.0, "high": 3.0}, "energy_j": None, "batch_size": 64, "accumulation": 1,
     "threads": 2, "update": "full", "fits": True, "reason": "", "calibrated_on": 0,
-    "beside_mib": 0.0,
+    "beside_mib": 0.0, "max_steps": None,
 }  # fmt: skip
 JOURNAL = {
     "starts": 1, "forecast": FORECAST,
@@ -226,6 +227,18 @@ def test_any_round_teaches_what_training_draws(changes: dict[str, object]) -> No
     """In pieces or searched: the board's power is that of training, whatever the round took beside its steps."""
     (figures,) = forecasts.learn(BoardHistory(), {**JOURNAL, **changes}, trained_s=100.0, trained_j=650.0).rounds
     assert figures == RoundFigures(power_w=6.5, is_reshape="pruned_first" in changes)
+
+
+def test_a_round_teaches_the_pace_that_it_was_let_train_at() -> None:
+    """Also one that published nothing; too short a one tells nothing."""
+    history = forecasts.learn(BoardHistory(), {}, trained_s=100.0, trained_j=None, duty=0.4)
+    assert forecasts.learn(history, {}, trained_s=1.0, trained_j=None, duty=None).duties == (0.4,)
+    spending = Spending()
+    spending.add(50.0, None, 0.0, duty=1.0)
+    assert spending.duty is None
+    spending.add(150.0, None, 50.0, duty=0.2)
+    assert spending.duty == pytest.approx(0.4)
+    assert Spending.from_state(spending.as_state()).duty == pytest.approx(0.4)
 
 
 def test_a_bare_trainer_is_known_from_any_round_and_counts_where_memory_is_limited() -> None:

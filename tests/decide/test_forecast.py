@@ -12,11 +12,13 @@ from edgetune.decide.forecast import (
     LEAST_OTHER_MIB,
     Allowance,
     choose,
+    choose_shorter,
     cut_of,
     errors,
     excess,
     in_parts,
     largest,
+    paced,
     spread,
     times,
     total,
@@ -38,6 +40,30 @@ def way(mib: float = 400, seconds: float = 60, joules: float | None = None, **ch
         "update": "full", "fits": False, "reason": "", "calibrated_on": 0,
     }  # fmt: skip
     return Forecast(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_where_all_of_the_training_takes_too_long_as_much_of_it_as_fits_is_done() -> None:
+    """With the number that did not fit; what no share helps is refused for what all of it would take."""
+
+    def ways(share: float) -> list[Forecast]:
+        return [way(seconds=share * 100, max_steps=None if share == 1 else round(share * 1000))]
+
+    shares = (1.0, 0.75, 0.5, 0.25)
+    assert choose_shorter(ways, Allowance(duration_s=100), shares).max_steps is None
+    found = choose_shorter(ways, Allowance(duration_s=60), shares)
+    assert (found.fits, found.max_steps) == (True, 500)
+    assert "500 steps, 50% of the training" in found.reason
+    assert "1.67min of 1min (budgets.round_time_max)" in found.reason
+    for allowed in (Allowance(duration_s=20), Allowance(peak_mib=100)):
+        refused = choose_shorter(ways, allowed, shares)
+        assert (refused.fits, refused.max_steps) == (False, None)
+
+
+def test_work_is_paced_as_most_rounds_were() -> None:
+    """The pace of one moment is the likely one only where no round has told; the ends hold the fastest and the slowest."""
+    worked = Interval(low=80.0, likely=100.0, high=120.0)
+    assert paced(worked, 0.5, ()) == Interval(low=160.0, likely=200.0, high=240.0)
+    assert paced(worked, 0.1, (0.5, 0.8, 0.4)) == Interval(low=100.0, likely=200.0, high=1200.0)
 
 
 def test_without_budgets_everything_fits() -> None:

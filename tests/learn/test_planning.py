@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,8 +22,8 @@ from test_tuner import make_tuner, same_bits
 from edgetune.learn import round_setup
 from edgetune.learn.data import MEMORY_MAX_BYTES, held_bytes
 from edgetune.learn.finetune import fine_tune
-from edgetune.learn.network import state_tensors
-from edgetune.learn.planning import Asking, Course, Planner, allowance
+from edgetune.learn.network import Network, state_tensors
+from edgetune.learn.planning import Asking, Course, Planner, Steps, allowance
 from edgetune.learn.recipe import plan_round
 from edgetune.learn.tuner import Tuner
 from edgetune.types import (
@@ -92,6 +93,38 @@ def test_where_there_is_no_time_even_for_the_output_layer_a_round_is_refused() -
     assert "of 1s (budgets.round_time_max)" in late.reason
 
 
+def test_where_time_is_short_a_round_trains_for_fewer_steps() -> None:
+    """In the same proportion before and after a cut; a search keeps within its time by itself."""
+    course = Course(before=1000, after=3000, level=0.5)
+    history = BoardHistory(rounds=(RoundFigures(other_s=1.0, is_reshape=True),))
+    whole = planned(AUTO, course, history=history)
+    assert whole.max_steps is None
+    tight = replace(AUTO, time_max_s=0.6 * whole.duration_s.likely)
+    short = planned(tight, course, history=history)
+    assert short.fits
+    assert short.max_steps in (1000, 1400, 2000)  # quarters and halves: the board is measured anew each time
+    assert "(budgets.round_time_max)" in short.reason
+    assert Steps(1000, 3000).at_most(2000) == Steps(500, 1500)
+    searched = planned(tight, replace(course, trials=4, trial_steps=2000), history=history)
+    assert not searched.fits
+
+
+def test_a_round_trains_for_as_many_steps_as_its_plan_has(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after its cut together."""
+    trained: list[int] = []
+    real = Tuner.fine_tune
+
+    def fine_tune(self: Tuner, network: Network, name: str, steps: int, **how: Any) -> tuple[float, float] | None:
+        trained.append(steps)
+        return real(self, network, name, steps, **how)
+
+    monkeypatch.setattr(Tuner, "fine_tune", fine_tune)
+    directory = site.round_dir("shorter")
+    _prescribe(directory, max_steps=3)
+    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+    assert (len(trained), sum(trained)) == (2, 3)
+
+
 @pytest.mark.parametrize(("views", "asked"), [(None, 10 * 64), (1, 64)])
 def test_a_teacher_outside_takes_its_time_for_every_image_that_it_has_not_answered(
     views: int | None, asked: int
@@ -113,6 +146,8 @@ def test_a_trainer_that_is_slowed_down_takes_longer() -> None:
     slow.obey('{"duty": 0.5}')
     one, other = (planned(AUTO, history=history, control=control).duration_s for control in (fast, slow))
     assert other.likely == pytest.approx(2 * one.likely, rel=0.05)
+    known = planned(AUTO, history=replace(history, duties=(0.8,)), control=slow).duration_s
+    assert known.likely == pytest.approx(one.likely / 0.8, rel=0.05), "rounds here were slowed down less as a rule"
 
 
 def test_a_round_takes_beside_its_steps_what_rounds_of_its_kind_took() -> None:
@@ -336,10 +371,10 @@ def test_the_threads_of_a_round_are_chosen_once(site: Site) -> None:
     assert torch.get_num_threads() == journal(directory)["threads"] == 2
 
 
-def _prescribe(directory: Path, *, accumulation: int) -> None:
+def _prescribe(directory: Path, **changes: int) -> None:
     """A plan as a start before this one would have left it."""
     spec = from_json(RoundSpec, (directory / "spec.json").read_bytes())
     plan_round(directory, spec, RecordingControl())
     written = journal(directory)
-    written["forecast"]["accumulation"] = accumulation  # type: ignore[index]
+    written["forecast"] |= changes  # type: ignore[operator]
     (directory / "journal.json").write_text(json.dumps(written))
