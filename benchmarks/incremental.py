@@ -225,13 +225,15 @@ class Learner:
             )  # fmt: skip
         old, targets = logits[:0], labels[:0]
         if olds:
-            old, targets = olds[0][0], self._normaliser.labels(olds[0][1].labels)
+            old = torch.cat([answered for answered, _ in olds])
+            targets = torch.cat([self._normaliser.labels(drawn.labels) for _, drawn in olds])
         if way.loss == "er_ace":
             loss = er_ace_loss(logits, labels, old, targets, self._seen)
         else:
             loss = rehearsal_loss(logits, labels, old, targets)
         if olds and way.alpha:
-            loss = loss + way.alpha * logits_replay_loss(old, self._stored(olds[0][1]))
+            stored = torch.cat([self._stored(drawn) for _, drawn in olds])
+            loss = loss + way.alpha * logits_replay_loss(old, stored)
         return loss
 
     def _stored(self, drawn: Remembered) -> torch.Tensor:
