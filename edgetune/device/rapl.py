@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgetune.device.sysfs import POWER_MAX_W, SensorValue, UnreadableError, possible_power_w, read_number, says, shown
 
+_STEP_J = 2**-14  # of a counter, as processors of the last years have it; older ones count finer
 _FORBIDDEN = "the energy counters are for root alone: docs/operations.md, Sensors, opens them to the service"
 
 
@@ -52,7 +53,8 @@ class RaplPower:
         whole = [zone for zone in zones if _is_platform(zone)]
         counted = [zone for zone in whole if watts[zone] > 0] or [zone for zone in zones if zone not in whole]
         source = "+".join(shown(self._root, zone) for zone in counted)
-        return SensorValue(possible_power_w(sum(watts[zone] for zone in counted), source), source)
+        step_w = len(counted) * _STEP_J / (now_s - last[counted[0]].at_s)
+        return SensorValue(possible_power_w(sum(watts[zone] for zone in counted), source), source, step_w)
 
     def _watts(self, zone: Path, last: _Mark | None, mark: _Mark) -> float:
         if last is None or mark.at_s <= last.at_s:

@@ -33,6 +33,7 @@ _NOW = {
     2: "clocks are throttled",
     3: "it is over the soft limit of heat",
 }
+_PMIC_STEP_A = 0.00097593  # of which recorded currents are multiples; those of some small rails of a sixteenth
 _PMIC_REFRESH_S = 0.5  # its mean over a tick is wanted
 _MISSING = "vcgencmd is not installed: apt install raspi-utils"
 _FORBIDDEN = (
@@ -73,11 +74,11 @@ class Vcgencmd:
                 self._is_without_pmic = True
                 return None
             raise
-        watts, rails = pmic_power(text)
+        watts, rails, step_w = pmic_power(text)
         if rails < self._rails:
             raise UnreadableError(f"vcgencmd pmic_read_adc gives {rails} of {self._rails} rails")
         self._rails = rails
-        return SensorValue(watts, f"vcgencmd pmic_read_adc ({rails} rails, without USB)", None, age_s)
+        return SensorValue(watts, f"vcgencmd pmic_read_adc ({rails} rails, without USB)", step_w, age_s)
 
     def temperature(self) -> SensorValue:
         """
@@ -125,9 +126,9 @@ class Vcgencmd:
         return text.strip(), age_s
 
 
-def pmic_power(text: str) -> tuple[float, int]:
+def pmic_power(text: str) -> tuple[float, int, float]:
     """
-    Watts of all rails with a current and a voltage, and how many these are.
+    Watts of all rails with a current and a voltage, how many these are, and the smallest step in watts that the sum can make for sure.
 
     Raises:
         UnreadableError: a current has no voltage, a value is none, or there is no rail at all.
@@ -139,7 +140,7 @@ def pmic_power(text: str) -> tuple[float, int]:
     rails = [rail for rail, unit in values if unit == "A"]
     if not rails:
         raise UnreadableError(f"vcgencmd pmic_read_adc says {text[:40]!r}")
-    total_w = 0.0
+    total_w = step_w = 0.0
     for rail in rails:
         if (rail, "V") not in values:
             raise UnreadableError(
@@ -149,7 +150,8 @@ def pmic_power(text: str) -> tuple[float, int]:
         if watts < 0:
             raise UnreadableError(f"vcgencmd pmic_read_adc says {watts:g} W on {rail}, which cannot be")
         total_w += watts
-    return possible_power_w(total_w, "vcgencmd pmic_read_adc"), len(rails)
+        step_w += _PMIC_STEP_A * values[rail, "V"]
+    return possible_power_w(total_w, "vcgencmd pmic_read_adc"), len(rails), step_w
 
 
 def throttled(root: Path, vcgencmd: Vcgencmd | None) -> tuple[str, SensorValue] | None:

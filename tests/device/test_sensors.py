@@ -45,7 +45,11 @@ def test_rapl_needs_two_readings_and_survives_its_wrap_around(tmp_path: Path, cl
         "sys/class/powercap/intel-rapl:1/energy_uj": str(11_000_000),
         "sys/class/powercap/intel-rapl:0:0/energy_uj": str(900_000_000), "sys/class/powercap/intel-rapl:0:1/energy_uj": str(5_000_000),
     })  # fmt: skip
-    assert sensors.read(None).values[POWER].value == pytest.approx((20 + 10 + 4) / 2)
+    found = sensors.read(None).values[POWER]
+    assert found.value == pytest.approx((20 + 10 + 4) / 2)
+    assert found.resolution == pytest.approx(3 * 61e-6 / 2, rel=0.01), (
+        "three counters in steps of 61 uJ, over two seconds"
+    )
 
 
 def test_a_counter_that_may_have_gone_round_twice_says_nothing(tmp_path: Path, clock: Hands) -> None:
