@@ -12,8 +12,9 @@ Arms at each level, with the same number of training steps but for agnostic:all:
     agnostic:all    the same, given ten times the steps: as many epochs, of all the 40,000 images
     agnostic+site   the same filters, retrained on the site's images
     general:CRITERION ranked at once by the criterion on images of all hundred classes, retrained on the site's images
+    first:CRITERION ranked at once on the site's images, and retrained on them: all of the training comes after the cut
     aware:CRITERION tuned on the site's images, ranked by the criterion on them, pruned, retrained on them
-    width:CRITERION the same with `--unit latency`, where general and aware take residual branches out first: narrower
+    width:CRITERION the same with `--unit latency`, where the three others take residual branches out first: narrower
                     layers alone
 
 The deployed model was trained on the first 400 images of each class. "seen": the device shows those (the paper's
@@ -269,7 +270,7 @@ class Grid:
             most = self._most if cell.arm == "agnostic" else None
             network, spent = self._agnostic(cell.level, cell.seed, most)
             return self.finished(cell, network, data, spent)
-        if cell.arm == "agnostic+site" or cell.arm.startswith("general:"):
+        if cell.arm == "agnostic+site" or cell.arm.startswith(("general:", "first:")):
             return self._untuned(cell, data)
         return self._aware(cell, self._tuned(cell.subset, cell.seed), data)
 
@@ -309,12 +310,13 @@ class Grid:
         return network, spent
 
     def _untuned(self, cell: Cell, data: Site) -> Cell:
-        """Cut at once without the site's images, then trained on them."""
-        criterion = cell.arm.partition(":")[2] or "l1"
-        everything = self._everything(cell.seed, self._most)
+        """Cut at once, then trained on the site's images."""
+        kind, _, criterion = cell.arm.partition(":")
+        criterion = criterion or "l1"
+        looked_at = data if kind == "first" else self._everything(cell.seed, self._most)
         with spending() as spent:
             network = self.cut(
-                copy.deepcopy(self._base), criterion, everything, cell.level, cell.seed,
+                copy.deepcopy(self._base), criterion, looked_at, cell.level, cell.seed,
                 takes_branches=criterion != "l1",
             )  # fmt: skip
             self.train(

@@ -28,6 +28,7 @@ _COLUMNS = {
     "agnostic:all": "agnostic, all images",
     "agnostic+site": "agnostic filters + site",
     "general:taylor": "taylor on all classes + site",
+    "first:taylor": "taylor on the site, cut at once",
     "aware:l1": "data-aware, l1 (the paper's)",
 }
 _BOOTSTRAPPED = "trapezoidal mean over the levels there are (95 % of the bootstrap over subset and seed)"
@@ -71,7 +72,7 @@ def _column(arm: str) -> str:
 
 def _name(arm: str) -> str:
     kind, _, criterion = arm.partition(":")
-    return criterion + {"width": ", width alone", "general": " on all classes"}.get(kind, "")
+    return criterion + {"width": ", width alone", "general": " on all classes", "first": ", cut at once"}.get(kind, "")
 
 
 def _line(*cells: str) -> str:
@@ -95,7 +96,7 @@ def gain_lines(cells: Sequence[Cell]) -> list[str]:
     found = {
         arm: by_over
         for arm in arms_in(cells)
-        if arm.startswith(("aware", "width", "general")) and (by_over := _gains_over_others(cells, arm))
+        if arm.startswith(("aware", "width", "general", "first")) and (by_over := _gains_over_others(cells, arm))
     }
     if not found:
         return []

@@ -20,7 +20,7 @@ from edgetune.types import CRITERIA
 
 PAPER_LEVELS = (25.0, 50.0, 75.0, 90.0, 95.0)
 SEEDS = (0, 1)
-BASELINES = ("agnostic", "agnostic:all", "agnostic+site", "general:taylor")
+BASELINES = ("agnostic", "agnostic:all", "agnostic+site", "general:taylor", "first:taylor")
 EVERY_ARM = (*BASELINES, *(f"aware:{name}" for name in CRITERIA))
 _DRAWS = 10_000  # of the bootstrap
 HIGH_LEVEL = 75.0  # levels from here on count as high
@@ -132,7 +132,7 @@ def _summary(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
         ("gain in test top-1, percentage points", "mean (95 % of the bootstrap)", "largest cell", "pairs")
     ]
     for arm in arms_in(cells):
-        if not arm.startswith(("aware", "width", "general")) and arm != "agnostic+site":
+        if not arm.startswith(("aware", "width", "general", "first")) and arm != "agnostic+site":
             continue
         for over in BASELINES:
             if arm == over:
