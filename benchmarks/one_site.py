@@ -70,11 +70,12 @@ class OneSite:
         )  # fmt: skip
 
     def pruned(self, recipe: Recipe) -> Network:
-        """Tuned, cut to the recipe's level of parameters, retrained."""
+        """Tuned where the recipe has epochs for that, cut to its level of parameters, retrained."""
         recipe = settle(recipe, self.architecture)
         tuner = self.tuner(recipe)
         network = tuner.place(copy.deepcopy(self.given))
-        tuner.fine_tune(network, TUNE, round(recipe.epochs_before * tuner.epoch_steps))
+        if recipe.epochs_before:
+            tuner.fine_tune(network, TUNE, round(recipe.epochs_before * tuner.epoch_steps))
         whole = size_of(self.given, PREPROCESS)
         shape, _ = tuner.cut(network, share=1 - recipe.level, whole=whole, stopwatch=None)
         tuner.fine_tune(shape.network, RETRAIN, round(recipe.epochs_after * tuner.epoch_steps))
