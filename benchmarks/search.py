@@ -2,7 +2,8 @@
 How small and fast a network may become for a site, and what finding out costs: `steps` against the paper's `dapr`.
 
     python -m benchmarks.search --data DIR_WITH_cifar100.zip --weights resnet20_cifar100.safetensors
-        [--net cifar:resnet20] [--subset aquatic] [--strategies dapr equal steps] [--seeds 0] [--ratio 0.333] [--work DIR]
+        [--net cifar:resnet20] [--subset aquatic] [--strategies dapr equal steps] [--seeds 0] [--ratio 0.333]
+        [--order auto] [--work DIR]
 
 The given network was not trained on the site's images: 80 of each class are learnt from, 20 select, the 100 test images of
 each class are asked once at the end. The least latency is looked for at which validation accuracy is at most one point below
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--ratio", type=float)
     parser.add_argument("--distillation", type=float, default=0.5)
+    parser.add_argument("--order", choices=["auto", "tune_first", "prune_first"], default="auto")
     arguments = parser.parse_args()
     site = OneSite(arguments)
     say(f"{machine()}, {time.strftime('%Y-%m-%d')}, {arguments.threads} threads, {arguments.net}, {arguments.subset}")
@@ -56,7 +58,7 @@ def main() -> int:
         for strategy in (name for name in STRATEGIES if name in arguments.strategies):
             recipe = Recipe(
                 level_of="latency", epochs_before=2, seed=seed, threads=arguments.threads,
-                distillation=arguments.distillation,
+                distillation=arguments.distillation, order=arguments.order,
             )  # fmt: skip
             goal = Goal(
                 strategy="dapr" if strategy == "dapr" else "steps",

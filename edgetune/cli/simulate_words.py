@@ -19,6 +19,7 @@ _KINDS = {
 }
 _ROUNDS_SHOWN = 20
 _KEYS_SHOWN = 2
+_REASON_MAX = 72
 _TICKS_MAX = 2  # over a limit that the tick after the next must have ended
 MODELS = "The board, the images and the trainer are models; accuracies are made up. See docs/simulate.md."
 
@@ -105,17 +106,17 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
         rows.append(
             (
                 str(each["id"]), each["kind"], _when(each["began"]), _when(each["ended"]), forecast, trained, energy,
-                each["outcome"], _first(each["message"] or each["reason"]),
+                each["outcome"], _first(each["message"] or each["reason"], each["outcome"]),
             )
         )  # fmt: skip
     more = [f"({len(rounds) - len(shown)} earlier rounds: --json)"] if len(rounds) > len(shown) else []
     return [*columns(rows, right=(0,)).split("\n"), *more]
 
 
-def _first(text: str) -> str:
-    """What matters of a reason."""
-    head = text.partition(";")[0]
-    return head if len(head) <= 60 else f"{head[:57]}..."
+def _first(text: str, outcome: str) -> str:
+    """What matters of a reason, beside the outcome."""
+    head = text.partition(";")[0].removeprefix(f"{outcome}: ").removeprefix("the round does not fit: ")
+    return head if len(head) <= _REASON_MAX else f"{head[: _REASON_MAX - 3]}..."
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:
