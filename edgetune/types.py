@@ -303,7 +303,7 @@ class Forecast:
     reason: str  # why not, with the number that does not fit; else what differs from what the configuration asks for
     calibrated_on: int  # rounds
     beside_mib: float = 0.0  # that a teacher's process holds, which counts as the round's
-    max_steps: int | None = None  # of its training, fewer than configured because all would take too long; None: all
+    training: float = 1.0  # share of the epochs, 0..1, less than all because they would take too long
 
 
 # --------------------------------------------------------------------------------------------------- rounds

@@ -68,4 +68,5 @@ def met_lines(details: Mapping[str, Any]) -> list[str]:
         if value is not None and error is not None:
             side = "above" if error >= 0 else "below"
             parts.append(f"{word} {show(value)}, {abs(error):.1%} {side} its forecast")
-    return [f"took {'; '.join(parts)}"] if parts else []
+    shorter = [f"trained shorter: {forecast['reason']}"] if forecast.get("training", 1) < 1 else []
+    return shorter + ([f"took {'; '.join(parts)}"] if parts else [])

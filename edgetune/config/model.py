@@ -272,11 +272,13 @@ class Budgets(Section):
         "5%", "How far inside a limit a value must come back before work goes on, as a share of it."
     )
     round_time_max: PositiveDuration = key(
-        "2h", "A round is stopped after this much training time, and refused where its forecast is longer."
+        "2h",
+        "A round is stopped after this much training time; it trains for fewer epochs where its forecast is longer.",
     )
     round_energy_max: Joules | None = key(
         None,
-        "A round is stopped after the whole board used this much while it trained, and refused where its forecast is more.",
+        "A round is stopped after the whole board used this much while it trained; it trains for fewer epochs where its "
+        "forecast is more.",
         example="20Wh",
     )
     paused_max: PositiveDuration = key("2h", "A pause longer than this stops the trainer, which frees its memory.")

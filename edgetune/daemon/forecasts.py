@@ -15,6 +15,8 @@ from edgetune.wire import from_json, to_plain
 KEY = "board_history"
 _POINTS_MAX = 60
 _ROUNDS_MAX = 20
+_DUTIES_MAX = 5
+_DUTY_LEAST = 0.01
 
 
 def read(saved: Any) -> BoardHistory:
@@ -42,7 +44,9 @@ def learn(
         trained_j: joules of the board meanwhile; None: not measured.
         duty: the share of that time in which it was let compute; None: too little of it to tell.
     """
-    duties = history.duties if duty is None else (*history.duties, round(duty, 3))[-_ROUNDS_MAX:]
+    duties = history.duties
+    if duty is not None and (journal.get("forecast") or {}).get("fits"):  # others have not trained
+        duties = (*duties, max(_DUTY_LEAST, round(duty, 3)))[-_DUTIES_MAX:]
     history = replace(history, bare_mib=journal.get("bare_mib") or history.bare_mib, duties=duties)
     measured = journal.get("measured")
     if not measured or measured.get("points") is None:

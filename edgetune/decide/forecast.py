@@ -17,6 +17,7 @@ from edgetune.types import Cut, Forecast, Interval, Workload
 
 _GIVING_BACK = 1.3  # a step in parts gives memory back before each: 1.2 to 1.5 times as long on two shared x86 cores
 _CUT_LEAVES_MOST = 0.9  # of the weights: powers of a share near one say nothing of a smaller share
+SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)  # of a round's epochs, where all of them take too long
 LEAST_OTHER_MIB = 40.0  # that any round takes beside what its process held before: a model and its first pass
 
 
@@ -90,7 +91,7 @@ def choose(ways: Iterable[Forecast], allowed: Allowance) -> Forecast:
 
 
 def choose_shorter(
-    ways: Callable[[float], Iterable[Forecast]], allowed: Allowance, shares: Sequence[float]
+    ways: Callable[[float], Iterable[Forecast]], allowed: Allowance, shares: Sequence[float] = SHARES
 ) -> Forecast:
     """
     The first way that fits with as much of the training as can be had; where none does, why all of it does not.
@@ -103,14 +104,20 @@ def choose_shorter(
         shares: that are tried, the first is 1.
     """
     whole = choose(ways(shares[0]), allowed)
-    if whole.fits:
-        return whole
+    if whole.fits or excess(whole, replace(allowed, duration_s=None, energy_j=None)):
+        return whole  # memory does not depend on how long is trained
+    why = excess(next(iter(ways(shares[0]))), allowed)
     for share in shares[1:]:
         chosen = choose(ways(share), allowed)
         if chosen.fits:
-            why = f"{chosen.max_steps} steps, {share:.0%} of the training, because with all of it {whole.reason}"
-            return replace(chosen, reason="; ".join(filter(None, (why, chosen.reason))))
+            told = f"{share:.0%} of the epochs, because with all of them {why}"
+            return replace(chosen, training=share, reason="; ".join(filter(None, (told, chosen.reason))))
     return whole
+
+
+def shares_of(steps: int, epoch_steps: int) -> list[float]:
+    """Of SHARES those that leave an epoch at least: less is no training."""
+    return [share for share in SHARES if share == 1 or share * steps >= epoch_steps]
 
 
 def describe_way(forecast: Forecast) -> str:
@@ -144,17 +151,18 @@ def times(interval: Interval, factor: Interval | float) -> Interval:
 
 def paced(worked: Interval, now: float, before: Sequence[float]) -> Interval:
     """
-    How long work takes at the pace that budgets allow: likely at that of most rounds, which had the same budgets to keep.
+    How long work takes at the pace that budgets allow: likely at the slower one of the last two rounds', or at a faster one of now.
 
-    The pace of one moment says little: after a hot day the first minutes of a night's round are the slowest.
+    The pace of one moment says little: after a hot day the first minutes of a night's round are the slowest. Older rounds
+    may have had other budgets, or another season.
 
     Args:
         worked: seconds of it.
         now: duty at present, 0..1 and above 0; likely where no round has told.
-        before: duties of earlier rounds.
+        before: duties of earlier rounds, the last one last.
     """
-    known = sorted(before)
-    usual = known[len(known) // 2] if known else now
+    known = before[-2:]
+    usual = max(now, min(known)) if known else now
     return Interval(
         low=worked.low / max([now, *known]), likely=worked.likely / usual, high=worked.high / min([now, *known])
     )

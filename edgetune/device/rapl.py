@@ -53,8 +53,8 @@ class RaplPower:
         whole = [zone for zone in zones if _is_platform(zone)]
         counted = [zone for zone in whole if watts[zone] > 0] or [zone for zone in zones if zone not in whole]
         source = "+".join(shown(self._root, zone) for zone in counted)
-        step_w = len(counted) * _STEP_J / (now_s - last[counted[0]].at_s)
-        return SensorValue(possible_power_w(sum(watts[zone] for zone in counted), source), source, step_w)
+        power_w = possible_power_w(sum(watts[zone] for zone in counted), source)
+        return SensorValue(power_w, source, len(counted) * _STEP_J / (now_s - last[zones[0]].at_s))
 
     def _watts(self, zone: Path, last: _Mark | None, mark: _Mark) -> float:
         if last is None or mark.at_s <= last.at_s:

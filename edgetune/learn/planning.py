@@ -16,6 +16,7 @@ from edgetune.decide.forecast import (
     in_parts,
     largest,
     paced,
+    shares_of,
     spread,
     times,
     total,
@@ -30,7 +31,7 @@ from edgetune.learn.tuner import Tuner
 from edgetune.types import BoardHistory, Cut, Forecast, Interval, Manifest, Recipe, Workload
 
 _MIB, _FLOAT_BYTES = 2**20, 4
-_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)  # of the training, where all of it takes too long
+_HALF = 0.5
 _SMALLEST_BATCH = 8  # a batch norm's statistics of fewer images are noise
 _SURE = 1.25  # high over likely of a step's seconds: a board that is known better needs no micro-profile
 FEWEST_ROUNDS = 3  # of which the same is said
@@ -55,13 +56,6 @@ class Steps:
     before: int
     after: int
 
-    def at_most(self, count: int) -> Steps:
-        """So many, in the same proportion."""
-        if self.before + self.after <= count:
-            return self
-        before = count * self.before // (self.before + self.after)
-        return Steps(before, count - before)
-
 
 def steps_of(recipe: Recipe, epoch_steps: int, *, is_cut: bool, is_cut_first: bool) -> Steps:
     """
@@ -73,12 +67,23 @@ def steps_of(recipe: Recipe, epoch_steps: int, *, is_cut: bool, is_cut_first: bo
         is_cut: it has a phase before the cut.
         is_cut_first: all of it comes after the cut.
     """
-    steps = Steps(
-        math.ceil(recipe.epochs_before * epoch_steps) if is_cut else 0, math.ceil(recipe.epochs_after * epoch_steps)
+    before = math.ceil(recipe.epochs_before * epoch_steps) if is_cut else 0
+    after = math.ceil(recipe.epochs_after * epoch_steps)
+    if recipe.max_steps is not None and before + after > recipe.max_steps:
+        before = before * recipe.max_steps // (before + after)
+        after = recipe.max_steps - before
+    return Steps(0, before + after) if is_cut_first else Steps(before, after)
+
+
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """With a share of the training, of a search's trials too."""
+    return replace(
+        recipe,
+        epochs_before=share * recipe.epochs_before,
+        epochs_after=share * recipe.epochs_after,
+        trial_epochs=share * recipe.trial_epochs,
+        max_steps=None if recipe.max_steps is None else math.ceil(share * recipe.max_steps),
     )
-    if recipe.max_steps is not None:
-        steps = steps.at_most(recipe.max_steps)
-    return Steps(0, steps.before + steps.after) if is_cut_first else steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,34 +184,44 @@ class Planner:
         is_known = len(self._rounds) >= FEWEST_ROUNDS and guess.high <= _SURE * guess.likely
         if may_measure and not is_known:
             self._board.learn(self._tuner.profile(self._network))
-        chosen = choose_shorter(self._ways, allowance(self._recipe), self._shares())
+        chosen = self._choose()
         self._tuner.updating.name, self._tuner.accumulation = chosen.update, chosen.accumulation
         return chosen
 
-    def _shares(self) -> list[float]:
-        """Of the training, that may be tried: a search keeps within its time by itself, and less than an epoch is none."""
-        steps = self._course.before + self._course.after
-        if self._course.trials:
-            return [1.0]
-        return [share for share in _SHARES if share == 1 or share * steps >= self._tuner.epoch_steps]
+    def _choose(self) -> Forecast:
+        """Half of the epochs for all layers teach more than all of them for the output layer: that is tried first."""
+        allowed = allowance(self._recipe)
+        shares = shares_of(self._course.before + self._course.after, self._tuner.epoch_steps)
+        names = ["full"] if self._course.level > 0 else self._updates()
+        if names[0] == "full" and len(names) > 1:
+            chosen = choose_shorter(
+                lambda share: self._ways(names[:1], share), allowed, [s for s in shares if s >= _HALF]
+            )
+            if chosen.fits:
+                return chosen
+        return choose_shorter(lambda share: self._ways(names, share), allowed, shares)
 
-    def _ways(self, share: float) -> Iterator[Forecast]:
+    def _updates(self) -> list[str]:
+        return list(self._tuner.updating.ways(self._network, self._recipe.update))
+
+    def _ways(self, names: Sequence[str], share: float) -> Iterator[Forecast]:
         """Best first: with everything trained, in smaller and smaller parts of a step; then with less trained."""
-        tuner, recipe = self._tuner, self._recipe
-        course, max_steps = self._course, None
-        if share < 1:
-            max_steps = math.ceil(share * (course.before + course.after))
-            steps = Steps(course.before, course.after).at_most(max_steps)
-            judged = math.ceil(share * course.judged_images)
-            course = replace(course, before=steps.before, after=steps.after, judged_images=judged)
-        for name in ["full"] if self._course.level > 0 else tuner.updating.ways(self._network, recipe.update):
+        tuner, recipe, course = self._tuner, self._recipe, self._course
+        course = replace(
+            course,
+            before=math.ceil(share * course.before),
+            after=math.ceil(share * course.after),
+            trial_steps=math.ceil(share * course.trial_steps),
+            judged_images=math.ceil(share * course.judged_images),
+        )
+        for name in names:
             work = self._whole
             if name != "full":
                 part = tuner.updating.part(self._network, name)
                 work = tuner.workload(self._network, part, is_from_cut=name == "latent")
             accumulation = 1
             while accumulation == 1 or recipe.batch_size / accumulation >= _SMALLEST_BATCH:
-                yield replace(self._forecast(course, name, work, accumulation), max_steps=max_steps)
+                yield self._forecast(course, name, work, accumulation)
                 accumulation *= 2
 
     def _forecast(self, course: Course, name: str, work: Workload, accumulation: int) -> Forecast:

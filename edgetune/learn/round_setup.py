@@ -14,7 +14,7 @@ from edgetune.learn.data import LabelledImages
 from edgetune.learn.journal import Journal
 from edgetune.learn.layout import Layout, pin_torch
 from edgetune.learn.network import Network, load_network
-from edgetune.learn.planning import refuse_to_load
+from edgetune.learn.planning import refuse_to_load, shortened
 from edgetune.learn.rehearsal import choose_replay, keep_replayed, make_rehearsal, new_classes
 from edgetune.learn.round_samples import gather
 from edgetune.learn.round_teacher import RoundTeacher
@@ -156,9 +156,7 @@ class RoundSetup:
     def follow(self, plan: Forecast) -> None:
         """Run the round as its plan says."""
         self.tuner.updating.name, self.tuner.accumulation = plan.update, plan.accumulation
-        self.recipe = replace(
-            self.recipe, accumulation=plan.accumulation, max_steps=plan.max_steps or self.recipe.max_steps
-        )
+        self.recipe = replace(shortened(self.recipe, plan.training), accumulation=plan.accumulation)
 
     def note_teacher(self) -> None:
         """Write down what was asked of it so far."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune.decide.forecast import Allowance, choose_shorter, in_parts, paced, spread, times
+from edgetune.decide.forecast import Allowance, choose_shorter, in_parts, paced, shares_of, spread, times
 from edgetune.types import Cost, Forecast, Interval, Latency, RoundKind, RoundSpec, Split, Workload
 
 AT_REST_MIB = 330.0  # Python with torch, before it has a network
@@ -33,7 +33,6 @@ _PEAK_AT_FIRST, _PEAK_KNOWN = Interval(low=0.9, likely=1.0, high=1.15), Interval
 _TIME_AT_FIRST, _TIME_KNOWN = Interval(low=0.6, likely=1.0, high=1.6), Interval(low=0.85, likely=1.0, high=1.2)
 _PEAK_NOISE, _TIME_NOISE = 0.02, 0.07  # of one round; no more than twice as much
 _KNOWN_AFTER = 3  # rounds
-_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
 _SMALLEST_BATCH = 8
 _DUTY_MIN = 0.05
 _NO_POWER = Interval(low=0.0, likely=0.0, high=0.0)
@@ -123,7 +122,7 @@ def plan(spec: RoundSpec, network: Network, gmac_per_s: float, *, duty: float = 
     return choose_shorter(
         lambda share: _ways(spec, network, gmac_per_s, duty, share),
         Allowance(peak_mib=recipe.memory_max_mib, duration_s=recipe.time_max_s, energy_j=recipe.energy_max_j),
-        _SHARES if spec.kind is RoundKind.ADAPT or recipe.search == "none" else _SHARES[:1],
+        shares_of(round(steps(spec)), _epoch_steps(spec)),
     )
 
 
@@ -148,7 +147,6 @@ def _ways(spec: RoundSpec, network: Network, gmac_per_s: float, duty: float, sha
             fits=False,
             reason="",
             calibrated_on=len(rounds),
-            max_steps=None if share == 1 else math.ceil(share * steps(spec)),
         )
         accumulation *= 2
 
@@ -166,8 +164,12 @@ def epochs(spec: RoundSpec) -> float:
 
 def steps(spec: RoundSpec) -> float:
     """Of the round's training."""
+    return max(1.0, epochs(spec) * _epoch_steps(spec))
+
+
+def _epoch_steps(spec: RoundSpec) -> int:
     training = sum(sample.split is Split.TRAINING for sample in spec.samples)
-    return max(1.0, epochs(spec) * math.ceil(training / spec.recipe.batch_size))
+    return math.ceil(training / spec.recipe.batch_size)
 
 
 def peak_mib(network: Network, batch_size: int) -> float:

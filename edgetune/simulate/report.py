@@ -127,7 +127,7 @@ def _round(record: Record, number: int) -> dict[str, Any]:
         "ended_s": end_s,
         "trained_s": details.get("trained_s"),
         "forecast_s": (details.get("forecast") or {}).get("duration_s", {}).get("likely"),
-        "max_steps": (details.get("forecast") or {}).get("max_steps"),
+        "training": (details.get("forecast") or {}).get("training"),
         "energy_wh": None if details.get("trained_j") is None else round(details["trained_j"] / _WH, 2),
         "version": details.get("candidate_version"),
         "accuracy_before": (details.get("summary") or {}).get("accuracy_before"),

@@ -81,13 +81,12 @@ class SimulatedTrainer:
             self._journal = json.loads((round_dir / "journal.json").read_bytes())
         made = self._journal.get("forecast")
         self._take(None if made is None else from_json(Forecast, json.dumps(made)))
-        self._is_planned = made is not None or self.spec.kind is RoundKind.IMPRINT
+        self._is_planned = self.spec.kind is RoundKind.IMPRINT or (made is not None and made["fits"])
 
     def _take(self, plan: Forecast | None) -> None:
         """Work as planned; None: there is no plan yet."""
         assert self.spec is not None
-        parts, fewer = (1, None) if plan is None else (plan.accumulation, plan.max_steps)
-        share = 1.0 if fewer is None else fewer / model.steps(self.spec)
+        parts, share = (1, 1.0) if plan is None else (plan.accumulation, plan.training)
         likely = model.work(self.spec, self._network, self._gmac_per_s, accumulation=parts, share=share)
         self._work = model.taken(self.spec, likely, seed=self._seed)
 

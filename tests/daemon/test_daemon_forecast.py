@@ -24,7 +24,7 @@ FORECAST = {
     "peak_mib": {"low": 350.0, "likely": 400.0, "high": 450.0}, "step_s": {"low": 0.1, "likely": 0.2, "high": 0.3},
     "duration_s": {"low": 1.0, "likely": 2.0, "high": 3.0}, "energy_j": None, "batch_size": 64, "accumulation": 1,
     "threads": 2, "update": "full", "fits": True, "reason": "", "calibrated_on": 0,
-    "beside_mib": 0.0, "max_steps": None,
+    "beside_mib": 0.0, "training": 1.0,
 }  # fmt: skip
 JOURNAL = {
     "starts": 1, "forecast": FORECAST,
@@ -230,9 +230,12 @@ def test_any_round_teaches_what_training_draws(changes: dict[str, object]) -> No
 
 
 def test_a_round_teaches_the_pace_that_it_was_let_train_at() -> None:
-    """Also one that published nothing; too short a one tells nothing."""
-    history = forecasts.learn(BoardHistory(), {}, trained_s=100.0, trained_j=None, duty=0.4)
-    assert forecasts.learn(history, {}, trained_s=1.0, trained_j=None, duty=None).duties == (0.4,)
+    """Also one that published nothing; one that was refused, or too short, tells nothing."""
+    begun = {"forecast": FORECAST}
+    history = forecasts.learn(BoardHistory(), begun, trained_s=100.0, trained_j=None, duty=0.4)
+    assert forecasts.learn(history, begun, trained_s=1.0, trained_j=None, duty=None).duties == (0.4,)
+    for journal in ({}, {"forecast": {**FORECAST, "fits": False}}):  # an imprint, and what was refused
+        assert forecasts.learn(history, journal, trained_s=100.0, trained_j=None, duty=0.1).duties == (0.4,)
     spending = Spending()
     spending.add(50.0, None, 0.0, duty=1.0)
     assert spending.duty is None

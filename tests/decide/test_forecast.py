@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgetune.decide.forecast import (
     LEAST_OTHER_MIB,
+    SHARES,
     Allowance,
     choose,
     choose_shorter,
@@ -19,6 +20,7 @@ from edgetune.decide.forecast import (
     in_parts,
     largest,
     paced,
+    shares_of,
     spread,
     times,
     total,
@@ -46,24 +48,34 @@ def test_where_all_of_the_training_takes_too_long_as_much_of_it_as_fits_is_done(
     """With the number that did not fit; what no share helps is refused for what all of it would take."""
 
     def ways(share: float) -> list[Forecast]:
-        return [way(seconds=share * 100, max_steps=None if share == 1 else round(share * 1000))]
+        asked.append(share)
+        return [way(seconds=share * 100), way(mib=300, seconds=share * 130)]
 
-    shares = (1.0, 0.75, 0.5, 0.25)
-    assert choose_shorter(ways, Allowance(duration_s=100), shares).max_steps is None
-    found = choose_shorter(ways, Allowance(duration_s=60), shares)
-    assert (found.fits, found.max_steps) == (True, 500)
-    assert "500 steps, 50% of the training" in found.reason
-    assert "1.67min of 1min (budgets.round_time_max)" in found.reason
-    for allowed in (Allowance(duration_s=20), Allowance(peak_mib=100)):
-        refused = choose_shorter(ways, allowed, shares)
-        assert (refused.fits, refused.max_steps) == (False, None)
+    asked: list[float] = []
+    assert choose_shorter(ways, Allowance(duration_s=100)).training == 1.0
+    found = choose_shorter(ways, Allowance(duration_s=60))
+    assert (found.fits, found.training) == (True, 0.5)
+    assert "50% of the epochs" in found.reason
+    assert "1.67min of 1min (budgets.round_time_max)" in found.reason, "of the best way, not of the last that was tried"
+    refused = choose_shorter(ways, Allowance(duration_s=20))
+    assert (refused.fits, refused.training) == (False, 1.0)
+    asked.clear()
+    assert not choose_shorter(ways, Allowance(peak_mib=100, duration_s=60)).fits
+    assert set(asked) == {1.0}, "less training takes no less memory"
 
 
-def test_work_is_paced_as_most_rounds_were() -> None:
-    """The pace of one moment is the likely one only where no round has told; the ends hold the fastest and the slowest."""
+@pytest.mark.parametrize(("steps", "shares"), [(100, [1.0, 0.75, 0.5]), (10, [1.0]), (1000, list(SHARES))])
+def test_no_round_trains_for_less_than_an_epoch(steps: int, shares: list[float]) -> None:
+    """Of fifty steps."""
+    assert shares_of(steps, 50) == shares
+
+
+def test_work_is_paced_as_the_last_rounds_were() -> None:
+    """The slower of two; a faster pace of now counts, a slower one does not. The ends hold the fastest and the slowest."""
     worked = Interval(low=80.0, likely=100.0, high=120.0)
     assert paced(worked, 0.5, ()) == Interval(low=160.0, likely=200.0, high=240.0)
-    assert paced(worked, 0.1, (0.5, 0.8, 0.4)) == Interval(low=100.0, likely=200.0, high=1200.0)
+    assert paced(worked, 0.1, (0.2, 0.8, 0.5)) == Interval(low=100.0, likely=200.0, high=1200.0)
+    assert paced(worked, 1.0, (0.1, 0.1)).likely == 100.0, "the budgets allow more by now"
 
 
 def test_without_budgets_everything_fits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ from edgetune.learn import round_setup
 from edgetune.learn.data import MEMORY_MAX_BYTES, held_bytes
 from edgetune.learn.finetune import fine_tune
 from edgetune.learn.network import Network, state_tensors
-from edgetune.learn.planning import Asking, Course, Planner, Steps, allowance
+from edgetune.learn.planning import Asking, Course, Planner, allowance
 from edgetune.learn.recipe import plan_round
 from edgetune.learn.tuner import Tuner
 from edgetune.types import (
@@ -93,24 +94,28 @@ def test_where_there_is_no_time_even_for_the_output_layer_a_round_is_refused() -
     assert "of 1s (budgets.round_time_max)" in late.reason
 
 
-def test_where_time_is_short_a_round_trains_for_fewer_steps() -> None:
-    """In the same proportion before and after a cut; a search keeps within its time by itself."""
-    course = Course(before=1000, after=3000, level=0.5)
-    history = BoardHistory(rounds=(RoundFigures(other_s=1.0, is_reshape=True),))
+@pytest.mark.parametrize(
+    "course",
+    [
+        Course(before=0, after=4000),
+        Course(before=1000, after=3000, level=0.5),
+        Course(before=1000, after=3000, level=0.5, trials=4, trial_steps=2000),
+    ],
+    ids=["adapt", "cut", "search"],
+)
+def test_where_time_is_short_a_round_trains_for_fewer_epochs(course: Course) -> None:
+    """Of all layers, before a part of them alone is trained; a search's trials are shorter too."""
+    history = BoardHistory(rounds=(RoundFigures(other_s=1.0, is_reshape=True), RoundFigures(other_s=1.0)))
     whole = planned(AUTO, course, history=history)
-    assert whole.max_steps is None
-    tight = replace(AUTO, time_max_s=0.6 * whole.duration_s.likely)
-    short = planned(tight, course, history=history)
-    assert short.fits
-    assert short.max_steps in (1000, 1400, 2000)  # quarters and halves: the board is measured anew each time
+    assert whole.training == 1.0
+    short = planned(replace(AUTO, time_max_s=0.65 * whole.duration_s.likely), course, history=history)
+    assert (short.fits, short.update) == (True, "full")
+    assert short.training in (0.25, 0.35, 0.5, 0.75)  # the board is measured anew each time
     assert "(budgets.round_time_max)" in short.reason
-    assert Steps(1000, 3000).at_most(2000) == Steps(500, 1500)
-    searched = planned(tight, replace(course, trials=4, trial_steps=2000), history=history)
-    assert not searched.fits
 
 
-def test_a_round_trains_for_as_many_steps_as_its_plan_has(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before and after its cut together."""
+def test_a_round_trains_for_as_many_epochs_as_its_plan_has(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them before its cut and half of them after."""
     trained: list[int] = []
     real = Tuner.fine_tune
 
@@ -119,10 +124,17 @@ def test_a_round_trains_for_as_many_steps_as_its_plan_has(site: Site, monkeypatc
         return real(self, network, name, steps, **how)
 
     monkeypatch.setattr(Tuner, "fine_tune", fine_tune)
-    directory = site.round_dir("shorter")
-    _prescribe(directory, max_steps=3)
-    assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
-    assert (len(trained), sum(trained)) == (2, 3)
+    steps = []
+    for share in (1.0, 0.5):
+        trained.clear()
+        recipe = replace(RECIPE, epochs_before=2, epochs_after=4)
+        models = Path(shutil.copytree(site.root / "models", site.root / f"models-{share}"))
+        directory = site.round_dir(f"share-{share}", recipe=recipe, models_dir=models)
+        _prescribe(directory, training=share)
+        assert run_here(directory)[0] is TrainerOutcome.PUBLISHED
+        steps.append(tuple(trained))
+    (before, after), shorter = steps
+    assert shorter == (math.ceil(before / 2), math.ceil(after / 2))
 
 
 @pytest.mark.parametrize(("views", "asked"), [(None, 10 * 64), (1, 64)])
@@ -146,7 +158,7 @@ def test_a_trainer_that_is_slowed_down_takes_longer() -> None:
     slow.obey('{"duty": 0.5}')
     one, other = (planned(AUTO, history=history, control=control).duration_s for control in (fast, slow))
     assert other.likely == pytest.approx(2 * one.likely, rel=0.05)
-    known = planned(AUTO, history=replace(history, duties=(0.8,)), control=slow).duration_s
+    known = planned(AUTO, history=replace(history, duties=(0.8, 0.8)), control=slow).duration_s
     assert known.likely == pytest.approx(one.likely / 0.8, rel=0.05), "rounds here were slowed down less as a rule"
 
 
@@ -371,7 +383,7 @@ def test_the_threads_of_a_round_are_chosen_once(site: Site) -> None:
     assert torch.get_num_threads() == journal(directory)["threads"] == 2
 
 
-def _prescribe(directory: Path, **changes: int) -> None:
+def _prescribe(directory: Path, **changes: float) -> None:
     """A plan as a start before this one would have left it."""
     spec = from_json(RoundSpec, (directory / "spec.json").read_bytes())
     plan_round(directory, spec, RecordingControl())
