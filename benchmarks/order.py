@@ -44,7 +44,6 @@ def main() -> int:
         for seed in arguments.seeds:
             for subset, site in sites.items():
                 for name, order in ORDERS.items():
-                    began_s = time.monotonic()
                     recipe = replace(
                         order,
                         level=level / 100,
@@ -52,12 +51,7 @@ def main() -> int:
                         threads=arguments.threads,
                         distillation=arguments.distillation,
                     )
-                    network = site.pruned(recipe)
-                    top1 = [site.top1(network, data) for data in (site.validation, site.test)]
-                    seconds = f"{time.monotonic() - began_s:.0f}"
-                    rows.append((
-                        subset, f"{level:g} %", str(seed), name, *(f"{share:.1%}" for share in top1), seconds,
-                    ))  # fmt: skip
+                    rows.append((subset, f"{level:g} %", str(seed), name, *site.tried(recipe)))
                     say("  " + "  ".join(rows[-1]))
     say(table(rows))
     return 0
