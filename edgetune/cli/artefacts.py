@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgetune.cli.installing import check_options, make_preprocess, read_classes
 from edgetune.errors import UsageError
@@ -196,12 +198,27 @@ def _publish(out: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
     durable.remove_dir(place)
 
 
-def describe_side(manifest: Manifest, latency: Latency, accuracy: float, test: Metrics | None) -> dict[str, Any]:
-    """One of the two for JSON."""
+def learnt_classes(classes: Sequence[str], data: Folders) -> frozenset[str]:
+    """Those that there are training images of."""
+    return frozenset(classes[number] for number in np.unique(data.training.labels))
+
+
+def describe_side(
+    manifest: Manifest, latency: Latency, accuracy: float, test: Metrics | None, *, learnt: Collection[str]
+) -> dict[str, Any]:
+    """One of the two for JSON; test images of the classes that were learnt, and of others, are told apart."""
     return {
         **asdict(manifest.cost),
         "latency_ms": latency.median_ms,
         "latency_p90_ms": latency.p90_ms,
         "validation_accuracy": accuracy,
-        "test_accuracy": None if test is None else test.top1,
+        "test_accuracy": _share_right(test, lambda label: label in learnt),
+        "test_accuracy_others": _share_right(test, lambda label: label not in learnt),
     }
+
+
+def _share_right(test: Metrics | None, is_meant: Callable[[str], bool]) -> float | None:
+    """Of the images of those classes; None where there are none."""
+    scores = [] if test is None else [score for label, score in test.per_class.items() if is_meant(label)]
+    count = sum(score.count for score in scores)
+    return sum(score.correct for score in scores) / count if count else None

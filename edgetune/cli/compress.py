@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +183,7 @@ def _work(teacher: str, place: Destination, config: Config, given: Mapping[str, 
             control=teller,
         )
     places = {"directory": str(place.out), "plot": None if place.plot is None else str(place.plot)}
-    return _describe(source, lesson, taught, data) | _sides(result, taught) | places
+    return _describe(source, lesson, taught, data) | _sides(result, taught, source.classes, data) | places
 
 
 def _lesson(source: Source, given: Mapping[str, Any], threads: int) -> Lesson:
@@ -244,12 +244,15 @@ def _describe(source: Source, lesson: Lesson, taught: Taught, data: Folders) -> 
     }
 
 
-def _sides(result: Any, taught: Taught) -> dict[str, Any]:
-    from edgetune.cli.artefacts import describe_side
+def _sides(result: Any, taught: Taught, classes: Sequence[str], data: Folders) -> dict[str, Any]:
+    from edgetune.cli.artefacts import describe_side, learnt_classes
 
+    learnt = learnt_classes(classes, data)
     return {
-        "given": describe_side(result.given, result.given_latency, taught.teacher_accuracy, result.given_test),
-        "final": describe_side(result.final, result.final_latency, taught.accuracy, result.final_test),
+        "given": describe_side(
+            result.given, result.given_latency, taught.teacher_accuracy, result.given_test, learnt=learnt
+        ),
+        "final": describe_side(result.final, result.final_latency, taught.accuracy, result.final_test, learnt=learnt),
     }
 
 

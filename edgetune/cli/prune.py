@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from edgetune.types import Recipe
 
 _STOPPED = 130  # as after any Ctrl-C
-_HINTS = {
-    LossNotFiniteError: "lower --learning-rate, or look for damaged images",
-    UnprunableError: "use another architecture, or a smaller --multiple",
-}
 
 
 @click.command()
@@ -202,8 +198,12 @@ def _compress(
             told=teller.told,
             teacher=teacher,
         )
-    except (LossNotFiniteError, UnprunableError) as error:
-        raise type(error)(error.message, hint=_HINTS[type(error)]) from error
+    except LossNotFiniteError as error:
+        raise LossNotFiniteError(error.message, hint="lower --learning-rate, or look for damaged images") from error
+    except UnprunableError as error:
+        # there is no configuration here
+        advice = [words for words in error.hint.split("; ") if "pruning." not in words]
+        raise UnprunableError(error.message, hint="; ".join(advice) or "use another architecture") from error
 
 
 def _earlier_trials(work: Path) -> int:

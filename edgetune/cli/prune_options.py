@@ -20,6 +20,7 @@ _FACTOR_MAX = 50.0  # a search leaves no less than 2 % of the cost, see decide.s
 _BEFORE = 0.25  # of the learning rate: what the tuning before the first cut takes, as the defaults of a round have it
 ENDING = "pruned"
 _DEFAULT = Recipe()
+_GOALS = {"faster": "latency", "smaller": "parameters", "fewer_macs": "macs"}  # options, and what they count
 _MIB = 2**20
 
 
@@ -66,6 +67,7 @@ _OPTIONS = (
         help="The goal: so many times faster, measured here as it is served.",
     ),
     click.option("--smaller", callback=_factor, metavar="2x", help="The goal: so many times fewer parameters."),
+    click.option("--fewer-macs", callback=_factor, metavar="2x", help="The goal: so many times fewer operations."),
     click.option(
         "--strategy",
         type=click.Choice(["steps", "dapr"]),
@@ -205,21 +207,23 @@ def read_order(model: str, given: Mapping[str, Any]) -> Order:
         UsageError: the options do not go together, or the result would overwrite something.
         MissingLibraryError: a picture is asked for and matplotlib is not there.
     """
-    if given["faster"] and given["smaller"]:
-        raise UsageError("--faster and --smaller are two goals", hint="name one of them")
+    goals = {unit: given[option] for option, unit in _GOALS.items() if given[option]}
+    if len(goals) > 1:
+        named = [f"--{option.replace('_', '-')}" for option in _GOALS if given[option]]
+        raise UsageError(f"{' and '.join(named)} cannot stand together: there is one goal", hint="name one of them")
     if given["max_time"] == 0:
         raise UsageError("--max-time is 0: no trial could begin")
     if given["max_energy"] == 0:
         raise UsageError("--max-energy is 0: no trial could begin")
     share_of(given)
     place = read_destination(model, given, ending=ENDING)
-    factor = given["faster"] or given["smaller"]
+    unit, factor = next(iter(goals.items()), ("latency", None))
     return Order(
         model=model,
         out=place.out,
         work=place.work,
         plot=place.plot,
-        level_of="parameters" if given["smaller"] else "latency",
+        level_of=unit,
         ratio=1 / factor if factor else None,
         teacher=source_of(given),
     )

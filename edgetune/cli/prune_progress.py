@@ -99,7 +99,7 @@ def point_line(point: Point) -> str:
     """What came of a trial, in a line."""
     plain = asdict(point)
     if not is_trained(plain):
-        return f"{percent(point.share)} asked for: {verdict(plain)}"
+        return f"{percent(point.share)} asked for: {point.why or verdict(plain)}"
     return (
         f"{percent(point.share)} asked for, {point.latency_ratio:.2f}x latency, {point.parameters:,} parameters, "
         f"{percent(point.accuracy)} right on validation: {verdict(plain)}"

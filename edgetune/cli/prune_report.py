@@ -12,6 +12,11 @@ from edgetune.cli.prune_progress import is_trained, verdict
 from edgetune.cli.words import count, energy, percent
 
 _UNREADABLE_SHOWN = 5
+_COSTS = {
+    "latency": ("the latency", "latency_ms"),
+    "parameters": ("the parameters", "parameters"),
+    "macs": ("the operations", "macs"),
+}
 
 
 def words(answer: Mapping[str, Any]) -> str:
@@ -73,6 +78,8 @@ def side_words(answer: Mapping[str, Any], names: tuple[str, str]) -> str:
     rows.append(("validation accuracy", *_pair(given, final, "validation_accuracy", percent), ""))
     if given["test_accuracy"] is not None:
         rows.append(("test accuracy", *_pair(given, final, "test_accuracy", percent), ""))
+    if given["test_accuracy_others"] is not None:
+        rows.append(("of classes not learnt here", *_pair(given, final, "test_accuracy_others", percent), ""))
     for name, key, shown in (
         ("latency here", "latency_ms", "{:.3f} ms".format),
         ("parameters", "parameters", "{:,}".format),
@@ -89,10 +96,11 @@ def _pair(given: Mapping[str, Any], final: Mapping[str, Any], key: str, shown: A
 
 def _end(answer: Mapping[str, Any]) -> str:
     goal = answer["goal"]
-    what = "the latency" if goal["level_of"] == "latency" else "the parameters"
+    what, key = _COSTS[goal["level_of"]]
+    achieved = answer["final"][key] / answer["given"][key]
     within = f"within {units.show(goal['accuracy_drop_max'], 'points')} of the accuracy"
     wanted = "a smaller network" if goal["ratio"] is None else f"{percent(goal['ratio'])} of {what}"
-    lines = [f"{'reached' if answer['reached'] else 'not reached'}: {wanted} {within}"]
+    lines = [f"{'reached' if answer['reached'] else 'not reached'}: {wanted} {within}; it is at {percent(achieved)}"]
     spent = units.show(answer["seconds"], "duration")
     if answer["joules"] is not None:
         spent += f", {energy(answer['joules'], is_estimated=answer['is_energy_estimated'])}"

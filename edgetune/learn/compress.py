@@ -43,6 +43,7 @@ __all__ = ["Goal", "Material", "Outcome", "Point", "compress"]
 _STRATEGIES = ("steps", "dapr")
 # A trial that is so close to what it has to reach is trained on: the rest of the retraining was seen to add 5 points.
 _CLOSE = 0.04
+_ROUNDING = 1 + 1e-9
 _LEAST_RETRAINING = 0.5  # of the recipe's epochs, for a network whose trials have trained it already
 
 
@@ -154,6 +155,7 @@ class _Search:
             self._bench.fit(level=1 - first.share)
         self._began_s = time.monotonic() - float(self._state.facts["seconds"])
         self._joules_before: float | None = self._state.facts["joules"]
+        self._unfinished = 0.0  # epochs of a tuning that a bound has ended
 
     def _joules(self) -> float | None:
         """Of all starts of this search."""
@@ -171,8 +173,9 @@ class _Search:
         """All of it, or what is left."""
         base = self._base()
         wanted = max(base.accuracy - self._goal.accuracy_drop_max, self._goal.accuracy_min)
-        tuned = self._bench.kept(TUNE) or self._tune()
-        stopped_by = ""
+        tuned, stopped_by = self._bench.kept(TUNE), ""
+        if tuned is None:
+            tuned, stopped_by = self._tune()
         while not stopped_by and (proposal := self._strategy.propose(self._trials())) is not None:
             stopped_by = "" if self._is_under_way() else self._over_budget() or self._bench.too_large(proposal.share)
             if not stopped_by:
@@ -180,8 +183,13 @@ class _Search:
                 self._try(name, self._bench.kept(name) or tuned, proposal.share, wanted)
         best = self._bench.kept(self._state.facts["best"])
         if best is None:
-            return self._outcome(self._bench.given, base, base, stopped_by or "no smaller network kept the accuracy")
+            return self._outcome(self._bench.given, base, base, stopped_by or self._why_nothing())
         return self._finish(best, base, stopped_by or "the strategy has nothing left to try")
+
+    def _why_nothing(self) -> str:
+        """Why every trial failed: none could be cut so far, or what was cut lost too much."""
+        refusals = [str(trial["why"]) for trial in self._state.trials]
+        return refusals[-1] if refusals and all(refusals) else "no smaller network kept the accuracy"
 
     def _base(self) -> Point:
         facts = self._state.facts
@@ -193,13 +201,32 @@ class _Search:
             self._write_state()
         return Point(**facts["base"])
 
-    def _tune(self) -> Network:
+    def _tune(self) -> tuple[Network, str]:
+        """The network as tuned to the images; and which bound ended that before a trial could come, empty: none."""
         epochs = self._recipe.epochs_before
-        network, _ = self._bench.train(TUNE, lambda: copy.deepcopy(self._bench.given), epochs, never)
-        self._state.facts["epochs"] += epochs
-        self._state.keep(TUNE, network)
+        if why := self._over_budget(epochs):
+            return self._bench.given, why
+        before = self._epochs_of(TUNE)
+        ended_by, done = [""], [before]
+
+        def is_over(accuracies: Sequence[float]) -> bool:
+            done[0] = before + len(accuracies)
+            ended_by[0] = self._over_budget(epochs - done[0], done[0]) if accuracies and done[0] < epochs else ""
+            return bool(ended_by[0])
+
+        network, _ = self._bench.train(TUNE, lambda: copy.deepcopy(self._bench.given), epochs, is_over)
+        if ended_by[0]:
+            self._unfinished += done[0]
+        else:
+            self._state.facts["epochs"] += epochs
+            self._state.keep(TUNE, network)
         self._write_state()
-        return network
+        return network, ended_by[0]
+
+    def _epochs_of(self, phase: str) -> int:
+        """Whole ones, that an earlier call trained of a phase that was interrupted."""
+        running = self._state.running(phase)
+        return 0 if running is None else running[1].step // self._bench.epoch_steps
 
     def _trials(self) -> list[Trial]:
         points = [Point(**trial) for trial in self._state.trials]
@@ -218,20 +245,26 @@ class _Search:
         number = len(self._state.trials)
         return any(self._state.running(f"{phase} {number}") is not None for phase in ("trial", RETRAIN))
 
-    def _over_budget(self) -> str:
-        """Which bound another trial, and the retraining of what it finds, would pass at the pace so far; empty: none."""
-        goal, epochs = self._goal, self._state.facts["epochs"]
-        ahead = self._trial_epochs() + (self._recipe.epochs_after if self._is_brief else 0.0)
+    def _over_budget(self, tuning: float = 0.0, tuned: float = 0.0) -> str:
+        """
+        Which bound another trial, and the retraining of what it finds, would pass at the pace so far; empty: none.
+
+        Args:
+            tuning: epochs that come before the trial.
+            tuned: epochs of the tuning that is under way.
+        """
+        goal, epochs = self._goal, self._state.facts["epochs"] + tuned
+        ahead = tuning + self._trial_epochs() + (self._recipe.epochs_after if self._is_brief else 0.0)
         for most, spent, is_pace_known, shown in (
-            (goal.epochs_max, epochs, True, "{:g} epochs".format),
+            (goal.epochs_max, epochs, True, _epochs),
             (goal.seconds_max, time.monotonic() - self._began_s, epochs > 0, lambda s: units.show(s, "duration")),
             (goal.joules_max, self._joules() or 0.0, epochs > 0, lambda j: units.show(j, "energy")),
         ):
             each = spent / epochs if epochs else 1.0
             if most is not None and spent >= most:
                 return f"nothing is left of {shown(most)}"
-            if most is not None and is_pace_known and spent + ahead * each > most:
-                return f"what is left of {shown(most)} is too little for another trial"
+            if most is not None and is_pace_known and spent + ahead * each > most * _ROUNDING:
+                return f"what is left of {shown(most)} is too little for a trial and its retraining"
         return ""
 
     def _trial_epochs(self) -> float:
@@ -244,11 +277,12 @@ class _Search:
         is_limit = self._state.running(f"{RETRAIN} {number}") is not None  # killed there: the trial itself is over
         try:
             if not is_limit:
-                network, score, used = self._brief_trial(number, lambda: self._bench.cut(name, start, share), wanted)
-        except OutOfReachError:  # it cannot be cut that far: a failure like another, told with where it stays
-            self._record(
-                self._bench.look(start, share=share, accuracy=self._bench.accuracy(start), epochs=0.0, wanted=math.inf)
+                network, score, used = self._brief_trial(number, lambda: self._cut(name, start, share), wanted)
+        except OutOfReachError as error:  # it cannot be cut that far: a failure like another, told with where it stays
+            point = self._bench.look(
+                start, share=share, accuracy=self._bench.accuracy(start), epochs=0.0, wanted=math.inf
             )
+            self._record(replace(point, why=error.message))
             return
         is_close = self._is_brief and not is_limit and score is not None and wanted - _CLOSE <= score[0] < wanted
         if is_limit or (is_close and self._may_train_on(lineage + used, used)):
@@ -261,11 +295,18 @@ class _Search:
             used += epochs
         accuracy = score[0] if score is not None else self._bench.accuracy(network)  # None: a trial without a step
         point = self._bench.look(network, share=share, accuracy=accuracy, epochs=used, wanted=wanted)
+        point = replace(point, cut=facts["cut"])
         if point.is_success:
             point = replace(point, is_limit=is_limit and accuracy < wanted + _CLOSE)
             facts["lineage"] = lineage + used
             self._state.keep_best(network)
         self._record(point)
+
+    def _cut(self, name: str, start: Network, share: float) -> Network:
+        """Begin a trial; how it was cut is kept, should it be interrupted."""
+        network, self._state.facts["cut"] = self._bench.cut(name, start, share)
+        self._write_state()
+        return network
 
     def _may_train_on(self, lineage: float, used: float) -> bool:
         """Whether the epochs are enough for a close trial's retraining and, if it fails, for that of the best."""
@@ -286,8 +327,7 @@ class _Search:
         """The network, its best score, and the epochs that it took."""
         scores: list[float] = []
         epochs = self._trial_epochs()
-        running = self._state.running(f"trial {number}")
-        before = 0 if running is None else running[1].step // self._bench.epoch_steps  # of this trial, a kill ago
+        before = self._epochs_of(f"trial {number}")
 
         def is_enough(accuracies: Sequence[float]) -> bool:
             scores[:] = accuracies
@@ -324,9 +364,11 @@ class _Search:
                     finished = best
             self._state.keep("finished", finished)
             self._write_state()
-        share = min(trial.share for trial in self._trials() if trial.is_success)
-        point = self._bench.look(finished, share=share, accuracy=self._bench.accuracy(finished), epochs=0.0, wanted=0.0)
-        return self._outcome(finished, base, point, stopped_by)
+        *_, last = (Point(**trial) for trial in self._state.trials if trial["is_success"])  # which is the best
+        point = self._bench.look(
+            finished, share=last.share, accuracy=self._bench.accuracy(finished), epochs=0.0, wanted=0.0
+        )
+        return self._outcome(finished, base, replace(point, cut=last.cut), stopped_by)
 
     def _outcome(self, network: Network, base: Point, best: Point, stopped_by: str) -> Outcome:
         return Outcome(
@@ -334,11 +376,15 @@ class _Search:
             base=base,
             best=best,
             points=[Point(**trial) for trial in self._state.trials],
-            epochs=self._state.facts["epochs"],
+            epochs=self._state.facts["epochs"] + self._unfinished,
             seconds=round(time.monotonic() - self._began_s, 1),
             joules=self._joules(),
             stopped_by=stopped_by,
         )
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'s' * (number != 1)}"
 
 
 def _digest(network: Network, material: Material, recipe: Recipe, goal: Goal) -> str:

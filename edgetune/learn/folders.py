@@ -2,7 +2,8 @@
 Labelled images from folders: what `edgetune prune` learns from and judges by.
 
     DIR/cat/*.jpg, DIR/dog/...                       a fifth is set aside for validation, by hash of the file's bytes
-    DIR/train/cat/..., DIR/val/cat/..., DIR/test/... as the operator has split them; test may be missing
+    DIR/train/cat/..., DIR/val/cat/..., DIR/test/... as the operator has split them; test may be missing, or show classes
+                                                     that the others do not: what becomes of these is told then
 
 A file belongs to one split for ever, whatever else is added, and the same bytes never stand in two.
 """
@@ -269,13 +270,14 @@ def _split_of(name: str) -> Split:
 
 def _check_classes(read: Mapping[Split, LabelledImages], classes: Sequence[str]) -> None:
     """
-    Every class that there are images of has to be learnt from and judged by.
+    Every class that there are images of has to be learnt from and judged by, but for one that is only tested.
 
-    One that validation does not show would be given up without anyone noticing.
+    One that validation does not show would be given up without anyone noticing. What test/ alone shows tells what becomes
+    of a class that this data does not teach.
     """
     counts = {split: Counter(data.labels.tolist()) for split, data in read.items()}
     training, validation = counts[Split.TRAINING], counts[Split.VALIDATION]
-    present = sorted({label for counter in counts.values() for label in counter})
+    present = sorted(training.keys() | validation.keys())
     if not present:
         raise NoSamplesError("every image is in folders of two classes", hint="leave each in one of them")
     for here, there, doing in ((training, validation, "learn from"), (validation, training, "judge by")):

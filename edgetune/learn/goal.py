@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.network import Network
@@ -45,6 +47,8 @@ class Point:
     epochs: float  # that this trial took
     is_success: bool
     is_limit: bool = False  # only just, after the whole retraining
+    cut: Mapping[str, Any] | None = None  # of its trial, see `shaping.describe_cut`; None: nothing was cut
+    why: str = ""  # it cannot be cut so far; empty: it could
 
 
 @dataclass(slots=True)

@@ -296,19 +296,27 @@ def check_prunable(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
     hint = "set pruning.level to 0% to fine-tune without pruning, or use another architecture"
+    refused = f"{network.architecture} cannot be pruned"
     try:
         _mask_inputs(masked, groups, removed)
         cut_channels(cut, groups, removed)
         beat()
         with torch.no_grad():
-            expected, got = masked(images), cut(images)
+            expected = masked(images)
     except (ModelError, RuntimeError, ValueError, IndexError) as error:
-        raise UnprunableError(f"{network.architecture} cannot be pruned: {error}", hint=hint) from error
+        raise UnprunableError(f"{refused}: {error}", hint=hint) from error
+    try:
+        with torch.no_grad():
+            got = cut(images)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnprunableError(
+            f"{refused}: with fewer channels its forward pass fails, as one with sizes written into it does ({error})",
+            hint="let its code take sizes from the tensors, as in x.flatten(1); " + hint,
+        ) from error
     spread = float((expected - expected.mean()).abs().max()) + 1e-30
     if got.shape != expected.shape or float((got - expected).abs().max()) > _TRIAL_TOLERANCE * spread:
         raise UnprunableError(
-            f"{network.architecture} cannot be pruned: cutting channels changes what the others compute "
-            "(a channel shuffle or a reshape mixes them)",
+            f"{refused}: cutting channels changes what the others compute (a channel shuffle or a reshape mixes them)",
             hint=hint,
         )
     return groups

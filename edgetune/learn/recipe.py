@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from edgetune.errors import WillNotFitError
@@ -245,8 +245,11 @@ class _Round:
         self._journal.write()
 
     def _steps(self) -> Steps:
-        is_first = bool(self._journal.get("pruned_first"))
-        return steps_of(self._recipe, self._tuner.epoch_steps, is_cut=self._is_pruned, is_cut_first=is_first)
+        is_first, recipe = bool(self._journal.get("pruned_first")), self._recipe
+        if recipe.max_steps is not None and "search" in self._journal:  # which found nothing
+            searched = math.ceil(self._journal["search"]["epochs"] * self._tuner.epoch_steps)
+            recipe = replace(recipe, max_steps=max(0, recipe.max_steps - searched))
+        return steps_of(recipe, self._tuner.epoch_steps, is_cut=self._is_pruned, is_cut_first=is_first)
 
     def _keep(self, state: Checkpoint) -> None:
         save_checkpoint(self._setup.directory, state, self._setup.digest)
@@ -270,7 +273,9 @@ class _Round:
         self._journal["search"] = told(outcome)
         is_smaller = outcome.best is not outcome.base
         if is_smaller:
-            self._journal["pruning"] = {**asdict(outcome.best), "round_to": outcome.network.describe().round_to()}
+            best = asdict(outcome.best)
+            cut = best.pop("cut")
+            self._journal["pruning"] = {**cut, **best, "round_to": outcome.network.describe().round_to()}
         self._is_pruned = is_smaller
         self._journal.write()
         found = self._tuner.place(outcome.network)

@@ -12,6 +12,7 @@ from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.measure import ask
 from edgetune.learn.network import Network
+from edgetune.learn.planning import shortened
 from edgetune.learn.transfer import Teacher
 from edgetune.learn.tuner import Tuner
 from edgetune.serve.engine import Engine
@@ -49,6 +50,7 @@ def search_round(
         work: a directory for what must outlive a kill.
         control: sets the pace, asks for a stop.
     """
+    recipe, epochs_max = _within(recipe, tuner.epoch_steps)
     validation = splits[Split.VALIDATION]
     served = _served_accuracy(spec, base, validation, control.beat)
     goal = Goal(
@@ -59,7 +61,7 @@ def search_round(
         trial_epochs=recipe.trial_epochs,
         seconds_max=recipe.search_time_max_s,
         joules_max=recipe.search_energy_max_j,
-        epochs_max=None if recipe.max_steps is None else recipe.max_steps / tuner.epoch_steps,
+        epochs_max=epochs_max,
     )
     material = Material(
         training=splits[Split.TRAINING], validation=validation, preprocess=preprocess, classes=spec.classes
@@ -82,6 +84,14 @@ def search_round(
         control=control,
         teacher=teacher,
     )
+
+
+def _within(recipe: Recipe, epoch_steps: int) -> tuple[Recipe, float | None]:
+    """A recipe whose first trial and retraining keep to the most steps of a round, and these in epochs; None: no bound."""
+    if recipe.max_steps is None:
+        return recipe, None
+    most = recipe.max_steps / epoch_steps
+    return shortened(recipe, min(1.0, most / (recipe.epochs_before + recipe.trial_epochs + recipe.epochs_after))), most
 
 
 def told(outcome: Outcome) -> dict[str, Any]:

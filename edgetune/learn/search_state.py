@@ -22,7 +22,7 @@ class SearchState:
     Attributes:
         trials: every trial so far, as JSON.
         facts: what was settled on the way: "epochs", "seconds" and "joules" spent, "base", "layout", "best" (which directory),
-            "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way),
+            "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way) and its "cut",
             "pruned_first" (why, or nothing) and "scoring_batch": see `Tuner.prunes_first`, "accumulation": see `Workbench.fit`.
     """
 
@@ -43,6 +43,7 @@ class SearchState:
             "accumulation": None,
             "lineage": 0.0,
             "used": 0.0,
+            "cut": None,
         }
         self._read()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from edgetune.learn.latency import Stopwatch, cut_to_latency
 from edgetune.learn.network import Network
 from edgetune.learn.prune import Cut, Limit, choose_channels, cut_channels, even_floors
 from edgetune.types import Preprocess, Pruning, Recipe
+from edgetune.wire import to_plain
 
 # Channel multiples that are tried when the recipe leaves the choice to a measurement.
 MULTIPLES = (1, 4, 8, 16, 32)
@@ -108,6 +109,8 @@ class Shaper:
         if not candidates:
             is_timed = recipe.level_of == "latency"
             why = "no network was as fast as that" if is_timed else "every layer has to keep some of its channels"
+            if recipe.round_to is not None and recipe.round_to > 1:
+                why += f", in multiples of {recipe.round_to}"
             raise OutOfReachError(
                 f"{100 * (1 - share):.0f} % of the {recipe.level_of} cannot be removed: {why}",
                 hint="set a lower pruning.level, or a smaller pruning.round_to",
@@ -182,8 +185,8 @@ def describe_cut(shape: Shape, ranking: Ranking) -> Mapping[str, Any]:
         "macs": shape.cut.size.macs,
         "round_to": shape.round_to,
         "latency_ratio": shape.latency_ratio,
-        "candidates": [asdict(candidate) for candidate in shape.candidates],
-        "removed_branches": removed_exits(shape.network.module),
+        "candidates": [to_plain(candidate) for candidate in shape.candidates],
+        "removed_branches": list(removed_exits(shape.network.module)),
         "groups": [
             {"layer": g.name, "channels": g.channels, "kept": g.channels - len(gone)}
             for g, gone in zip(ranking.groups, shape.cut.removed, strict=True)

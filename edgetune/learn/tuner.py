@@ -22,7 +22,7 @@ from edgetune.errors import OutOfReachError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
-from edgetune.learn.criteria import Batch, Criterion, make_criterion, score_with
+from edgetune.learn.criteria import Batch, Criterion, ask, make_criterion, score_with
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
 from edgetune.learn.depth import DEPTHS, removed_exits, thin_out
 from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
@@ -202,6 +202,9 @@ class Tuner:
 
         The whole network in training is what takes the most memory. Where the recipe's limit does not allow it, the
         network is cut at once. In either order filters are scored in batches that the limit allows.
+
+        Raises:
+            UnprunableError: the user's own criterion fails.
         """
         recipe = self._recipe
         most_mib = recipe.memory_max_mib
@@ -273,7 +276,7 @@ class Tuner:
         """Bytes that autograd keeps while this batch ranks the filters."""
         module = network.module.eval()
         criterion, groups = self._criterion(), self._groups(network)
-        return kept_by(module, lambda: criterion.score(module, groups, [batch]))
+        return kept_by(module, lambda: ask(criterion, self._recipe.criterion, module, groups, [batch]))
 
     def _criterion(self) -> Criterion:
         recipe = self._recipe

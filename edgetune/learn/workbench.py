@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -21,10 +22,12 @@ from edgetune.learn.layout import Layout, arrange
 from edgetune.learn.network import Network
 from edgetune.learn.planning import Course, Planner, most_of_cut_mib
 from edgetune.learn.search_state import SearchState
-from edgetune.learn.shaping import Ranking
+from edgetune.learn.shaping import Ranking, describe_cut
 from edgetune.learn.transfer import Teacher, has_teacher, telling_logits
 from edgetune.learn.tuner import TUNE, Tuner, size_of
 from edgetune.types import BoardHistory, Recipe
+
+_ROUNDING = 1e-6  # of steps
 
 
 class Workbench:
@@ -152,7 +155,7 @@ class Workbench:
         score = self._tuner.fine_tune(
             network,
             phase,
-            round(epochs * self._tuner.epoch_steps),
+            math.floor(epochs * self._tuner.epoch_steps + _ROUNDING),
             resume=None if running is None else running[1],
             save=self._save,
             is_enough=is_enough,
@@ -163,9 +166,9 @@ class Workbench:
         self._state.save(checkpoint)
         self._saved()
 
-    def cut(self, name: str, start: Network, share: float) -> Network:
+    def cut(self, name: str, start: Network, share: float) -> tuple[Network, Mapping[str, Any]]:
         """
-        Cut a kept network, or the tuned one, down to a share of what the whole one costs.
+        Cut a kept network, or the tuned one, down to a share of what the whole one costs; and how, for a journal.
 
         Raises:
             OutOfReachError: it cannot be cut that far.
@@ -179,8 +182,8 @@ class Workbench:
                 self._rankings = {key: self._tuner.rank(thinned)}
             return self._rankings[key]
 
-        shape, _ = self._tuner.cut(start, share=share, whole=self._whole, stopwatch=self._stopwatch, rank=ranked)
-        return shape.network
+        shape, ranking = self._tuner.cut(start, share=share, whole=self._whole, stopwatch=self._stopwatch, rank=ranked)
+        return shape.network, describe_cut(shape, ranking)
 
     def accuracy(self, network: Network) -> float:
         """Validation top-1, 0..1."""

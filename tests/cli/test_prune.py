@@ -211,7 +211,28 @@ def test_classes_without_an_image_are_named_as_what_was_not_asked_about(run: Any
     code, out, err = run("prune", *model_words(given), "--data", tmp_path / "two", "--out", tmp_path / "small", *QUICK,
                          "--max-epochs", "1")  # fmt: skip
     assert code == errors.EXIT_REFUSED, err
-    assert "1 of the model's 3 classes have no image to learn from" in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "1 of the model's 3 classes have no image to learn from, and what becomes of them was not measured" in said
+    assert "of classes not learnt here" not in said
+
+
+def test_what_becomes_of_a_class_that_is_tested_alone_is_told(run: Any, given: Path, tmp_path: Path) -> None:
+    """Two colours of three are learnt; the third one's test images are no part of the test accuracy."""
+    fill(tmp_path / "two" / "train", range(20), COLOURS[:2])
+    fill(tmp_path / "two" / "val", range(100, 110), COLOURS[:2])
+    fill(tmp_path / "two" / "test", range(200, 205))
+    code, out, err = run("prune", *model_words(given), "--data", tmp_path / "two", "--out", tmp_path / "small", *QUICK,
+                         "--json")  # fmt: skip
+    assert code in (0, errors.EXIT_REFUSED), err
+    answer = json.loads(out)
+    assert answer["data"]["test"] == 15
+    for side in (answer["given"], answer["final"]):
+        for key, images in (("test_accuracy", 10), ("test_accuracy_others", 5)):
+            right = side[key] * images
+            assert right == pytest.approx(round(right))
+    said = " ".join(words({**answer, "plot": None}).split())
+    assert "of classes not learnt here" in said
+    assert "was not measured" not in said
 
 
 def test_a_budget_of_nothing_leaves_the_model_as_given_which_the_documented_example_compresses(
@@ -221,7 +242,7 @@ def test_a_budget_of_nothing_leaves_the_model_as_given_which_the_documented_exam
     code, out, err = run("prune", *model_words(given), "--data", given / "flat", "--out", tmp_path / "given", *QUICK,
                          "--max-epochs", "1")  # fmt: skip
     assert code == errors.EXIT_REFUSED, err
-    assert "ended because nothing is left of 1 epochs" in out
+    assert "ended because what is left of 1 epoch is too little for a trial and its retraining" in out
     assert "holds the model as given" in out
     page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
     example, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -284,7 +305,8 @@ def test_stopped_and_killed_the_same_command_goes_on_where_it_was(given: Path, t
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
-        (("--faster", "2x", "--smaller", "2x"), "two goals"),
+        (("--faster", "2x", "--smaller", "2x"), "--faster and --smaller cannot stand together"),
+        (("--faster", "2x", "--fewer-macs", "2x"), "--faster and --fewer-macs cannot stand together"),
         (("--faster", "1x"), "above 1x"),
         (("--faster", "much"), "above 1x"),
         (("--smaller", "100x"), "up to 50x"),
@@ -417,7 +439,9 @@ def test_the_front_leaves_out_what_another_network_beats() -> None:
         (0.5, 0.52, "latency", True, "the goal is reached"),
         (0.5, 0.56, "latency", False, "takes 0.56x now"),
         (0.5, 0.56, "parameters", True, "the goal is reached"),
-        (0.7, 0.5, "latency", False, "nothing left"),
+        (0.7, 0.5, "latency", True, "the goal is reached"),
+        (0.7, 0.51, "latency", False, "nothing left"),
+        (0.7, 0.5, "macs", False, "nothing left"),
     ],
 )
 def test_a_goal_is_reached_when_the_last_timing_says_so_too(
@@ -504,7 +528,7 @@ def test_a_trial_that_goes_on_in_its_middle_is_named(capsys: pytest.CaptureFixtu
 def test_a_trial_that_could_not_be_cut_has_no_figures(tmp_path: Path) -> None:
     """Neither in the table nor in the picture, which would otherwise reach down to 0 %."""
     side = {"parameters": 10, "macs": 10, "onnx_bytes": 10, "latency_ms": 1.0, "validation_accuracy": 0.5,
-            "test_accuracy": None}  # fmt: skip
+            "test_accuracy": None, "test_accuracy_others": None}  # fmt: skip
     point = {"share": 0.05, "parameters": 10, "macs": 10, "latency_ratio": 1.0, "accuracy": 0.0, "epochs": 0.0,
              "is_success": False}  # fmt: skip
     answer = {
@@ -525,7 +549,7 @@ def test_a_trial_that_could_not_be_cut_has_no_figures(tmp_path: Path) -> None:
 def test_the_report_names_some_of_many_bad_files() -> None:
     """And says where the others are."""
     side = {"parameters": 10, "macs": 10, "onnx_bytes": 10, "latency_ms": 1.0, "validation_accuracy": 0.5,
-            "test_accuracy": None}  # fmt: skip
+            "test_accuracy": None, "test_accuracy_others": None}  # fmt: skip
     answer = {
         "reached": False, "stopped_by": "1 s are spent", "trials": [], "given": side, "final": side, "epochs": 4.0,
         "removed_branches": [], "seconds": 1.0,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -368,16 +369,18 @@ def test_a_ratio_of_the_latency_is_measured(given: Network, tmp_path: Path) -> N
 
 
 def test_no_trial_begins_once_the_epochs_are_spent(given: Network, tmp_path: Path) -> None:
-    """The tuning alone spends them; then a trial's worth more; each time what was found is finished."""
-    spent = call(given, tmp_path / "none", goal=replace(GOAL, epochs_max=1))
-    assert spent.outcome is not None
-    assert (spent.trials, spent.outcome.epochs) == (0, 1)
-    assert spent.outcome.stopped_by == "nothing is left of 1 epochs"
-    assert bits(spent.outcome.network) == bits(given)
+    """Too few for one trial train nothing at all; then enough for one; what was found is finished."""
+    for most in (0.1, 1, 4):
+        none = call(given, tmp_path / f"{most}", goal=replace(GOAL, epochs_max=most))
+        assert none.outcome is not None
+        assert (none.trials, none.outcome.epochs) == (0, 0)
+        shown = f"{most:g} epoch{'s' * (most != 1)}"
+        assert none.outcome.stopped_by == f"what is left of {shown} is too little for a trial and its retraining"
+        assert bits(none.outcome.network) == bits(given)
     one = call(given, tmp_path / "one", goal=replace(GOAL, epochs_max=5))
     assert one.outcome is not None
     assert one.trials == 1
-    assert one.outcome.stopped_by == "what is left of 5 epochs is too little for another trial"
+    assert one.outcome.stopped_by == "what is left of 5 epochs is too little for a trial and its retraining"
     check_whole(one.outcome, given)
 
 
@@ -403,8 +406,8 @@ def test_no_trial_begins_once_the_energy_is_spent_and_a_kill_does_not_give_it_ba
     assert found.stopped_by == "nothing is left of 0.153Wh"
 
 
-@pytest.mark.parametrize("epochs_max", [3, 4, 5, 6, 7, 8, 20])
-def test_no_more_epochs_are_spent_than_allowed(given: Network, tmp_path: Path, epochs_max: int) -> None:
+@pytest.mark.parametrize("epochs_max", [0.5, 1, 2, 3, 4, 5, 6, 7, 8, 20])
+def test_no_more_epochs_are_spent_than_allowed(given: Network, tmp_path: Path, epochs_max: float) -> None:
     """Tuning, trials and the retraining of what they find are all in the bound."""
     made = call(given, tmp_path, goal=replace(GOAL, ratio=0.2, epochs_max=epochs_max))
     assert made.outcome is not None
@@ -429,7 +432,7 @@ def test_a_trial_that_time_and_energy_would_not_let_be_retrained_is_not_begun(
     monkeypatch.setattr("edgetune.learn.compress.time", clock)
     before = _Search._tune
 
-    def tune(search: _Search) -> Network:
+    def tune(search: _Search) -> tuple[Network, str]:
         spent.append(search)
         return before(search)
 
@@ -445,7 +448,61 @@ def test_a_trial_that_time_and_energy_would_not_let_be_retrained_is_not_begun(
             control=control,
         )  # fmt: skip
         assert len(made.points) == trials
-        assert re.fullmatch(r"what is left of \d+\.?\d*(min|h|Wh) is too little for another trial", made.stopped_by)
+        assert re.fullmatch(
+            r"what is left of \d+\.?\d*(min|h|Wh) is too little for a trial and its retraining", made.stopped_by
+        )
+
+
+def test_a_tuning_ends_as_soon_as_its_pace_leaves_no_time_for_a_trial(
+    given: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight epochs of an hour each are ahead, and six hours allowed: one epoch tells; with more time it goes on."""
+    control = RecordingControl()
+    epoch_s = 3600.0
+
+    class Clock:
+        """An hour for each six steps."""
+
+        def monotonic(self) -> float:
+            return epoch_s * sum(line["event"] == "progress" for line in control.said) / 6
+
+    monkeypatch.setattr("edgetune.learn.compress.time", Clock())
+    recipe, goal = replace(RECIPE, epochs_before=4), replace(GOAL, seconds_max=6 * epoch_s, epochs_max=None)
+    made = compress(given, easy_material(), recipe, goal, work=tmp_path, control=control)
+    assert (made.points, made.epochs) == ([], 1)
+    assert made.stopped_by == "what is left of 6h is too little for a trial and its retraining"
+    more = compress(given, easy_material(), recipe, replace(goal, seconds_max=40 * epoch_s), work=tmp_path)
+    assert more.points
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"round_to": 64}, r"\d+ % of the parameters cannot be removed: .*, in multiples of 64"),
+        ({"level_of": "macs"}, r"no smaller network kept the accuracy"),
+    ],
+)
+def test_why_nothing_was_found_is_told(given: Network, tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    """Nothing could be cut so far, or what was cut lost too much."""
+    goal = GOAL if "round_to" in changes else OUT_OF_REACH
+    made = call(given, tmp_path, recipe=replace(RECIPE, **changes), goal=goal)
+    assert made.outcome is not None
+    assert re.fullmatch(why, made.outcome.stopped_by)
+    assert all(bool(point.why) == ("round_to" in changes) for point in made.outcome.points)
+
+
+def test_every_trial_tells_how_it_was_cut_also_after_a_stop_in_its_middle(given: Network, tmp_path: Path) -> None:
+    """With the multiples that were timed: median, spread and what each keeps of the scores."""
+    recipe = replace(RECIPE, round_to=None)
+    assert call(given, tmp_path, recipe=recipe, stop_after_steps=6 + 3).outcome is None
+    made = call(given, tmp_path, recipe=recipe)
+    assert made.outcome is not None
+    cuts = [*(point.cut for point in made.outcome.points), made.outcome.best.cut]
+    for cut in cuts:
+        assert cut is not None
+        assert len(cut["candidates"]) > 1
+        assert {"round_to", "median_ms", "ratio_quartiles", "kept_share"} <= cut["candidates"][0].keys()
+        assert cut["groups"]
 
 
 def test_a_bound_on_the_memory_decides_in_how_many_parts_a_step_goes_once(

@@ -163,6 +163,16 @@ def test_what_nothing_can_be_learnt_from_is_refused(
     assert raised.value.hint
 
 
+def test_a_class_may_be_tested_that_is_not_learnt(tmp_path: Path) -> None:
+    """What becomes of it is asked for, not what it looks like."""
+    for number, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog", "test/owl")):
+        (tmp_path / name).mkdir(parents=True)
+        fill(tmp_path / name, 3, 100 * number)
+    data = read(tmp_path)
+    assert data.test is not None
+    assert data.test.labels.tolist() == [CLASSES.index("owl")] * 3
+
+
 def test_a_directory_that_is_not_there_or_holds_only_damage(tmp_path: Path) -> None:
     """Named, with the first reason."""
     with pytest.raises(UsageError, match="does not exist"):

@@ -238,6 +238,7 @@ def test_a_searched_round_goes_towards_its_level_and_tells_every_trial(site: Sit
     assert [trial["is_success"] for trial in journal["search"]["trials"]] == [True]
     assert journal["search"]["trials"][0]["share"] == 0.5
     assert not (site.root / "rounds" / "searched" / "search").exists()
+    assert journal["search"]["trials"][0]["cut"]["groups"] == journal["pruning"]["groups"]
     phases = [line["phase"] for line in said if line["event"] == "phase"]
     assert phases == [
         "load",
@@ -276,6 +277,23 @@ def test_a_search_that_finds_nothing_smaller_still_fine_tunes(site: Site) -> Non
     assert manifest.pruning is None
     assert manifest.cost.parameters == read_manifest(site.root / "models" / "v000001").cost.parameters
     assert "retrain" in [line["phase"] for line in said if line["event"] == "phase"]
+
+
+@pytest.mark.parametrize("drop_max", [1.0, -1.0], ids=["finds", "finds nothing"])
+@pytest.mark.parametrize("most", [2, 9, 23])
+def test_a_searched_round_takes_no_more_steps_than_allowed(site: Site, most: int, drop_max: float) -> None:
+    """Whether it finds something or fine-tunes the whole network in the end."""
+    recipe = replace(RECIPE, search="steps", level=0.5, accuracy_drop_max=drop_max, trial_epochs=1, max_steps=most)
+    _, _, said = do_round(site, f"at most {most} {drop_max}", recipe=recipe)
+    assert sum(line["event"] == "progress" for line in said) <= most
+
+
+def test_a_criterion_of_the_users_that_fails_ends_a_round_with_a_sentence(site: Site) -> None:
+    """Before anything is trained."""
+    directory = site.round_dir("boom", recipe=replace(RECIPE, criterion="tiny_nets:Boom"), candidate_version=9)
+    outcome, why, _ = run_here(directory)
+    assert outcome is TrainerOutcome.UNPRUNABLE
+    assert why == "criterion 'tiny_nets:Boom' failed: ValueError: boom"
 
 
 def test_a_searched_round_goes_on_after_stops(site: Site) -> None:

@@ -87,3 +87,13 @@ class Gated(TinyNet):
 def gated(num_classes: int) -> nn.Module:
     """A network with a layer that cannot be pruned."""
     return Gated(num_classes)
+
+
+class Boom:
+    """A criterion of a user's own, which fails."""
+
+    adds_up = True
+
+    def score(self, *_: object) -> None:
+        """Nothing."""
+        raise ValueError("boom")

@@ -16,7 +16,7 @@ from edgetune.learn.criteria.weights import MeanMagnitude, Random
 from edgetune.learn.groups import CoupledGroup
 from edgetune.types import CRITERIA
 
-__all__ = ["Batch", "Criterion", "make_criterion", "score_with"]
+__all__ = ["Batch", "Criterion", "ask", "make_criterion", "score_with"]
 
 _MAKERS: dict[str, Callable[[int, Callable[[], None]], Criterion]] = {
     "l1": lambda _seed, _beat: MeanMagnitude(),
@@ -59,6 +59,27 @@ def make_criterion(name: str, *, seed: int, beat: Callable[[], None] = lambda: N
     return made
 
 
+def ask(
+    criterion: Criterion, name: str, model: nn.Module, groups: Sequence[CoupledGroup], batches: Iterable[Batch]
+) -> tuple[torch.Tensor, ...]:
+    """
+    What a criterion says, whatever that is; see `Criterion.score`.
+
+    Raises:
+        UnprunableError: one of the user's own fails.
+    """
+    try:
+        return tuple(criterion.score(model, groups, batches))
+    except EdgetuneError:
+        raise
+    except Exception as error:
+        if name in _MAKERS:
+            raise
+        raise UnprunableError(
+            f"criterion {name!r} failed: {type(error).__name__}: {error}", hint="mend it, or use another criterion"
+        ) from error
+
+
 def score_with(
     criterion: Criterion, name: str, model: nn.Module, groups: Sequence[CoupledGroup], batches: Iterable[Batch]
 ) -> tuple[torch.Tensor, ...]:
@@ -68,14 +89,7 @@ def score_with(
     Raises:
         UnprunableError: one of the user's own fails or gives something else than scores, or a score is not a number.
     """
-    try:
-        scores = tuple(criterion.score(model, groups, batches))
-    except EdgetuneError:
-        raise
-    except Exception as error:
-        if name in _MAKERS:
-            raise
-        raise UnprunableError(f"criterion {name!r} failed: {type(error).__name__}: {error}") from error
+    scores = ask(criterion, name, model, groups, batches)
     if len(scores) != len(groups):
         raise UnprunableError(
             f"criterion {name!r} gave scores of {len(scores)} groups of filters; there are {len(groups)}"
@@ -86,6 +100,6 @@ def score_with(
         if torch.isnan(score).any():
             raise UnprunableError(
                 f"the scores of the filters of layer {group.name} are not numbers",
-                hint="the weights may hold NaN: edgetune models show; or use another pruning.criterion",
+                hint="the weights may hold NaN: edgetune models show; or use another criterion",
             )
     return scores
