@@ -521,6 +521,7 @@ class Latency:
     threads: int
     ratio: float | None = None  # to what it was timed beside: the median over turns of what one turn says
     ratio_quartiles: tuple[float, float] | None = None  # the lower and the upper one of the same
+    undisturbed_ratio: float | None = None  # of the runs that little else was in the way of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -620,7 +621,7 @@ class GatePolicy:
     protected_drop_max: float | None = None  # of a protected class, instead of `class_drop_max` where it is less
     protected_classes: tuple[str, ...] | None = None  # None: all
     confidence: float = 0.95  # of the paired test
-    latency_ratio_max: float = 1.0  # refused where three of four turns are above it
+    latency_ratio_max: float = 1.0  # refused where three of four turns are above it, or the undisturbed ones clearly
     size_ratio_max: float = 1.05
     accuracy_gain_min: float = 0.005  # a candidate that is neither faster nor smaller must be better by this
     worthwhile_ratio: float = 0.95  # of latency or parameters: below it counts as faster or smaller

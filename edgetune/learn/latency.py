@@ -15,10 +15,9 @@ from edgetune.learn.export import artefact_files, draft_manifest, selftest_image
 from edgetune.learn.network import Network
 from edgetune.learn.prune import Limit
 from edgetune.serve.engine import Engine
-from edgetune.serve.timing import as_latency, taken_in_turn
+from edgetune.serve.timing import as_latency, taken_in_turn, undisturbed_ratio
 from edgetune.types import Latency, Preprocess
 
-_UNDISTURBED = 0.1  # the quickest tenth of the runs
 _TRIALS = 6  # each halves what is left of the range: 1/64 of the operations at the end
 _LESS = (0.97, 0.94, 0.88, 0.76)  # of the operations of what was found and then timed too slow, one after the other
 
@@ -43,12 +42,7 @@ class Stopwatch:
         self._base, self._preprocess, self._runs, self._beat = base, preprocess, runs, beat
 
     def ratios(self, networks: Sequence[Network]) -> list[float]:
-        """
-        Each network's latency over the base's, of the turns in which little else was in the way.
-
-        Other work adds to most runs, and to short and long ones differently. Of one network beside another process twelve
-        measurements in a minute differed by 3 % so, and by 12 % as medians over the turns.
-        """
+        """Each network's latency over the base's; see `undisturbed_ratio`."""
         return [ratio for ratio, _ in self.compared(networks)[:-1]]
 
     def ratio(self, network: Network) -> float:
@@ -58,9 +52,8 @@ class Stopwatch:
     def compared(self, networks: Sequence[Network]) -> list[tuple[float, Latency]]:
         """The same ratio of each, and what all turns say: median and spread. The base, in the same turns, is the last."""
         taken_ms = self._taken(networks)
-        quick_ms = np.quantile(taken_ms, _UNDISTURBED, axis=1)
-        latencies = [as_latency(row, taken_ms[-1], threads=self._base.threads) for row in taken_ms]
-        return [(float(each / quick_ms[-1]), latency) for each, latency in zip(quick_ms, latencies, strict=True)]
+        threads, base_ms = self._base.threads, taken_ms[-1]
+        return [(undisturbed_ratio(row, base_ms), as_latency(row, base_ms, threads=threads)) for row in taken_ms]
 
     def _taken(self, networks: Sequence[Network]) -> npt.NDArray[np.float64]:
         """Milliseconds [networks + 1, runs], the base last."""

@@ -199,6 +199,17 @@ def test_slower_is_what_three_turns_of_four_say() -> None:
     assert not judge(compare(BASE, BASE, candidate_latency=timed(1.2, 1.11, 1.3)), lenient).is_promoted
 
 
+@pytest.mark.parametrize(("undisturbed", "is_promoted"), [(1.04, True), (1.07, False), (None, True)])
+def test_slower_is_also_what_the_median_and_the_undisturbed_runs_say(
+    undisturbed: float | None, is_promoted: bool
+) -> None:
+    """Where a busy board spreads the turns; either of them alone may be chance."""
+    spread = replace(timed(1.08, 0.97, 1.25), undisturbed_ratio=undisturbed)
+    assert judge(compare(BASE, BASE, candidate_latency=spread), POLICY).is_promoted is is_promoted
+    even = replace(timed(1.02, 0.9, 1.2), undisturbed_ratio=1.2)
+    assert judge(compare(BASE, BASE, candidate_latency=even), POLICY).is_promoted
+
+
 def test_faster_is_what_three_turns_of_four_say() -> None:
     """A median below the bound alone may be chance, and a swap for it is not worth while."""
     same = {"candidate_cost": Cost(parameters=1000, macs=1000, onnx_bytes=4000)}
