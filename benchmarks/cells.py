@@ -8,6 +8,8 @@ from typing import Any
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.network import Network
 
+FULL = "full"  # how the name of the paper's whole schedule begins
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:

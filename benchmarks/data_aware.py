@@ -44,7 +44,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.cells import Cell, timing
+from benchmarks.cells import FULL, Cell, timing
 from benchmarks.cifar import PREPROCESS, SUBSETS, Archive, classes_of, read_archive
 from benchmarks.rows import fill_missing, read_rows, with_grid_options
 from benchmarks.served import cost_of, metered
@@ -110,7 +110,7 @@ class Grid:
         self._normaliser = Normaliser(PREPROCESS, self._device)
         self._epochs = (5, 25) if arguments.full else (2, 4)
         self._most = None if arguments.full else 4000
-        self._schedule = "full" if arguments.full else "2+4 epochs, 4000 images"
+        self._schedule = FULL if arguments.full else "2+4 epochs, 4000 images"
         if arguments.dtype != "float32":
             self._schedule += f", {arguments.dtype}"
         self._paper = PAPER[arguments.net]

@@ -11,7 +11,7 @@ from statistics import mean, median
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cells import Cell
+from benchmarks.cells import FULL, Cell
 from benchmarks.cifar import SUBSETS
 from benchmarks.rows import rows_to_report
 from benchmarks.stage import say, table
@@ -205,18 +205,24 @@ def not_run(cells: Sequence[Cell]) -> list[str]:
 
 
 def never_run(cells: Sequence[Cell]) -> list[str]:
-    """Networks, choices of images, units and criteria of which there is not one cell."""
+    """Networks, schedules, choices of images, units and criteria of which there is not one cell."""
     sentences = []
     for net in sorted(PAPER):
         mine = [cell for cell in cells if cell.net == net]
         if not mine:
             sentences.append(f"{net}: all")
             continue
+        if not any(cell.schedule.startswith(FULL) for cell in mine):
+            sentences.append(f"{net}: the paper's whole schedule (--full)")
         for images, unit in itertools.product(("seen", "unseen"), ("parameters", "latency")):
             arms = {cell.arm for cell in mine if (cell.images, cell.unit) == (images, unit)}
             if not arms:
                 sentences.append(f"{net}, images {images}, level in {unit}: all")
-            elif missing := [arm for arm in EVERY_ARM if arm not in arms]:
+                continue
+            widths = [
+                arm.replace("aware", "width") for arm in EVERY_ARM if arm.startswith("aware") and unit == "latency"
+            ]
+            if missing := [arm for arm in (*EVERY_ARM, *widths) if arm not in arms]:
                 sentences.append(f"{net}, images {images}, level in {unit}: {', '.join(missing)}")
     return sentences
 

@@ -112,7 +112,7 @@ def _unshown(classes: Sequence[str], data: Folders) -> list[str]:
         told = f", and what becomes of {whom} was not measured (images in DIR/test/ would tell)"
     return [
         f"{len(unshown)} of the model's {len(classes)} classes have no image to learn from{told}: much of what it knew "
-        "of them will be forgotten; --distillation 0.5 is a brake on that"
+        "of them will be forgotten, and nearly all where much is cut; --distillation 0.5 is a brake on that"
     ]
 
 
