@@ -2,7 +2,8 @@
 Classes that a site never shows, learnt from a teacher's word in the daemon's own rounds: how far their answers are right.
 
     python -m benchmarks.never_seen --data DIR --weights benchmarks/bases/resnet20_cifar10_without_ship_truck.safetensors
-        --teacher-weights resnet56_cifar10.safetensors [--old 250] [--epochs 12] [--seed 0] [--threads 2]
+        --teacher-weights resnet56_cifar10.safetensors [--old 250] [--epochs 12] [--learning-rate 0.02] [--seed 0]
+        [--threads 2]
 
 A given ResNet20 knows eight classes of CIFAR-10, and its site shows these eight alone: so many images of each that it was not
 trained on, labelled, as files. The teacher, a ResNet56 in a process of its own, knows ten; `training.unseen_classes: all` and
@@ -37,7 +38,7 @@ triggers: {new_samples: ENOUGH, cooldown: 5s}
 budgets: {interval: 1s, memory_available_min: 200MiB, disk_free_min: 200MiB}
 pruning: {level: 0%}
 training:
-  {epochs_after: EPOCHS, seed: SEED, threads: THREADS, transfer: label_free, teacher: file, teacher_file: "TEACHER",
+  {epochs_after: EPOCHS, learning_rate: RATE, seed: SEED, threads: THREADS, transfer: label_free, teacher: file, teacher_file: "TEACHER",
    unseen_classes: all}
 """
 
@@ -63,7 +64,8 @@ def play(arguments: argparse.Namespace, root: Path) -> list[tuple[str, ...]]:
     teacher = teacher_version(arguments.teacher_weights, classes, root / "teacher")
     config = CONFIG
     for word, value in (
-        ("ENOUGH", round(0.64 * len(site.old))), ("EPOCHS", arguments.epochs), ("SEED", arguments.seed),
+        ("ENOUGH", round(0.64 * len(site.old))), ("EPOCHS", arguments.epochs), ("RATE", arguments.learning_rate),
+        ("SEED", arguments.seed),
         ("THREADS", arguments.threads), ("TEACHER", teacher),
     ):  # fmt: skip
         config = config.replace(word, str(value))
@@ -111,6 +113,7 @@ def main() -> int:
     parser.add_argument("--teacher-weights", type=Path, required=True)
     parser.add_argument("--old", type=int, default=250, help="images of each class on the board")
     parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of the trainer")
     parser.set_defaults(new=[], images=0)

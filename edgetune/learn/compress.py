@@ -28,6 +28,7 @@ from edgetune.learn.data import LabelledImages
 from edgetune.learn.finetune import never
 from edgetune.learn.goal import Goal, Material, Outcome, Point
 from edgetune.learn.groups import left_whole
+from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network, state_tensors
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.schedules import settle
@@ -59,6 +60,7 @@ def compress(
     control: Control | None = None,
     told: Callable[[Point], None] = lambda _: None,
     teacher: Teacher | None = None,
+    mixtures: Mixtures | None = None,
 ) -> Outcome:
     """
     Find the smallest network that keeps the accuracy, and retrain it.
@@ -76,6 +78,7 @@ def compress(
         control: sets the pace, asks for a stop.
         told: hears of each trial.
         teacher: asked where the recipe distils; None: the network as given.
+        mixtures: of the training images, that it is asked about beside them; None: nothing else.
 
     Raises:
         UnprunableError: the network cannot be pruned, and nothing was trained; or the criterion's scores cannot rank filters.
@@ -107,6 +110,7 @@ def compress(
         control=control,
         told=told,
         teacher=teacher,
+        mixtures=mixtures,
     ).run()
 
 
@@ -134,7 +138,8 @@ class _Search:
         round_id: int,
         control: Control,
         told: Callable[[Point], None],
-        teacher: Teacher | None = None,
+        teacher: Teacher | None,
+        mixtures: Mixtures | None,
     ) -> None:
         self._goal, self._told, self._control = goal, told, control
         self._state = SearchState(work, _digest(network, material, recipe, goal), network.builders)
@@ -147,6 +152,7 @@ class _Search:
             round_id=round_id,
             control=self._control,
             teacher=teacher,
+            mixtures=mixtures,
             saved=self._write_state,
         )
         self._recipe = self._bench.recipe

@@ -236,6 +236,12 @@ def draws_of(sample_ids: Integers, seed: int) -> npt.NDArray[np.uint64]:
     return _mix(seed, sample_ids.astype(_U64))
 
 
+def uniform(draws: npt.NDArray[np.uint64], what: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) for hashes [B], others for each `what`."""
+    numbers: npt.NDArray[np.float64] = (_mix(draws, what) >> _U64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
 def step_seed(*parts: int) -> int:
     """A seed for torch's generator (dropout, stochastic depth) of one step."""
     return int(_mix(*parts)[0] >> _U64(1))

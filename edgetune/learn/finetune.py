@@ -18,10 +18,11 @@ from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control, StopAskedError
 from edgetune.learn.data import EpochPlan, Integers, LabelledImages, Normaliser, augment, plan_epoch, step_seed
 from edgetune.learn.layout import computing_in
+from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network, load_strictly, state_tensors
 from edgetune.learn.optimiser import Sgd
 from edgetune.learn.partial import Part
-from edgetune.learn.transfer import Output, Shown, Teacher, TransferLoss, group_taps, look, make_transfer
+from edgetune.learn.transfer import Output, Shown, Teacher, TransferLoss, answered, group_taps, look, make_transfer
 from edgetune.serve.engine import return_free_memory
 
 # Least share that a batch has in a batch norm's running statistics while it is trained. Some networks come with 0.01, for
@@ -90,6 +91,7 @@ def fine_tune(
     is_enough: Callable[[Sequence[float]], bool] = never,
     by_labels: LabelLoss | None = None,
     part: Part | None = None,
+    mixtures: Mixtures | None = None,
 ) -> tuple[float, float] | None:
     """
     Train for `phase.steps` steps of SGD with momentum; afterwards the network has the weights of its best epoch.
@@ -111,6 +113,7 @@ def fine_tune(
         teacher: as many outputs; asked once a step when the phase gives it a share. A module is in eval mode and sees
             the network's own input; anything else is asked by sample.
         by_labels: the loss without the teacher's share; None: the cross-entropy.
+        mixtures: come in the place of a part of each batch, where the loss looks at no label and images are shown as such.
         part: all that is trained, see `Part.trained_alone`; None: the whole network. Where it keeps latents, images are shown
             as they are, and what a teacher is shown are the latents: only one that has its answers in store can be asked.
         is_enough: after each epoch takes the validation top-1 of all so far; True ends the phase. Not remembered over a resume.
@@ -144,12 +147,15 @@ def fine_tune(
                 views=phase.views,
             )
         batch = slice(plan.edges[index], plan.edges[index + 1])
-        positions, draws = plan.positions[batch], plan.draws[batch]
+        positions, draws, said = plan.positions[batch], plan.draws[batch], None
         if part is not None and part.kept is not None:
             images = part.kept.batch(positions)
         else:
-            images = normaliser(augment(training.images(positions), draws, phase.augment))
-        shown = Shown(images=images, sample_ids=training.sample_ids[positions], draws=draws)
+            pixels = augment(training.images(positions), draws, phase.augment)
+            if mixtures is not None and run.is_label_free:
+                pixels, said = mixtures(pixels, draws)
+            images = normaliser(pixels)
+        shown = Shown(images=images, sample_ids=training.sample_ids[positions], draws=draws, said=said)
         loss = run.train_step(shown, normaliser.labels(training.labels[positions]))
         is_over = False
         if run.step % epoch_steps == 0 or run.step == phase.steps:
@@ -269,7 +275,7 @@ class _Run:
         if self._lesson is None:
             return functional.cross_entropy(mine.logits, labels) if own is None else own
         transfer, teacher = self._lesson
-        word = transfer(mine, teacher(shown), labels)
+        word = transfer(mine, answered(teacher, shown), labels)
         share = self._phase.distillation
         return word if own is None else (1 - share) * own + share * word
 
@@ -311,8 +317,7 @@ def _parts(shown: Shown, labels: torch.Tensor, count: int) -> Iterator[tuple[Sho
         return
     for places in np.array_split(np.arange(len(labels)), count):
         own = slice(int(places[0]), int(places[-1]) + 1)
-        part = Shown(images=shown.images[own], sample_ids=shown.sample_ids[own], draws=shown.draws[own])
-        yield part, labels[own]
+        yield shown.part(own), labels[own]
 
 
 def _lesson(phase: Phase, teacher: nn.Module | Teacher | None) -> tuple[TransferLoss, Teacher] | None:

@@ -93,6 +93,7 @@ class Asking:
     image_s: float  # of one image that it has not answered yet
     held_mib: float  # by its process; 0: it is not on this board
     views: int | None  # ways in which each image is changed, see `data.plan_epoch`
+    mixtures: int = 0  # that it is asked about for each image of a batch, anew each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,9 +284,11 @@ class Planner:
         if course.asking is not None and len(self._rounds) < FEWEST_ROUNDS:  # later it is part of what steps took here
             views = 1 if name == "latent" else course.asking.views
             drawn = course.before + course.after + course.trials * course.trial_steps
+            mixed = course.asking.mixtures * drawn
             if views is not None:  # what was answered once is kept
                 drawn = min(drawn, views * self._tuner.epoch_steps)
-            asked_s = drawn * self._recipe.batch_size * course.asking.image_s
+            asked = drawn + mixed
+            asked_s = asked * self._recipe.batch_size * course.asking.image_s
             parts.append(Interval(low=0.0, likely=asked_s, high=1.5 * asked_s))
         timed = [(figures.is_reshape, figures.other_s) for figures in self._rounds if figures.other_s is not None]
         # ranking and timing take their time

@@ -27,6 +27,7 @@ from edgetune.learn.forecaster import peak_mib, process_peak_mib
 from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
+from edgetune.learn.mixtures import TRIED
 from edgetune.learn.network import (
     Network,
     rebuild,
@@ -35,10 +36,7 @@ from edgetune.learn.network import (
 )
 from edgetune.learn.planning import Course, Planner, Steps, is_hopeless, steps_of
 from edgetune.learn.prune import check_prunable
-from edgetune.learn.rehearsal import (
-    LOGITS_FILE,
-    hold_back_new,
-)
+from edgetune.learn.rehearsal import LOGITS_FILE, answer_never_shown, hold_back_new
 from edgetune.learn.round_search import search_round, told
 from edgetune.learn.round_setup import RoundSetup
 from edgetune.learn.shaping import as_pruning, describe_cut
@@ -198,7 +196,11 @@ class _Round:
             trial_steps=math.ceil(recipe.trial_epochs * epoch),
             judged_images=len(self._splits[Split.VALIDATION]) * math.ceil((steps.before + steps.after) / epoch),
             is_taught=self._teacher is not None and self._teacher.outside is None and recipe.distillation > 0,
-            asking=None if self._teacher is None else self._teacher.asking(self._splits[Split.TRAINING], recipe),
+            asking=None
+            if self._teacher is None
+            else self._teacher.asking(
+                self._splits[Split.TRAINING], recipe, mixtures=TRIED if self._tuner.mixtures else 0
+            ),
         )
 
     # ------------------------------------------------------------------------------------------- train
@@ -232,7 +234,16 @@ class _Round:
         return network
 
     def _hold_back(self, network: Network) -> None:
-        """Keep what new classes take from old ones within what the gate allows."""
+        """Keep what new classes take from old ones, and what classes that nothing shows take, within what the gate allows."""
+        if self._tuner.mixtures is not None:
+            self._journal["answered_readily"] = answer_never_shown(
+                network,
+                self._setup.never_shown,
+                recipe=self._recipe,
+                validation=self._splits[Split.VALIDATION],
+                normaliser=self._tuner.normaliser,
+                beat=self._control.beat,
+            )
         self._journal["held_back"] = hold_back_new(
             network,
             spec=self._spec,
@@ -266,6 +277,7 @@ class _Round:
             preprocess=self._source.preprocess,
             tuner=self._tuner,
             prunes_first=bool(self._journal.get("pruned_first")),
+            mixtures=self._tuner.mixtures,
             teacher=None if self._teacher is None else self._teacher.by_sample,
             work=self._setup.directory / "search",
             control=self._control,

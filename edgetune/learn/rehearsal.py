@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, load_samples, step_seed
-from edgetune.learn.imprint import features_of, hold_back, right_without
+from edgetune.learn.imprint import answer_readily, features_of, hold_back, right_without
 from edgetune.learn.network import Network
 from edgetune.learn.replay import Floats, choose_samples, cross_entropy_among, der_pp_loss, er_ace_loss
 from edgetune.learn.transfer import is_label_free
@@ -174,6 +174,35 @@ def hold_back_new(
     right = right_without(network, new, features, torch.from_numpy(validation.labels))
     shifts = hold_back(network, new, right, share=share, class_share=recipe.old_class_drop_max)
     return {spec.classes[row]: round(shift, 4) for row, shift in shifts.items()}
+
+
+def answer_never_shown(
+    network: Network,
+    rows: Sequence[int],
+    *,
+    recipe: Recipe,
+    validation: LabelledImages,
+    normaliser: Normaliser,
+    beat: Callable[[], None],
+) -> float:
+    """
+    After the training of a round that teaches classes that no sample shows: how readily they are answered.
+
+    Args:
+        network: trained; changed in place, see `imprint.answer_readily`.
+        rows: of these classes.
+        recipe: of the round: at most half of what old classes may lose.
+        validation: the round's; its labels are not looked at.
+        normaliser: of the network's input.
+        beat: called after every batch.
+
+    Returns:
+        What was added to their biases.
+    """
+    if recipe.old_classes_drop_max is None or not len(validation):
+        return 0.0
+    features = features_of(network, _normalised(validation, normaliser, beat))
+    return round(answer_readily(network, rows, features, share=recipe.old_classes_drop_max / 2), 4)
 
 
 def make_rehearsal(

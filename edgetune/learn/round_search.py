@@ -11,6 +11,7 @@ from edgetune.learn.compress import Goal, Material, Outcome, compress
 from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.measure import ask
+from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network
 from edgetune.learn.planning import shortened
 from edgetune.learn.transfer import Teacher
@@ -31,6 +32,7 @@ def search_round(
     tuner: Tuner,
     prunes_first: bool,
     teacher: Teacher | None,
+    mixtures: Mixtures | None,
     work: Path,
     control: Control,
 ) -> Outcome:
@@ -47,6 +49,7 @@ def search_round(
         tuner: whose layout the trials train in.
         prunes_first: because memory is short.
         teacher: asked where the recipe distils; None: the network as given, about all classes.
+        mixtures: that it is asked about beside the samples.
         work: a directory for what must outlive a kill.
         control: sets the pace, asks for a stop.
     """
@@ -83,6 +86,7 @@ def search_round(
         round_id=spec.round_id,
         control=control,
         teacher=teacher,
+        mixtures=mixtures,
     )
 
 

@@ -13,13 +13,14 @@ from edgetune.learn.control import Control
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.journal import Journal
 from edgetune.learn.layout import Layout, pin_torch
+from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network, load_network
 from edgetune.learn.planning import refuse_to_load, shortened
 from edgetune.learn.rehearsal import choose_replay, keep_replayed, make_rehearsal, new_classes
 from edgetune.learn.round_samples import gather
 from edgetune.learn.round_teacher import RoundTeacher
 from edgetune.learn.schedules import settle
-from edgetune.learn.transfer import has_teacher
+from edgetune.learn.transfer import has_teacher, is_label_free
 from edgetune.learn.tuner import Tuner
 from edgetune.store.models import version_name
 from edgetune.types import BoardHistory, Forecast, Manifest, RoundKind, RoundSpec, Split
@@ -116,6 +117,7 @@ class RoundSetup:
             device=self.device,
             beat=self.control.beat,
         )
+        self.tuner.mixtures = self._mixtures()
         if "layout" in self.journal:
             self.tuner.layout = Layout(**self.journal["layout"])
             self.tuner.use_threads(self.journal["threads"])
@@ -124,6 +126,22 @@ class RoundSetup:
         if "scoring_batch" in self.journal:
             self.tuner.scoring_batch = self.journal["scoring_batch"]
         self.journal.write()
+
+    @property
+    def never_shown(self) -> tuple[int, ...]:
+        """Numbers of the classes that a file is to teach and no sample is labelled as."""
+        source, teacher = self.spec.teacher, None if self.teacher is None else self.teacher.outside
+        if teacher is None or source.kind != "file" or not source.unseen_classes:
+            return ()
+        told = {sample.label for sample in self.spec.samples}
+        return tuple(number for number in teacher.shared if self.spec.classes[number] not in told)
+
+    def _mixtures(self) -> Mixtures | None:
+        """What the teacher is asked about beside the samples. A server is not: that would be many times the images."""
+        teacher = None if self.teacher is None else self.teacher.outside
+        if teacher is None or not self.never_shown or not is_label_free(self.recipe.transfer, self.recipe.distillation):
+            return None
+        return Mixtures(teacher.once, teacher.shared, self.never_shown)
 
     def _gather(self) -> dict[Split, LabelledImages]:
         """The round's samples, of old classes those that are replayed beside new ones."""

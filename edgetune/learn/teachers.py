@@ -62,6 +62,15 @@ class OutsideTeacher:
         shared: npt.NDArray[np.float64] = whole[:, list(self._asked.shared.theirs)].numpy()
         return shared
 
+    def once(self, images: Images) -> npt.NDArray[np.float32]:
+        """
+        What it says of images that come once, uint8 [B, H, W, 3] -> logits [B, K] of `shared`.
+
+        Raises:
+            TeacherError: as when it is called.
+        """
+        return self._asked.once(images)
+
     def try_out(self, images: Images) -> tuple[float, float]:
         """
         Ask about a few images, uint8 [B, H, W, 3]: seconds for one, and the MiB that its process holds.

@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -49,6 +49,12 @@ class Shown:
     images: torch.Tensor  # float32 [B, 3, H, W], normalised for the student
     sample_ids: Integers  # [B]
     draws: npt.NDArray[np.uint64]  # [B] the hash that each image's change was made from
+    said: Output | None = None  # logits about the first of them, which nobody has to be asked about again
+
+    def part(self, own: slice) -> Shown:
+        """Some of the batch, in its order."""
+        said = None if self.said is None else replace(self.said, logits=self.said.logits[own])
+        return Shown(images=self.images[own], sample_ids=self.sample_ids[own], draws=self.draws[own], said=said)
 
 
 Teacher = Callable[[Shown], Output]
@@ -183,6 +189,17 @@ def is_label_free(name: str, share: float) -> bool:
 def has_teacher(recipe: Recipe) -> bool:
     """Whether a recipe asks anybody beside the labels."""
     return recipe.distillation > 0 or recipe.transfer == "label_free"
+
+
+def answered(teacher: Teacher, shown: Shown) -> Output:
+    """What a teacher says of a batch, asked about that part of it that it has not spoken of; its logits alone where it has."""
+    if shown.said is None or not len(shown.said.logits):
+        return teacher(shown)
+    said = replace(shown.said, logits=shown.said.logits.to(shown.images.device))
+    if len(said.logits) == len(shown.images):
+        return said
+    rest = teacher(shown.part(slice(len(said.logits), None)))
+    return replace(said, logits=torch.cat([said.logits, rest.logits]))
 
 
 def telling_logits(module: nn.Module, classes: Sequence[int] | None = None) -> Teacher:

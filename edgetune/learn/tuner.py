@@ -31,6 +31,7 @@ from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import arrange, best_threads, candidate_layouts, fastest_layout
 from edgetune.learn.memory import kept_by, pass_mib
+from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.partial import Part
 from edgetune.learn.schedules import PAPER
@@ -88,6 +89,7 @@ class Tuner:
         self.measured: dict[str, StepPoint] = {}  # of each phase of training so far, by its name
         self.stepping_s = 0.0  # spent in steps, in all phases so far
         self.by_labels: LabelLoss | None = None  # of the loss by labels; None: cross-entropy
+        self.mixtures: Mixtures | None = None  # beside the training samples
         self.epoch_steps = steps_per_epoch(training, recipe.batch_size)
 
     def place(self, network: Network) -> Network:
@@ -180,6 +182,7 @@ class Tuner:
                 is_enough=is_enough,
                 by_labels=self.by_labels,
                 part=part,
+                mixtures=self.mixtures,
             )
         self._measure(name, work, is_peak_own=is_peak_own)
         return score

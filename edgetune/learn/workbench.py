@@ -19,6 +19,7 @@ from edgetune.learn.finetune import validation_score
 from edgetune.learn.goal import Material, Point
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import Layout, arrange
+from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network
 from edgetune.learn.planning import Course, Planner, most_of_cut_mib
 from edgetune.learn.search_state import SearchState
@@ -51,6 +52,7 @@ class Workbench:
         round_id: int,
         control: Control,
         teacher: Teacher | None,
+        mixtures: Mixtures | None,
         saved: Callable[[], None],
     ) -> None:
         """The arguments are those of `compress`; `state` says what an earlier start has settled, `saved` hears of checkpoints."""
@@ -70,6 +72,7 @@ class Workbench:
             round_id=round_id,
             teacher=asked if has_teacher(recipe) else None,
         )
+        self._tuner.mixtures = mixtures
         self.epoch_steps = self._tuner.epoch_steps
         self.given = self._tuner.place(copy.deepcopy(network))
         self._whole = size_of(self.given, material.preprocess)

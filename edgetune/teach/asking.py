@@ -206,6 +206,10 @@ class Asked:
             self._answers.put(self._key(image), logits)
         return asked
 
+    def once(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """As it is called, about images that nobody will ask about again: nothing is kept."""
+        return self._ask(images)[:, self.shared.theirs]
+
     def close(self) -> None:
         """End the model and close its answers."""
         self.model.close()

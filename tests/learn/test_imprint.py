@@ -10,6 +10,7 @@ from torch import nn
 from edgetune.errors import ModelError
 from edgetune.learn.imprint import (
     TAKEN_SHARE,
+    answer_readily,
     best_threshold,
     features_of,
     hold_back,
@@ -124,6 +125,24 @@ def test_new_rows_that_say_too_much_are_held_back_together(is_convolution: bool)
     assert torch.equal(after[:, 0], before[:, 0])
     assert torch.allclose(after[:, 1:], before[:, 1:] + shift, atol=1e-5)
     assert hold_back(network, [1, 2], right, share=0.05)[1] == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("bias", [-9.0, 9.0], ids=["too seldom", "too often"])
+def test_classes_that_no_image_shows_take_their_share_and_no_label_is_needed(bias: float) -> None:
+    """Whether they were answered too seldom or too often; what the others say of each other stays."""
+    network = _network(3, is_convolution=False)
+    with torch.no_grad():
+        network.module.head.bias[2] += bias
+    seen = torch.cat([_images(0, 200, seed=1), _images(1, 200, seed=2)])
+    others = torch.cat([_images(0, 200, seed=3), _images(1, 200, seed=4)])
+    before = _answers(network, others)
+    shift = answer_readily(network, [2], features_of(network, [seen]), share=0.05)
+    after = _answers(network, others)
+    assert shift * bias < 0
+    assert 0.01 < (after.argmax(dim=1) == 2).float().mean() < 0.1
+    assert torch.equal(after[:, :2], before[:, :2])
+    assert answer_readily(network, [2], features_of(network, [seen[:19]]), share=0.05) == 0.0
+    assert answer_readily(network, [0, 1, 2], features_of(network, [seen]), share=0.05) == 0.0
 
 
 def test_new_rows_that_take_little_or_of_which_little_is_known_stay() -> None:

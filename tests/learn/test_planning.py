@@ -137,13 +137,13 @@ def test_a_round_trains_for_as_many_epochs_as_its_plan_has(site: Site, monkeypat
     assert shorter == (math.ceil(before / 2), math.ceil(after / 2))
 
 
-@pytest.mark.parametrize(("views", "asked"), [(None, 10 * 64), (1, 64)])
+@pytest.mark.parametrize(("views", "mixtures", "asked"), [(None, 0, 10 * 64), (1, 0, 64), (1, 3, 31 * 64)])
 def test_a_teacher_outside_takes_its_time_for_every_image_that_it_has_not_answered(
-    views: int | None, asked: int
+    views: int | None, mixtures: int, asked: int
 ) -> None:
-    """A second each; with one view an epoch's images are asked about once. Its memory is told beside the round's own."""
+    """A second each; with one view an epoch's images are asked about once, and mixtures of them each time. Its memory is told beside the round's own."""
     plain = planned(AUTO, may_measure=False)
-    course = replace(COURSE, asking=Asking(image_s=1.0, held_mib=120.0, views=views))
+    course = replace(COURSE, asking=Asking(image_s=1.0, held_mib=120.0, views=views, mixtures=mixtures))
     plan = planned(AUTO, course=course, may_measure=False)
     more = plan.duration_s.likely - plain.duration_s.likely
     assert asked - 5 < more < asked + 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -27,7 +28,7 @@ from edgetune.types import GatePolicy, Manifest, Mark, RoundKind, Split, Teacher
 # red, green, blue, and a colour of two of them that no sample has
 WITH_YELLOW = np.concatenate([COLOURS, np.array([[9.0], [9.0], [-3.0]], np.float32)], axis=1)
 NAMES: dict[str, str | int] = {"red": 0, "green": 1, "blue": 2, "yellow": 3}
-TAUGHT = replace(RECIPE, transfer="label_free", level=0.0, epochs_after=50, max_steps=None)
+TAUGHT = replace(RECIPE, transfer="label_free", level=0.0, epochs_after=50, max_steps=None, old_classes_drop_max=0.05)
 LAX = GatePolicy(latency_ratio_max=1000.0, accuracy_risk_max=1.0, size_ratio_max=2.0, holdout_min=5)
 
 
@@ -83,6 +84,9 @@ def test_a_class_that_no_sample_shows_is_learnt_and_marked(site: Site, taught: M
     assert (comparison.new_classes, comparison.unseen_classes) == (("yellow",), ("yellow",))
     assert comparison.absent is None, "every class of the factory model was shown"
     assert "knows 'yellow', never seen here, by the teacher's word" in judge(comparison, LAX).reasons
+    journal = json.loads((site.root / "rounds" / "taught" / "journal.json").read_text())
+    assert journal["answered_readily"] != 0.0
+    assert journal["teacher"]["images_asked"] > 50 * 60, "mixtures beside the samples, anew each time"
     engine = Engine.load(site.root / "models-taught" / "v000002", threads=1)
     said = engine.predict(yellow(40)).argmax(axis=1)
     assert (said == taught.classes.index("yellow")).mean() > 0.8
