@@ -24,7 +24,9 @@ from edgetune.learn.transfer import Output
 # uint8 [N, H, W, 3] -> logits float32 [N, K]
 Ask = Callable[[Images], npt.NDArray[np.float32]]
 
-TRIED = 3  # mixtures of each image of a batch that the teacher is asked about
+TRIED = (
+    1  # mixtures of each image of a batch that the teacher is asked about: three took it three times as long for little
+)
 _PICKED, _DRAWN = 1 / 3, 1 / 6  # of the batch: those that look most like a class that is not shown, and others of them
 _LEAST_AREA = 0.2  # of an image that is cut out
 _STRETCHED = 0.3  # the logarithm of a side's factor, at most
