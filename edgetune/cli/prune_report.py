@@ -100,7 +100,9 @@ def _end(answer: Mapping[str, Any]) -> str:
     achieved = answer["final"][key] / answer["given"][key]
     within = f"within {units.show(goal['accuracy_drop_max'], 'points')} of the accuracy"
     wanted = "a smaller network" if goal["ratio"] is None else f"{percent(goal['ratio'])} of {what}"
-    lines = [f"{'reached' if answer['reached'] else 'not reached'}: {wanted} {within}; it is at {percent(achieved)}"]
+    lines = [
+        f"{'reached' if answer['reached'] else 'not reached'}: {wanted} {within}; {percent(achieved)} of {what} is left"
+    ]
     spent = units.show(answer["seconds"], "duration")
     if answer["joules"] is not None:
         spent += f", {energy(answer['joules'], is_estimated=answer['is_energy_estimated'])}"

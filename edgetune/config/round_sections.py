@@ -292,7 +292,7 @@ class Gate(Section):
     confidence: float = key(_GATE.confidence, "Confidence of the paired test.", ge=0.5, lt=1)
     latency_ratio_max: float = key(
         _GATE.latency_ratio_max,
-        "Candidate's latency over the served model's, at most; timed in turn, refused when three turns of four are above, or clearly.",
+        "Candidate's latency over the served model's, at most; timed in turn, refused when three turns of four are above, or median and quickest runs by 5 %.",
         gt=0,
         le=10,
     )

@@ -280,7 +280,11 @@ def _absent(comparison: Comparison, policy: GatePolicy) -> tuple[list[str], list
 def _runtime(comparison: Comparison, policy: GatePolicy) -> list[str]:
     against = []
     if _is_slower(comparison, policy):
-        against.append(f"slower on this board: {_latency(comparison)}, allowed is {policy.latency_ratio_max:.2f}x")
+        undisturbed = comparison.candidate_latency.undisturbed_ratio
+        quick = "" if undisturbed is None else f" and {undisturbed:.2f}x undisturbed"
+        against.append(
+            f"slower on this board: {_latency(comparison)}{quick}, allowed is {policy.latency_ratio_max:.2f}x"
+        )
     size = comparison.candidate_cost.onnx_bytes / comparison.base_cost.onnx_bytes
     if size > policy.size_ratio_max:
         against.append(

@@ -161,7 +161,6 @@ class _Search:
             self._bench.fit(level=1 - first.share)
         self._began_s = time.monotonic() - float(self._state.facts["seconds"])
         self._joules_before: float | None = self._state.facts["joules"]
-        self._unfinished = 0.0  # epochs of a tuning that a bound has ended
 
     def _joules(self) -> float | None:
         """Of all starts of this search."""
@@ -209,22 +208,22 @@ class _Search:
 
     def _tune(self) -> tuple[Network, str]:
         """The network as tuned to the images; and which bound ended that before a trial could come, empty: none."""
-        epochs = self._recipe.epochs_before
-        if why := self._over_budget(epochs):
+        epochs, before = self._recipe.epochs_before, float(self._epochs_of(TUNE))
+        if why := self._over_budget(epochs - before, before):
             return self._bench.given, why
-        before = self._epochs_of(TUNE)
-        ended_by, done = [""], [before]
+        ended_by, done = [""], [epochs]
 
         def is_over(accuracies: Sequence[float]) -> bool:
-            done[0] = before + len(accuracies)
-            ended_by[0] = self._over_budget(epochs - done[0], done[0]) if accuracies and done[0] < epochs else ""
+            so_far = before + len(accuracies)
+            if accuracies and so_far < epochs and (why := self._over_budget(epochs - so_far, so_far)):
+                ended_by[0], done[0] = why, so_far
             return bool(ended_by[0])
 
         network, _ = self._bench.train(TUNE, lambda: copy.deepcopy(self._bench.given), epochs, is_over)
-        if ended_by[0]:
-            self._unfinished += done[0]
-        else:
-            self._state.facts["epochs"] += epochs
+        facts = self._state.facts
+        facts["epochs"] += max(0.0, done[0] - facts["tuned"])  # what a bound has ended was spent all the same
+        facts["tuned"] = max(done[0], facts["tuned"])
+        if not ended_by[0]:
             self._state.keep(TUNE, network)
         self._write_state()
         return network, ended_by[0]
@@ -259,8 +258,12 @@ class _Search:
             tuning: epochs that come before the trial.
             tuned: epochs of the tuning that is under way.
         """
-        goal, epochs = self._goal, self._state.facts["epochs"] + tuned
         ahead = tuning + self._trial_epochs() + (self._recipe.epochs_after if self._is_brief else 0.0)
+        return self._too_long(ahead, max(0.0, tuned - self._state.facts["tuned"]))
+
+    def _too_long(self, ahead: float, since: float) -> str:
+        """Which bound so many more epochs would pass at the pace so far, `since` of them being not counted yet; empty: none."""
+        goal, epochs = self._goal, self._state.facts["epochs"] + since
         for most, spent, is_pace_known, shown in (
             (goal.epochs_max, epochs, True, _epochs),
             (goal.seconds_max, time.monotonic() - self._began_s, epochs > 0, lambda s: units.show(s, "duration")),
@@ -315,12 +318,12 @@ class _Search:
         return network
 
     def _may_train_on(self, lineage: float, used: float) -> bool:
-        """Whether the epochs are enough for a close trial's retraining and, if it fails, for that of the best."""
+        """Whether the bounds are enough for a close trial's retraining and, if it fails, for that of the best."""
         facts = self._state.facts
-        needed = facts["epochs"] + used + self._left_of_retraining(lineage)
+        ahead = self._left_of_retraining(lineage)
         if facts["best"] is not None:
-            needed += self._left_of_retraining(facts["lineage"])
-        return self._goal.epochs_max is None or bool(needed <= self._goal.epochs_max)
+            ahead += self._left_of_retraining(facts["lineage"])
+        return not self._too_long(ahead, used)
 
     @property
     def _is_brief(self) -> bool:
@@ -344,7 +347,7 @@ class _Search:
             )
 
         network, score = self._bench.train(f"trial {number}", begin, epochs, is_enough)
-        return network, score, float(before + len(scores))
+        return network, score, min(float(before + len(scores)), epochs)
 
     def _left_of_retraining(self, epochs: float) -> float:
         """Of a network that its trials have trained for so many epochs."""
@@ -382,7 +385,7 @@ class _Search:
             base=base,
             best=best,
             points=[Point(**trial) for trial in self._state.trials],
-            epochs=self._state.facts["epochs"] + self._unfinished,
+            epochs=self._state.facts["epochs"],
             seconds=round(time.monotonic() - self._began_s, 1),
             joules=self._joules(),
             stopped_by=stopped_by,

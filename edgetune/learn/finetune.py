@@ -315,9 +315,13 @@ def _parts(shown: Shown, labels: torch.Tensor, count: int) -> Iterator[tuple[Sho
     if count == 1:
         yield shown, labels
         return
-    for places in np.array_split(np.arange(len(labels)), count):
-        own = slice(int(places[0]), int(places[-1]) + 1)
-        yield shown.part(own), labels[own]
+    first = (
+        0 if shown.said is None else len(shown.said.logits)
+    )  # of another kind than the others: some of it in each part
+    kinds = (np.arange(first), np.arange(first, len(labels)))
+    for places in zip(*(np.array_split(rows, count) for rows in kinds), strict=True):
+        own = np.concatenate(places)
+        yield shown.part(own), labels[torch.from_numpy(own).to(labels.device)]
 
 
 def _lesson(phase: Phase, teacher: nn.Module | Teacher | None) -> tuple[TransferLoss, Teacher] | None:

@@ -278,6 +278,10 @@ def _check_classes(read: Mapping[Split, LabelledImages], classes: Sequence[str])
     counts = {split: Counter(data.labels.tolist()) for split, data in read.items()}
     training, validation = counts[Split.TRAINING], counts[Split.VALIDATION]
     present = sorted(training.keys() | validation.keys())
+    if not present and any(counts.values()):
+        raise NoSamplesError(
+            "there are images in test/ alone", hint="put images into train/<class>/ and val/<class>/ too"
+        )
     if not present:
         raise NoSamplesError("every image is in folders of two classes", hint="leave each in one of them")
     for here, there, doing in ((training, validation, "learn from"), (validation, training, "judge by")):
@@ -289,8 +293,7 @@ def _check_classes(read: Mapping[Split, LabelledImages], classes: Sequence[str])
                 hint=f"{_EVERY_CLASS_HINT}; ten images of a class are the least that makes sense",
             )
     if len(present) == 1:
-        total = sum(counter.total() for counter in counts.values())
         raise OneClassError(
-            f"all {total} images are of class {classes[present[0]]!r}: there is nothing to tell apart",
+            f"all {training.total() + validation.total()} images are of class {classes[present[0]]!r}: there is nothing to tell apart",
             hint="add a folder of another class",
         )

@@ -28,6 +28,7 @@ TRIED = (
     1  # mixtures of each image of a batch that the teacher is asked about: three took it three times as long for little
 )
 _PICKED, _DRAWN = 1 / 3, 1 / 6  # of the batch: those that look most like a class that is not shown, and others of them
+_AT_ONCE = 8  # images that are mixed
 _LEAST_AREA = 0.2  # of an image that is cut out
 _STRETCHED = 0.3  # the logarithm of a side's factor, at most
 _GAIN, _OFFSET = 0.4, 0.2  # of a colour, at most
@@ -97,18 +98,27 @@ def mixed(images: Images, draws: npt.NDArray[np.uint64], turn: int) -> Images:
     Returns:
         uint8 [B, H, W, 3].
     """
+    count, key = len(images), 1000 * (turn + 1)
+    partners = (np.arange(count) + 1 + (uniform(draws, key) * max(1, count - 1)).astype(np.int64)) % count
+    slices = [slice(at, at + _AT_ONCE) for at in range(0, count, _AT_ONCE)]  # as numbers they take much more memory
+    return np.concatenate([_mixed(images[own], images[partners[own]], draws[own], key) for own in slices])
+
+
+def _mixed(images: Images, others: Images, draws: npt.NDArray[np.uint64], key: int) -> Images:
+    """Each image with its partner."""
 
     def draw(what: int) -> torch.Tensor:
-        return torch.from_numpy(uniform(draws, 1000 * (turn + 1) + what)).float()
+        return torch.from_numpy(uniform(draws, key + 1 + what)).float()
 
-    count, height, width, _ = images.shape
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    _, height, width, _ = images.shape
+    pixels, other = (
+        torch.from_numpy(np.ascontiguousarray(each)).permute(0, 3, 1, 2).float() / 255 for each in (images, others)
+    )
     pixels = torch.where(_of(draw(0) < 0.5), _cut_out(pixels, draw), pixels)
     gain = torch.stack([1 + _GAIN * (2 * draw(5 + c) - 1) for c in range(3)], dim=1)
     offset = torch.stack([_OFFSET * (2 * draw(8 + c) - 1) for c in range(3)], dim=1)
     recoloured = (pixels * gain[:, :, None, None] + offset[:, :, None, None]).clamp(0, 1)
     pixels = torch.where(_of(draw(11) < 0.5), recoloured, pixels)
-    other = pixels[(torch.arange(count) + 1 + (draw(12) * max(1, count - 1)).long()) % count]
     how, share = draw(13), draw(14)
     blended = _of(share) * pixels + (1 - _of(share)) * other
     sides = (1 - draw(15)).sqrt()

@@ -284,7 +284,7 @@ class Planner:
         if course.asking is not None and len(self._rounds) < FEWEST_ROUNDS:  # later it is part of what steps took here
             views = 1 if name == "latent" else course.asking.views
             drawn = course.before + course.after + course.trials * course.trial_steps
-            mixed = course.asking.mixtures * drawn
+            mixed = 0 if name == "latent" else course.asking.mixtures * drawn
             if views is not None:  # what was answered once is kept
                 drawn = min(drawn, views * self._tuner.epoch_steps)
             asked = drawn + mixed

@@ -235,7 +235,7 @@ class _Round:
 
     def _hold_back(self, network: Network) -> None:
         """Keep what new classes take from old ones, and what classes that nothing shows take, within what the gate allows."""
-        if self._tuner.mixtures is not None:
+        if self._tuner.mixtures is not None and self._tuner.updating.name != "latent":
             self._journal["answered_readily"] = answer_never_shown(
                 network,
                 self._setup.never_shown,
@@ -286,12 +286,14 @@ class _Round:
         is_smaller = outcome.best is not outcome.base
         if is_smaller:
             best = asdict(outcome.best)
-            cut = best.pop("cut")
+            cut = best.pop("cut") or {}
             self._journal["pruning"] = {**cut, **best, "round_to": outcome.network.describe().round_to()}
         self._is_pruned = is_smaller
         self._journal.write()
         found = self._tuner.place(outcome.network)
         phase = _FINISH if is_smaller else RETRAIN
+        if is_smaller:
+            self._hold_back(found)
         self._save(phase, found)
         remove_dir(self._setup.directory / "search")
         return found, phase

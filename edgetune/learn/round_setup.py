@@ -23,7 +23,7 @@ from edgetune.learn.schedules import settle
 from edgetune.learn.transfer import has_teacher, is_label_free
 from edgetune.learn.tuner import Tuner
 from edgetune.store.models import version_name
-from edgetune.types import BoardHistory, Forecast, Manifest, RoundKind, RoundSpec, Split
+from edgetune.types import BoardHistory, Forecast, Manifest, Mark, RoundKind, RoundSpec, Split
 from edgetune.wire import to_json
 
 
@@ -129,12 +129,13 @@ class RoundSetup:
 
     @property
     def never_shown(self) -> tuple[int, ...]:
-        """Numbers of the classes that a file is to teach and no sample is labelled as."""
+        """Numbers of the classes that a file is to teach, that the served version knows by its word at most, and no label shows."""
         source, teacher = self.spec.teacher, None if self.teacher is None else self.teacher.outside
         if teacher is None or source.kind != "file" or not source.unseen_classes:
             return ()
-        told = {sample.label for sample in self.spec.samples}
-        return tuple(number for number in teacher.shared if self.spec.classes[number] not in told)
+        told = {sample.label for sample in self.spec.samples if sample.split is Split.TRAINING}
+        served = {c for c in self.base.classes if self.base.marks.get(c) != Mark.NEVER_SEEN_HERE.value}
+        return tuple(n for n in teacher.shared if self.spec.classes[n] not in told | served)
 
     def _mixtures(self) -> Mixtures | None:
         """What the teacher is asked about beside the samples. A server is not: that would be many times the images."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edgetune.learn.network import Network, rebuild, state_tensors
-from edgetune.store.durable import make_dir, write_atomic
+from edgetune.store.durable import make_dir, remove_dir, write_atomic
 
 _FILE = "search.json"
 _RUNNING = "running"
@@ -23,6 +23,7 @@ class SearchState:
         trials: every trial so far, as JSON.
         facts: what was settled on the way: "epochs", "seconds" and "joules" spent, "base", "layout", "best" (which directory),
             "lineage" (the epochs that the best one's trials trained it), "used" (those of the trial under way) and its "cut",
+            "tuned" (the epochs of the tuning that are counted),
             "pruned_first" (why, or nothing) and "scoring_batch": see `Tuner.prunes_first`, "accumulation": see `Workbench.fit`.
     """
 
@@ -44,8 +45,11 @@ class SearchState:
             "lineage": 0.0,
             "used": 0.0,
             "cut": None,
+            "tuned": 0.0,
         }
         self._read()
+        if self.facts["base"] is None:  # what was under way belongs to a search that is lost
+            remove_dir(directory / _RUNNING)
 
     def _read(self) -> None:
         path = self._directory / _FILE

@@ -179,7 +179,7 @@ class Shaper:
 
 
 def describe_cut(shape: Shape, ranking: Ranking) -> Mapping[str, Any]:
-    """A cut for a journal."""
+    """A cut for a journal; `groups` are those of the network that was cut, which trials before may have cut already."""
     return {
         "parameters": shape.cut.size.parameters,
         "macs": shape.cut.size.macs,

@@ -19,6 +19,7 @@ from edgetune.teach.asking import Asked, shared_classes, unseen_classes
 from edgetune.teach.opening import open_model
 from edgetune.types import Preprocess, TeacherSource
 
+_AT_ONCE = 16  # images of a request, which has to be answered in time
 _COUNTS = ("images_asked", "images_kept", "sent_bytes", "received_bytes")
 
 
@@ -69,7 +70,8 @@ class OutsideTeacher:
         Raises:
             TeacherError: as when it is called.
         """
-        return self._asked.once(images)
+        parts = [self._asked.once(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]
+        return np.concatenate(parts)
 
     def try_out(self, images: Images) -> tuple[float, float]:
         """

@@ -51,10 +51,13 @@ class Shown:
     draws: npt.NDArray[np.uint64]  # [B] the hash that each image's change was made from
     said: Output | None = None  # logits about the first of them, which nobody has to be asked about again
 
-    def part(self, own: slice) -> Shown:
-        """Some of the batch, in its order."""
-        said = None if self.said is None else replace(self.said, logits=self.said.logits[own])
-        return Shown(images=self.images[own], sample_ids=self.sample_ids[own], draws=self.draws[own], said=said)
+    def part(self, rows: Integers) -> Shown:
+        """Some of the batch [P], rising."""
+        said = self.said
+        if said is not None:
+            said = replace(said, logits=said.logits[torch.from_numpy(rows[rows < len(said.logits)])])
+        mine = torch.from_numpy(rows).to(self.images.device)
+        return Shown(images=self.images[mine], sample_ids=self.sample_ids[rows], draws=self.draws[rows], said=said)
 
 
 Teacher = Callable[[Shown], Output]
@@ -198,7 +201,7 @@ def answered(teacher: Teacher, shown: Shown) -> Output:
     said = replace(shown.said, logits=shown.said.logits.to(shown.images.device))
     if len(said.logits) == len(shown.images):
         return said
-    rest = teacher(shown.part(slice(len(said.logits), None)))
+    rest = teacher(shown.part(np.arange(len(said.logits), len(shown.images))))
     return replace(said, logits=torch.cat([said.logits, rest.logits]))
 
 

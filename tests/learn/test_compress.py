@@ -471,6 +471,10 @@ def test_a_tuning_ends_as_soon_as_its_pace_leaves_no_time_for_a_trial(
     made = compress(given, easy_material(), recipe, goal, work=tmp_path, control=control)
     assert (made.points, made.epochs) == ([], 1)
     assert made.stopped_by == "what is left of 6h is too little for a trial and its retraining"
+    steps = sum(line["event"] == "progress" for line in control.said)
+    again = compress(given, easy_material(), recipe, goal, work=tmp_path, control=control)
+    assert (again.points, again.epochs, again.stopped_by) == ([], 1, made.stopped_by)
+    assert sum(line["event"] == "progress" for line in control.said) == steps, "known by now: nothing is trained again"
     more = compress(given, easy_material(), recipe, replace(goal, seconds_max=40 * epoch_s), work=tmp_path)
     assert more.points
 
@@ -489,6 +493,17 @@ def test_why_nothing_was_found_is_told(given: Network, tmp_path: Path, changes: 
     assert made.outcome is not None
     assert re.fullmatch(why, made.outcome.stopped_by)
     assert all(bool(point.why) == ("round_to" in changes) for point in made.outcome.points)
+
+
+def test_a_search_whose_state_is_lost_in_a_trial_begins_anew(given: Network, tmp_path: Path) -> None:
+    """The checkpoint of that trial belongs to nothing any more."""
+    assert call(given, tmp_path, stop_after_steps=6 + 3).outcome is None
+    path = tmp_path / "search.json"
+    path.write_bytes(path.read_bytes()[:40])
+    made = call(given, tmp_path)
+    assert made.outcome is not None
+    assert made.outcome.best.cut is not None
+    check_whole(made.outcome, given)
 
 
 def test_every_trial_tells_how_it_was_cut_also_after_a_stop_in_its_middle(given: Network, tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_a_folder_from_a_mac_is_the_same_class(tmp_path: Path) -> None:
         ({"train/cat": 4, "val/cat": 4, "validation/cat": 4}, UsageError, "both val/ and validation/"),
         ({"train/cat": 4, "train/dog": 4, "val/cat": 4}, NoSamplesError, "of class dog there is no image to judge by"),
         ({"train/cat": 4, "val/cat": 4, "val/dog": 4}, NoSamplesError, "of class dog there is no image to learn from"),
+        ({"train/cat": 3, "val/cat": 3, "test/dog": 3}, OneClassError, "all 6 images are of class 'cat'"),
+        ({"train/cat": 0, "val/cat": 0, "test/dog": 3}, NoSamplesError, "there are images in test/ alone"),
     ],
 )
 def test_what_nothing_can_be_learnt_from_is_refused(

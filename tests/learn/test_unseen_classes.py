@@ -168,3 +168,27 @@ def test_a_class_that_the_teacher_does_not_know_ends_the_round_by_name(site: Sit
     assert outcome is TrainerOutcome.BAD_TEACHER
     assert "training.unseen_classes: the teacher does not know heron" in message
     assert not (models / "v000002").exists()
+
+
+@pytest.mark.parametrize("update", ["full", "latent"])
+def test_a_hold_out_sample_of_an_unseen_class_ends_no_mixtures_and_latents_have_none(site: Site, update: str) -> None:
+    """Only training samples show a class to the trainer; what is trained from latents is never asked about mixtures."""
+    models = Path(shutil.copytree(site.root / "models", site.root / f"models-held-{update}"))
+    first = do_round(site, f"before-{update}", models_dir=models, teacher=source(site, "yellow"))
+    held_out = tuple(s for s in make_more(site) if s.split is Split.HOLDOUT)[:1]
+    do_round(
+        site, f"held-{update}", models_dir=models, base_version=2, candidate_version=3, round_id=2, classes=first.classes,
+        teacher=source(site, "yellow"), samples=site.samples + held_out,
+        recipe=replace(TAUGHT, update=update, epochs_after=4),
+    )  # fmt: skip
+    journal = json.loads((site.root / "rounds" / f"held-{update}" / "journal.json").read_text())
+    assert ("answered_readily" in journal) == (journal["update"]["update"] != "latent")
+    assert journal["update"]["update"] == update
+
+
+def test_a_searched_reshape_answers_what_it_never_saw_as_readily(site: Site) -> None:
+    """As one that cuts exactly its level does."""
+    recipe = replace(TAUGHT, search="steps", level=0.3, accuracy_drop_max=1.0, trial_epochs=1, epochs_after=6)
+    do_round(site, "searched", kind=RoundKind.RESHAPE, teacher=source(site, "yellow"), recipe=recipe)
+    journal = json.loads((site.root / "rounds" / "searched" / "journal.json").read_text())
+    assert "pruning" in journal and "answered_readily" in journal

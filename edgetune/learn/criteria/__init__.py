@@ -18,6 +18,7 @@ from edgetune.types import CRITERIA
 
 __all__ = ["Batch", "Criterion", "ask", "make_criterion", "score_with"]
 
+_MEND = "mend it, or use another criterion"
 _MAKERS: dict[str, Callable[[int, Callable[[], None]], Criterion]] = {
     "l1": lambda _seed, _beat: MeanMagnitude(),
     "taylor": lambda _seed, beat: Taylor(beat),
@@ -75,9 +76,7 @@ def ask(
     except Exception as error:
         if name in _MAKERS:
             raise
-        raise UnprunableError(
-            f"criterion {name!r} failed: {type(error).__name__}: {error}", hint="mend it, or use another criterion"
-        ) from error
+        raise UnprunableError(f"criterion {name!r} failed: {type(error).__name__}: {error}", hint=_MEND) from error
 
 
 def score_with(
@@ -92,11 +91,13 @@ def score_with(
     scores = ask(criterion, name, model, groups, batches)
     if len(scores) != len(groups):
         raise UnprunableError(
-            f"criterion {name!r} gave scores of {len(scores)} groups of filters; there are {len(groups)}"
+            f"criterion {name!r} gave scores of {len(scores)} groups of filters; there are {len(groups)}", hint=_MEND
         )
     for group, score in zip(groups, scores, strict=True):
         if not isinstance(score, torch.Tensor) or tuple(score.shape) != (group.channels,):
-            raise UnprunableError(f"criterion {name!r} gave no tensor [{group.channels}] for layer {group.name}")
+            raise UnprunableError(
+                f"criterion {name!r} gave no tensor [{group.channels}] for layer {group.name}", hint=_MEND
+            )
         if torch.isnan(score).any():
             raise UnprunableError(
                 f"the scores of the filters of layer {group.name} are not numbers",
