@@ -3,11 +3,11 @@ How small and fast a network may become for a site, and what finding out costs: 
 
     python -m benchmarks.search --data DIR_WITH_cifar100.zip --weights resnet20_cifar100.safetensors
         [--net cifar:resnet20] [--subset aquatic] [--strategies dapr equal steps] [--seeds 0] [--ratio 0.333]
-        [--order auto] [--work DIR]
+        [--unit latency|parameters] [--order auto] [--work DIR]
 
 The given network was not trained on the site's images: 80 of each class are learnt from, 20 select, the 100 test images of
-each class are asked once at the end. The least latency is looked for at which validation accuracy is at most one point below
-that of the network as given; with `--ratio` a search by steps ends where it is reached. Both strategies tune, rank and
+each class are asked once at the end. The least latency, or number of parameters, is looked for at which validation accuracy is at most one point below
+that of the network as given; with `--ratio` a search by steps ends where it is reached; `equal` is one that ends at what `dapr` found. Both strategies tune, rank and
 retrain with the same recipe: 2 epochs before, 12 after (a trial of `steps` has at most 4). "epochs until found" are those before and those
 of all trials: then there is a network that is accurate enough, which steps trains on to the end of its 12.
 """
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--ratio", type=float)
+    parser.add_argument("--unit", choices=["latency", "parameters"], default="latency")
     parser.add_argument("--distillation", type=float, default=0.5)
     parser.add_argument("--order", choices=["auto", "tune_first", "prune_first"], default="auto")
     arguments = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> int:
         found = arguments.ratio
         for strategy in (name for name in STRATEGIES if name in arguments.strategies):
             recipe = Recipe(
-                level_of="latency", epochs_before=2, seed=seed, threads=arguments.threads,
+                level_of=arguments.unit, epochs_before=2, seed=seed, threads=arguments.threads,
                 distillation=arguments.distillation, order=arguments.order,
             )  # fmt: skip
             goal = Goal(
@@ -73,7 +74,8 @@ def main() -> int:
                     ),
                 )  # fmt: skip
             if strategy == "dapr":
-                found = outcome.best.latency_ratio
+                is_timed = arguments.unit == "latency"
+                found = outcome.best.latency_ratio if is_timed else outcome.best.parameters / whole
             rows.append((
                 strategy, str(seed), f"{site.top1(outcome.network, site.test):.1%}", f"{outcome.best.parameters:,}",
                 f"{outcome.best.latency_ratio:.2f}x", str(len(outcome.points)),
