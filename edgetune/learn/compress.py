@@ -12,8 +12,6 @@ What was tried is kept in `work`: killed and called again with the same argument
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -29,15 +27,14 @@ from edgetune.learn.finetune import never
 from edgetune.learn.goal import Goal, Material, Outcome, Point
 from edgetune.learn.groups import left_whole
 from edgetune.learn.mixtures import Mixtures
-from edgetune.learn.network import Network, state_tensors
+from edgetune.learn.network import Network
 from edgetune.learn.prune import check_prunable
 from edgetune.learn.schedules import settle
-from edgetune.learn.search_state import SearchState
+from edgetune.learn.search_state import SearchState, digest_of
 from edgetune.learn.transfer import Teacher
 from edgetune.learn.tuner import RETRAIN, TUNE
 from edgetune.learn.workbench import Workbench
 from edgetune.types import Recipe
-from edgetune.wire import to_json
 
 __all__ = ["Goal", "Material", "Outcome", "Point", "compress"]
 
@@ -142,7 +139,7 @@ class _Search:
         mixtures: Mixtures | None,
     ) -> None:
         self._goal, self._told, self._control = goal, told, control
-        self._state = SearchState(work, _digest(network, material, recipe, goal), network.builders)
+        self._state = SearchState(work, digest_of(network, material, recipe, goal), network.builders)
         self._bench = Workbench(
             network,
             material,
@@ -394,18 +391,3 @@ class _Search:
 
 def _epochs(number: float) -> str:
     return f"{number:g} epoch{'s' * (number != 1)}"
-
-
-def _digest(network: Network, material: Material, recipe: Recipe, goal: Goal) -> str:
-    """Of what the trials depend on: another network, other images or another goal start anew; more time goes on."""
-    total = hashlib.sha256(to_json(recipe))
-    total.update(json.dumps(asdict(replace(goal, epochs_max=None, seconds_max=None, joules_max=None))).encode())
-    total.update(json.dumps([material.classes, asdict(material.preprocess)], default=list).encode())
-    for data in (material.training, material.validation):
-        total.update(data.sample_ids.tobytes())
-        total.update(data.labels.tobytes())
-        total.update(data.pixels.tobytes())
-    for name, tensor in sorted(state_tensors(network.module).items()):
-        total.update(name.encode())
-        total.update(tensor.numpy().tobytes())
-    return total.hexdigest()

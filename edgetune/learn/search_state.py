@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgetune.learn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edgetune.learn.goal import Goal, Material
 from edgetune.learn.network import Network, rebuild, state_tensors
 from edgetune.store.durable import make_dir, remove_dir, write_atomic
+from edgetune.types import Recipe
+from edgetune.wire import to_json
 
 _FILE = "search.json"
 _RUNNING = "running"
@@ -96,3 +101,18 @@ class SearchState:
         if found is None or found.phase != phase:
             return None
         return rebuild(found.description, found.network, self._builders), found
+
+
+def digest_of(network: Network, material: Material, recipe: Recipe, goal: Goal) -> str:
+    """Of what the trials depend on: another network, other images or another goal start anew; more time goes on."""
+    total = hashlib.sha256(to_json(recipe))
+    total.update(json.dumps(asdict(replace(goal, epochs_max=None, seconds_max=None, joules_max=None))).encode())
+    total.update(json.dumps([material.classes, asdict(material.preprocess)], default=list).encode())
+    for data in (material.training, material.validation):
+        total.update(data.sample_ids.tobytes())
+        total.update(data.labels.tobytes())
+        total.update(data.pixels.tobytes())
+    for name, tensor in sorted(state_tensors(network.module).items()):
+        total.update(name.encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
