@@ -44,6 +44,7 @@ from edgetune.learn.finetune import validation_score
 from edgetune.learn.goal import Material
 from edgetune.learn.importer import load_weights, read_weights
 from edgetune.learn.latency import Stopwatch, export_engine
+from edgetune.learn.layout import training_device
 from edgetune.learn.network import Network, count_macs, new_network, state_tensors
 from edgetune.learn.student import Lesson, teach
 from edgetune.store.durable import write_atomic
@@ -105,7 +106,7 @@ class School:
 
     def __init__(self, arguments: argparse.Namespace, archive: Archive) -> None:
         self._arguments, self._archive = arguments, archive
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = training_device()
         self._teacher = new_network(arguments.teacher, len(archive.classes))
         load_weights(self._teacher, read_weights(arguments.weights), archive.classes)
         self._control = Chunk(None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes)

@@ -59,7 +59,7 @@ from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validatio
 from edgetune.learn.groups import find_groups
 from edgetune.learn.importer import read_weights
 from edgetune.learn.latency import Stopwatch, cut_to_latency, export_engine
-from edgetune.learn.layout import arrange
+from edgetune.learn.layout import arrange, training_device
 from edgetune.learn.network import (
     Network,
     count_macs,
@@ -106,7 +106,7 @@ class Grid:
     def __init__(self, arguments: argparse.Namespace, archive: Archive) -> None:
         self._arguments, self._archive = arguments, archive
         self._control = SilentControl()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = training_device()
         self._normaliser = Normaliser(PREPROCESS, self._device)
         self._epochs = (5, 25) if arguments.full else (2, 4)
         self._most = None if arguments.full else 4000

@@ -53,7 +53,7 @@ from benchmarks.rows import fill_missing, read_rows, with_grid_options
 from benchmarks.stage import machine, need, say
 from edgetune.learn.data import Images, Integers, Normaliser, augment
 from edgetune.learn.imprint import features_of, refit_head
-from edgetune.learn.layout import arrange
+from edgetune.learn.layout import arrange, training_device
 from edgetune.learn.network import Network, new_network
 from edgetune.learn.replay import (
     Floats,
@@ -356,7 +356,7 @@ class Experiment:
 
     def __init__(self, arguments: argparse.Namespace, pool: Pool) -> None:
         self._arguments, self._pool = arguments, pool
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = training_device()
         self._normaliser = Normaliser(PREPROCESS, self._device)
         self._steps = STEPS[arguments.data_set]
 

@@ -47,7 +47,7 @@ from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.data import LabelledImages, Normaliser
 from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score
 from edgetune.learn.importer import read_weights
-from edgetune.learn.layout import Layout, arrange, candidate_layouts, fastest_layout
+from edgetune.learn.layout import Layout, arrange, candidate_layouts, fastest_layout, training_device
 from edgetune.learn.network import Network, load_strictly, new_network, rebuild, state_tensors
 from edgetune.store.durable import write_atomic
 
@@ -106,7 +106,7 @@ class Training:
             trained_on: the first so many images of each class.
         """
         self._net, self._archive, self._epochs, self._trained_on = net, archive, epochs, trained_on
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = training_device()
         self._normaliser = Normaliser(archive.preprocess, self._device)
         self._images = archive.samples("train", archive.classes, range(trained_on))
         self._epoch_steps = steps_per_epoch(self._images, BATCH)

@@ -55,7 +55,7 @@ from edgetune.learn.compress import Material
 from edgetune.learn.control import SilentControl, StopAskedError
 from edgetune.learn.data import Images, LabelledImages, Normaliser
 from edgetune.learn.importer import load_weights, read_weights
-from edgetune.learn.layout import arrange
+from edgetune.learn.layout import arrange, training_device
 from edgetune.learn.network import Network, new_network
 from edgetune.learn.student import Lesson, teach
 from edgetune.learn.transfer import telling_logits
@@ -132,7 +132,7 @@ class Experiment:
     def __init__(self, arguments: argparse.Namespace, pool: Pool, teacher: Network, control: SilentControl) -> None:
         self._work, self._threads = arguments.work / "unseen", arguments.threads
         self._pool, self._teacher, self._control = pool, teacher, control
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = training_device()
         self._normaliser = Normaliser(PREPROCESS, self._device)
         self._teacher_right = self._right(teacher)
         every = of_classes(self._teacher_right, range(CLASSES))

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from edgetune import units
 from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, OutOfReachError, UsageError
@@ -26,6 +28,7 @@ from edgetune.learn.data import LabelledImages
 from edgetune.learn.finetune import never
 from edgetune.learn.goal import Goal, Material, Outcome, Point
 from edgetune.learn.groups import left_whole
+from edgetune.learn.layout import arrange
 from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network
 from edgetune.learn.prune import check_prunable
@@ -377,6 +380,7 @@ class _Search:
         return self._outcome(finished, base, replace(point, cut=last.cut), stopped_by)
 
     def _outcome(self, network: Network, base: Point, best: Point, stopped_by: str) -> Outcome:
+        arrange(network.module, torch.device("cpu"), "contiguous")
         return Outcome(
             network=network,
             base=base,

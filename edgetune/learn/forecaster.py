@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from edgetune.learn.attributes import layers_of, workload
 from edgetune.learn.calibration import Coefficients, Kernel, Physics, StepModel, memory_terms, time_terms
-from edgetune.learn.layout import Layout, arrange, computing_in
+from edgetune.learn.layout import Layout, arrange, computing_in, wait_for
 from edgetune.learn.memory import begin_shared_peak, held_mib, kept_bytes, shared_peak_mib
 from edgetune.learn.optimiser import Sgd
 from edgetune.serve.engine import return_free_memory
@@ -144,8 +144,7 @@ def micro_profile(
                 loss = functional.cross_entropy(copied(images), labels)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
-            if images.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(images.device)
             taken_s.append(now_s() - step_began_s)
             beat()
         timed = sorted(taken_s[1:])

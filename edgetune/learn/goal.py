@@ -55,7 +55,7 @@ class Point:
 class Outcome:
     """What a compression found."""
 
-    network: Network
+    network: Network  # on the CPU, wherever it was trained
     base: Point  # the network as given
     best: Point  # `network`
     points: list[Point] = field(default_factory=list)  # every trial, in order

@@ -31,12 +31,23 @@ class Layout:
     dtype: str  # "float32" | "bfloat16": of the convolutions' inputs and weights; the weights themselves stay float32
 
 
+def training_device() -> torch.device:
+    """Where this machine trains: CUDA where torch finds it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was given: what a clock has to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def pin_torch(threads: int, journal: MutableMapping[str, Any]) -> torch.device:
     """Everything that changes sums: threads, algorithms, device. The device of a round's first start stays its own."""
     torch.set_num_threads(threads)
     # The same as use_deterministic_algorithms(True, warn_only=True), which also imports the compiler: see `learn.optimiser`.
     torch.set_deterministic_debug_mode("warn")
-    chosen = journal.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    chosen = journal.setdefault("device", str(training_device()))
     journal["torch"] = torch.__version__
     return torch.device(chosen)
 
@@ -135,8 +146,7 @@ def _median_step_s(
         with computing_in(layout.dtype, images.device):
             loss = functional.cross_entropy(copied(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if images.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(images.device)
         taken_s.append(now_s() - began_s)
         copied.zero_grad(set_to_none=True)
         beat()

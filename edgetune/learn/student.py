@@ -29,7 +29,7 @@ from edgetune.learn.control import Control, SilentControl
 from edgetune.learn.data import Normaliser
 from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score, without_labels
 from edgetune.learn.goal import Material
-from edgetune.learn.layout import arrange
+from edgetune.learn.layout import arrange, training_device
 from edgetune.learn.network import Network, new_network, rebuild, state_tensors
 from edgetune.learn.sparsity import thin_student, widths_within
 from edgetune.learn.transfer import is_label_free
@@ -126,7 +126,7 @@ class _Teaching:
         self._control, self._told = control, told
         self._began_s = time.monotonic()
         torch.set_num_threads(lesson.threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = training_device()
         self._normaliser = Normaliser(material.preprocess, self._device)
         self._teacher = copy.deepcopy(teacher)
         arrange(self._teacher.module, self._device, "contiguous")

@@ -18,7 +18,7 @@ from edgetune.learn.depth import removed_exits
 from edgetune.learn.finetune import validation_score
 from edgetune.learn.goal import Material, Point
 from edgetune.learn.latency import Stopwatch, export_engine
-from edgetune.learn.layout import Layout, arrange
+from edgetune.learn.layout import Layout, arrange, training_device
 from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network
 from edgetune.learn.planning import Course, Planner, most_of_cut_mib
@@ -58,7 +58,7 @@ class Workbench:
         """The arguments are those of `compress`; `state` says what an earlier start has settled, `saved` hears of checkpoints."""
         self._saved = saved
         self.recipe, self._material, self._state, self._control = recipe, material, state, control
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = training_device()
         torch.set_num_threads(recipe.threads)
         given = arrange(copy.deepcopy(network).module, device, "contiguous").eval()
         asked = teacher or (given if recipe.transfer == "hinton" else telling_logits(given))
