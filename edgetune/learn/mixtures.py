@@ -24,10 +24,8 @@ from edgetune.learn.transfer import Output
 # uint8 [N, H, W, 3] -> logits float32 [N, K]
 Ask = Callable[[Images], npt.NDArray[np.float32]]
 
-TRIED = (
-    1  # mixtures of each image of a batch that the teacher is asked about: three took it three times as long for little
-)
 _PICKED, _DRAWN = 1 / 3, 1 / 6  # of the batch: those that look most like a class that is not shown, and others of them
+_STREAM = 1000  # the first of the streams of random numbers that a mixture takes
 _AT_ONCE = 8  # images that are mixed
 _LEAST_AREA = 0.2  # of an image that is cut out
 _STRETCHED = 0.3  # the logarithm of a side's factor, at most
@@ -66,11 +64,10 @@ class Mixtures:
         picked, drawn = round(len(images) * _PICKED), round(len(images) * _DRAWN)
         if not picked:
             return images, None
-        tried = np.concatenate([mixed(images, draws, turn) for turn in range(TRIED)])
+        tried = mixed(images, draws)  # one of each: to pick among three took the teacher three times as long for little
         logits = self._ask(tried)
         order = np.argsort(-_share(logits, self._never), kind="stable")
-        lots = np.concatenate([uniform(draws, turn) for turn in range(TRIED)])
-        others = order[picked:][np.argsort(lots[order[picked:]], kind="stable")]
+        others = order[picked:][np.argsort(uniform(draws, 0)[order[picked:]], kind="stable")]
         chosen = np.concatenate([order[:picked], others[:drawn]])
         said = Output(logits=torch.from_numpy(logits[chosen]), classes=self._classes)
         return np.concatenate([tried[chosen], images[len(chosen) :]]), said
@@ -83,7 +80,7 @@ def _share(logits: npt.NDArray[np.float32], columns: Sequence[int]) -> npt.NDArr
     return share
 
 
-def mixed(images: Images, draws: npt.NDArray[np.uint64], turn: int) -> Images:
+def mixed(images: Images, draws: npt.NDArray[np.uint64]) -> Images:
     """
     One mixture of each image with another one of the batch.
 
@@ -93,22 +90,21 @@ def mixed(images: Images, draws: npt.NDArray[np.uint64], turn: int) -> Images:
     Args:
         images: uint8 [B, H, W, 3].
         draws: [B] hashes.
-        turn: another number makes other mixtures.
 
     Returns:
         uint8 [B, H, W, 3].
     """
-    count, key = len(images), 1000 * (turn + 1)
-    partners = (np.arange(count) + 1 + (uniform(draws, key) * max(1, count - 1)).astype(np.int64)) % count
+    count = len(images)
+    partners = (np.arange(count) + 1 + (uniform(draws, _STREAM) * max(1, count - 1)).astype(np.int64)) % count
     slices = [slice(at, at + _AT_ONCE) for at in range(0, count, _AT_ONCE)]  # as numbers they take much more memory
-    return np.concatenate([_mixed(images[own], images[partners[own]], draws[own], key) for own in slices])
+    return np.concatenate([_mixed(images[own], images[partners[own]], draws[own]) for own in slices])
 
 
-def _mixed(images: Images, others: Images, draws: npt.NDArray[np.uint64], key: int) -> Images:
+def _mixed(images: Images, others: Images, draws: npt.NDArray[np.uint64]) -> Images:
     """Each image with its partner."""
 
     def draw(what: int) -> torch.Tensor:
-        return torch.from_numpy(uniform(draws, key + 1 + what)).float()
+        return torch.from_numpy(uniform(draws, _STREAM + 1 + what)).float()
 
     _, height, width, _ = images.shape
     pixels, other = (

@@ -93,7 +93,7 @@ class Asking:
     image_s: float  # of one image that it has not answered yet
     held_mib: float  # by its process; 0: it is not on this board
     views: int | None  # ways in which each image is changed, see `data.plan_epoch`
-    mixtures: int = 0  # that it is asked about for each image of a batch, anew each time
+    is_mixed: bool = False  # it is also asked about a mixture of each image of a batch, anew each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +284,7 @@ class Planner:
         if course.asking is not None and len(self._rounds) < FEWEST_ROUNDS:  # later it is part of what steps took here
             views = 1 if name == "latent" else course.asking.views
             drawn = course.before + course.after + course.trials * course.trial_steps
-            mixed = 0 if name == "latent" else course.asking.mixtures * drawn
+            mixed = drawn if course.asking.is_mixed and name != "latent" else 0
             if views is not None:  # what was answered once is kept
                 drawn = min(drawn, views * self._tuner.epoch_steps)
             asked = drawn + mixed

@@ -27,7 +27,6 @@ from edgetune.learn.forecaster import peak_mib, process_peak_mib
 from edgetune.learn.groups import left_whole
 from edgetune.learn.imprint_round import run_imprint
 from edgetune.learn.latency import Stopwatch
-from edgetune.learn.mixtures import TRIED
 from edgetune.learn.network import (
     Network,
     rebuild,
@@ -198,9 +197,7 @@ class _Round:
             is_taught=self._teacher is not None and self._teacher.outside is None and recipe.distillation > 0,
             asking=None
             if self._teacher is None
-            else self._teacher.asking(
-                self._splits[Split.TRAINING], recipe, mixtures=TRIED if self._tuner.mixtures else 0
-            ),
+            else self._teacher.asking(self._splits[Split.TRAINING], recipe, is_mixed=self._tuner.mixtures is not None),
         )
 
     # ------------------------------------------------------------------------------------------- train

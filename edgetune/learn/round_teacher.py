@@ -112,9 +112,9 @@ class RoundTeacher:
         found[:, self._numbers] = torch.softmax(logits.double(), dim=1).cpu().numpy()
         return found
 
-    def asking(self, training: LabelledImages, recipe: Recipe, *, mixtures: int) -> Asking | None:
+    def asking(self, training: LabelledImages, recipe: Recipe, *, is_mixed: bool) -> Asking | None:
         """
-        What asking it takes, tried out on a few images; None: it is the factory model. `mixtures` are those of an image.
+        What asking it takes, tried out on a few images; None: it is the factory model. `is_mixed`: about mixtures too.
 
         Raises:
             TeacherError: it cannot be used.
@@ -125,7 +125,7 @@ class RoundTeacher:
         with contextlib.suppress(TeacherSilentError):  # then there is only what it has said before
             image_s, held_mib = self.outside.try_out(training.images(np.arange(min(_TRIED_OUT, len(training)))))
         views = 1 if recipe.augment == "none" else recipe.augment_views
-        return Asking(image_s=image_s, held_mib=held_mib, views=views, mixtures=mixtures)
+        return Asking(image_s=image_s, held_mib=held_mib, views=views, is_mixed=is_mixed)
 
     @property
     def outside(self) -> OutsideTeacher | None:
