@@ -19,7 +19,7 @@ from benchmarks.one_site import OneSite, add_arguments
 from benchmarks.stage import machine, say, table
 from edgetune.types import Recipe
 
-RECIPE = Recipe(round_to=8, memory_format="contiguous", dtype="float32")
+RECIPE = Recipe(schedule="cosine", round_to=8, memory_format="contiguous", dtype="float32")
 SCHEDULES = {
     "cosine, 4 + 12 epochs": RECIPE,
     "cosine, 5 + 25 epochs": replace(RECIPE, epochs_before=5, epochs_after=25),

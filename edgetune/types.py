@@ -367,7 +367,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 0.02
     learning_rate_before: float = 0.005
-    schedule: str = "cosine"  # or "paper": for its networks the rates, epochs and batch of learn.schedules instead
+    schedule: str = "auto"  # or "cosine", or "paper": for its networks the rates, epochs and batch of learn.schedules
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: str = "crop_flip"  # "none" | "crop" | "crop_flip"

@@ -127,10 +127,11 @@ _OPTIONS = (
     ),
     click.option(
         "--schedule",
-        type=click.Choice(["cosine", "paper"]),
+        type=click.Choice(["auto", "cosine", "paper"]),
         default=_DEFAULT.schedule,
         show_default=True,
-        help="Paper: the epochs, rates and batch of arXiv 2006.08554 for its CIFAR networks, whatever the options say.",
+        help="Paper: the epochs, rates and batch of arXiv 2006.08554 for its CIFAR networks, whatever the options say; auto: that"
+        " for the CIFAR AlexNet where none of them is given, else cosine.",
     ),
     click.option(
         "--keep-branches",

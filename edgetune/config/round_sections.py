@@ -72,10 +72,11 @@ class Training(Section):
         _RECIPE.epochs_before, "Epochs on this site's samples before filters are scored.", ge=0, le=1000
     )
     epochs_after: float = key(_RECIPE.epochs_after, "Epochs after pruning.", ge=0, le=1000)
-    schedule: Literal["cosine", "paper"] = key(
+    schedule: Literal["auto", "cosine", "paper"] = key(
         _RECIPE.schedule,
         "cosine: the rates and epochs here; paper: for the CIFAR AlexNet, ResNet20, MobileNetV2 and SqueezeNet those of "
-        "arXiv 2006.08554, 5 + 25 epochs in batches of 128.",
+        "arXiv 2006.08554, 5 + 25 epochs in batches of 128; auto: paper for the CIFAR AlexNet where no rate, epochs or batch"
+        " is set here, for it is better there, else cosine.",
     )
     max_steps: PositiveCount | None = key(None, "Most optimiser steps in a round, over all epochs.", example="5000")
     samples_max: PositiveCount | None = key(

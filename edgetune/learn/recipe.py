@@ -39,6 +39,7 @@ from edgetune.learn.rehearsal import LOGITS_FILE, answer_never_shown, hold_back_
 from edgetune.learn.round_search import search_round, told
 from edgetune.learn.round_setup import RoundSetup
 from edgetune.learn.shaping import as_pruning, describe_cut
+from edgetune.learn.stepping_back import keep_known
 from edgetune.learn.tuner import RETRAIN, TUNE
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file
@@ -150,6 +151,12 @@ class _Round:
         self._refuse_what_does_not_fit()
         return network
 
+    def _begun(self) -> Network:
+        """The network that a round without a cut begins with."""
+        network = self._setup.load(self._source)
+        widen_head(network, self._source.classes, self._spec.classes)
+        return self._tuner.place(network)
+
     def _refuse_what_does_not_fit(self) -> None:
         plan = self._forecast()
         if not plan.fits:
@@ -232,7 +239,19 @@ class _Round:
 
     def _hold_back(self, network: Network) -> None:
         """Keep what new classes take from old ones, and what classes that nothing shows take, within what the gate allows."""
-        if self._tuner.mixtures is not None and self._tuner.updating.name != "latent":
+        mixtures, drop_max = self._tuner.mixtures, self._recipe.old_classes_drop_max
+        if mixtures is not None and self._tuner.updating.name != "latent":
+            if not self._is_pruned and drop_max is not None and len(self._splits[Split.VALIDATION]):
+                self._journal["kept_of_training"] = keep_known(
+                    network,
+                    self._begun(),
+                    mixtures=mixtures,
+                    training=self._splits[Split.TRAINING],
+                    validation=self._splits[Split.VALIDATION],
+                    drop_max=drop_max / 2,
+                    normaliser=self._tuner.normaliser,
+                    beat=self._control.beat,
+                )
             self._journal["answered_readily"] = answer_never_shown(
                 network,
                 self._setup.never_shown,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from edgetune.errors import UsageError
 from edgetune.types import Recipe
@@ -21,24 +21,34 @@ class PaperSchedule:
     epochs_after: float = 25
     batch_size: int = 128
     momentum: float = 0.9
+    is_better: bool = False  # than a cosine, measured on a site: then it is what "auto" stands for
 
 
 # Source: arXiv 2006.08554's code
 PAPER: dict[str, PaperSchedule] = {
-    "cifar:alexnet": PaperSchedule(1e-4, 1e-3, 5e-4),
+    "cifar:alexnet": PaperSchedule(1e-4, 1e-3, 5e-4, is_better=True),
     "cifar:resnet20": PaperSchedule(1e-3, 1e-2, 1e-4),
     "cifar:mobilenet_v2": PaperSchedule(1e-3, 1e-2, 5e-4),
     "cifar:squeezenet": PaperSchedule(8e-4, 2e-2, 2e-4, decay=0.2),
 }
 
+_DEFAULT = Recipe()
+_NUMBERS = {field.name for field in fields(Recipe)} & {field.name for field in fields(PaperSchedule)}
+
 
 def settle(recipe: Recipe, architecture: str) -> Recipe:
     """
-    Fill the paper's numbers in where the recipe asks for its schedule.
+    Decide what "auto" stands for, and fill the paper's numbers in where it is the paper's schedule.
+
+    "auto" is the paper's schedule for the networks for which it was measured to be better, unless one of its numbers was set
+    to something else than the default; and a cosine for all others.
 
     Raises:
         UsageError: the paper has none for this architecture.
     """
+    if recipe.schedule == "auto":
+        is_paper = architecture in PAPER and PAPER[architecture].is_better and _has_default_numbers(recipe)
+        recipe = replace(recipe, schedule="paper" if is_paper else "cosine")
     if recipe.schedule != "paper":
         return recipe
     if architecture not in PAPER:
@@ -46,14 +56,8 @@ def settle(recipe: Recipe, architecture: str) -> Recipe:
             f"the paper has no schedule for {architecture}; it has for {', '.join(sorted(PAPER))}",
             hint="set training.schedule to cosine",
         )
-    paper = PAPER[architecture]
-    return replace(
-        recipe,
-        epochs_before=paper.epochs_before,
-        epochs_after=paper.epochs_after,
-        batch_size=paper.batch_size,
-        learning_rate_before=paper.learning_rate_before,
-        learning_rate=paper.learning_rate,
-        weight_decay=paper.weight_decay,
-        momentum=paper.momentum,
-    )
+    return replace(recipe, **{name: getattr(PAPER[architecture], name) for name in _NUMBERS})
+
+
+def _has_default_numbers(recipe: Recipe) -> bool:
+    return all(getattr(recipe, name) == getattr(_DEFAULT, name) for name in _NUMBERS)

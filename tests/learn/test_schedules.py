@@ -25,7 +25,19 @@ def test_the_papers_numbers_replace_the_recipes_for_its_networks() -> None:
     assert (settled.epochs_before, settled.epochs_after, settled.batch_size) == (5, 25, 128)
     assert (settled.learning_rate_before, settled.learning_rate, settled.weight_decay) == (8e-4, 2e-2, 2e-4)
     assert (settled.criterion, settled.level) == ("fisher", 0.7)
-    assert settle(Recipe(), "cifar:squeezenet") == Recipe()
+
+
+def test_the_papers_schedule_is_the_default_where_it_is_better_and_no_number_is_set() -> None:
+    """Elsewhere it is a cosine, with the numbers as they are."""
+    assert settle(Recipe(), "cifar:alexnet") == settle(Recipe(schedule="paper"), "cifar:alexnet")
+    for mine, architecture in (
+        (Recipe(epochs_after=3), "cifar:alexnet"),
+        (Recipe(learning_rate=0.1), "cifar:alexnet"),
+        (Recipe(schedule="cosine"), "cifar:alexnet"),
+        (Recipe(), "cifar:resnet20"),
+        (Recipe(), "torchvision:resnet18"),
+    ):
+        assert settle(mine, architecture) == replace(mine, schedule="cosine")
 
 
 def test_a_network_that_the_paper_does_not_have_is_refused() -> None:

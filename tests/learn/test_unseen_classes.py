@@ -86,6 +86,7 @@ def test_a_class_that_no_sample_shows_is_learnt_and_marked(site: Site, taught: M
     assert "knows 'yellow', never seen here, by the teacher's word" in judge(comparison, LAX).reasons
     journal = json.loads((site.root / "rounds" / "taught" / "journal.json").read_text())
     assert journal["answered_readily"] != 0.0
+    assert 0.5 <= journal["kept_of_training"] <= 1.0
     assert journal["teacher"]["images_asked"] > 50 * 60, "mixtures beside the samples, anew each time"
     engine = Engine.load(site.root / "models-taught" / "v000002", threads=1)
     said = engine.predict(yellow(40)).argmax(axis=1)
@@ -183,6 +184,7 @@ def test_a_hold_out_sample_of_an_unseen_class_ends_no_mixtures_and_latents_have_
     )  # fmt: skip
     journal = json.loads((site.root / "rounds" / f"held-{update}" / "journal.json").read_text())
     assert ("answered_readily" in journal) == (journal["update"]["update"] != "latent")
+    assert ("kept_of_training" in journal) == (journal["update"]["update"] != "latent")
     assert journal["update"]["update"] == update
 
 
@@ -191,4 +193,4 @@ def test_a_searched_reshape_answers_what_it_never_saw_as_readily(site: Site) -> 
     recipe = replace(TAUGHT, search="steps", level=0.3, accuracy_drop_max=1.0, trial_epochs=1, epochs_after=6)
     do_round(site, "searched", kind=RoundKind.RESHAPE, teacher=source(site, "yellow"), recipe=recipe)
     journal = json.loads((site.root / "rounds" / "searched" / "journal.json").read_text())
-    assert "pruning" in journal and "answered_readily" in journal
+    assert "pruning" in journal and "answered_readily" in journal and "kept_of_training" not in journal
