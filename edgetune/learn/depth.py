@@ -212,13 +212,13 @@ def thin_out(
     share: float,
     image: tuple[int, int],
     depth: float = DEPTHS[0],
+    is_alone: bool = True,
     beat: Callable[[], None] = lambda: None,
 ) -> Network:
     """
     Remove branches until depth has done its part of what is asked: what it leaves of the operations is about share**depth.
 
-    Where little is asked none goes. Each branch is taken out alone, and those go without which the loss rises least for the operations that they save.
-    (To look at what is left after each one, while nothing is trained, misled: a loss that is high already says little of the next.)
+    Where little is asked none goes. Those go without which the loss rises least for the operations that they save.
     Operations are those of the unpruned architecture, so a network that was thinned out before is not again.
 
     Args:
@@ -227,6 +227,8 @@ def thin_out(
         share: 0..1, of the unpruned network's cost that is to be left.
         image: height and width it is served with.
         depth: how much of it, see DEPTHS.
+        is_alone: the loss without a branch is that of the network as given without it; otherwise of what is left when those before it have gone,
+            which knows what they had in common, and says little once it is high.
         beat: called after every look at the batches.
 
     Returns:
@@ -238,22 +240,34 @@ def thin_out(
     macs = _macs_as_built(network, image)
     whole = sum(macs.values())
     left = whole - sum(macs[n] for n, layer in module.named_modules() if isinstance(layer, EmptyConv2d))
-    loss = _loss(module, batches)
-    rated: list[tuple[float, int, Branch]] = []
-    for branch in find_branches(module, find_groups(module, network.head, *image, beat), *image):
-        with without(module, [branch]):
-            rise = _loss(module, batches) - loss
-        saved = sum(macs.get(name, 0) for name in branch.inner | branch.exits)
-        rated.append((rise / max(1, saved), saved, branch))
-        beat()
+    branches = find_branches(module, find_groups(module, network.head, *image, beat), *image)
+    saved = {branch: sum(macs.get(name, 0) for name in branch.inner | branch.exits) for branch in branches}
+
+    def costs(gone: Sequence[Branch]) -> dict[Branch, float]:
+        """Of each branch that is there, the loss without it for the operations that it saves."""
+        found = {}
+        with without(module, gone):
+            loss = _loss(module, batches)
+        for branch in branches:
+            if branch not in gone:
+                with without(module, [*gone, branch]):
+                    found[branch] = (_loss(module, batches) - loss) / max(1, saved[branch])
+                beat()
+        return found
+
     wanted = whole * share**depth
     gone: list[Branch] = []
-    for _, saved, branch in sorted(rated, key=lambda entry: entry[0]):
-        is_nearer = saved < left and left * math.sqrt(1 - saved / left) > wanted
+    rated = costs(gone)
+    while rated:
+        branch = min(rated, key=lambda each: rated[each])
+        is_nearer = saved[branch] < left and left * math.sqrt(1 - saved[branch] / left) > wanted
         if not is_nearer or not _depends_on_image(module, [*gone, branch], *image):
             break
         gone.append(branch)
-        left -= saved
+        left -= saved[branch]
+        rated.pop(branch)
+        if not is_alone:
+            rated = costs(gone)
     while gone and not _goes_cleanly(module, gone, *image):
         gone.pop()
     if not gone:

@@ -320,8 +320,9 @@ class Tuner:
         """
         Cut a copy of a network down to a share of what the whole one costs.
 
-        Where the level is a latency, whole residual branches go first (`depth.thin_out`), and more of them where what they
-        leave has to be very thin to be fast enough, or is not at any width.
+        Where the level is a latency, whole residual branches go first (`depth.thin_out`), chosen in two ways, and more of them where what they
+        leave has to be very thin to be fast enough, or is not at any width. Of the networks that are fast enough the one with the most parameters
+        is taken.
 
         Args:
             network: not changed.
@@ -338,8 +339,10 @@ class Tuner:
         refused: OutOfReachError | None = None
         tried: set[tuple[str, ...]] = set()
         may_go = self._recipe.level_of == "latency" and self._recipe.remove_branches
-        for depth in DEPTHS if may_go else (0.0,):
-            thinned = self._thinned(network, share, depth) if depth else network
+        for depth, is_alone in itertools.product(DEPTHS, (True, False)) if may_go else ((0.0, True),):
+            if is_alone and any(shape.cut.size.parameters >= _THIN * share * whole.parameters for shape, _ in found):
+                break  # no more depth
+            thinned = self._thinned(network, share, depth, is_alone=is_alone) if depth else network
             gone = removed_exits(thinned.module)
             if gone in tried:
                 continue
@@ -352,21 +355,25 @@ class Tuner:
                 refused = error
                 continue
             found.append((shape, ranking))
-            if shape.cut.size.parameters >= _THIN * share * whole.parameters:
-                break
         if not found:
             assert refused is not None, "the first depth is always tried"
             raise refused
         return max(found, key=lambda pair: pair[0].cut.size.parameters)
 
-    def _thinned(self, network: Network, share: float, depth: float) -> Network:
+    def _thinned(self, network: Network, share: float, depth: float, *, is_alone: bool) -> Network:
         recipe, size = self._recipe, self._preprocess
         self._control.phase("score")
         batches = list(
             itertools.islice(self._scoring_batches(), _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch)
         )
         return thin_out(
-            network, batches, share=share, image=(size.height, size.width), depth=depth, beat=self._control.beat
+            network,
+            batches,
+            share=share,
+            image=(size.height, size.width),
+            depth=depth,
+            is_alone=is_alone,
+            beat=self._control.beat,
         )
 
     def shape(

@@ -181,8 +181,9 @@ def test_the_branch_that_is_missed_least_goes_first(resnet: Network) -> None:
     assert max(rises, key=lambda name: rises[name]) not in removed_exits(thin.module)
 
 
-def test_each_branch_is_judged_alone(resnet: Network) -> None:
-    """The loss is asked for once as it is, and once without each of the nine, never without several."""
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_each_branch_is_judged_alone_or_by_what_is_left(resnet: Network, *, is_alone: bool) -> None:
+    """The loss is asked for as it is and without each of the nine; or again without each of the eight that are left, and so on."""
     missing, asked = [0], []
 
     @contextlib.contextmanager
@@ -197,8 +198,9 @@ def test_each_branch_is_judged_alone(resnet: Network) -> None:
         return float(len(asked))
 
     with mock.patch("edgetune.learn.depth.without", watched), mock.patch("edgetune.learn.depth._loss", loss):
-        thin = thin_out(resnet, [], share=0.15, image=(32, 32))
-    assert asked == [0] + 9 * [1]
+        thin = thin_out(resnet, [], share=0.15, image=(32, 32), is_alone=is_alone)
+    in_turn = [number for gone in range(8) for number in [gone] + (9 - gone) * [gone + 1]]
+    assert asked == ([0] + 9 * [1] if is_alone else in_turn)
     assert len(removed_exits(thin.module)) == 7
 
 

@@ -26,10 +26,10 @@ from test_finetune import PHASE, SIZE, noisy_data, tiny_network
 from edgetune.errors import OutOfReachError, UnprunableError
 from edgetune.learn.cost import Size
 from edgetune.learn.data import LabelledImages
-from edgetune.learn.depth import removed_exits
+from edgetune.learn.depth import DEPTHS, find_branches, remove_branch, removed_exits, thin_out
 from edgetune.learn.empty import EmptyConv2d
 from edgetune.learn.finetune import fine_tune
-from edgetune.learn.groups import CoupledGroup
+from edgetune.learn.groups import CoupledGroup, find_groups
 from edgetune.learn.latency import Stopwatch
 from edgetune.learn.network import Network, count_macs, count_parameters, load_network, new_network, state_tensors
 from edgetune.learn.prune import Cut
@@ -407,7 +407,8 @@ def test_where_no_width_is_fast_enough_more_branches_go() -> None:
     shape, _ = tuner.cut(network, share=0.45, whole=whole, stopwatch=cast(Stopwatch, watch), rank=rank)
     assert shape.latency_ratio is not None
     assert shape.latency_ratio <= 0.45
-    assert [len(gone) for gone in ranked] == [4, 5, 6]
+    assert sorted({len(gone) for gone in ranked}) == [4, 5, 6]
+    assert len(set(ranked)) == len(ranked), "no network twice"
     assert len(removed_exits(shape.network.module)) == 6
     tuner = make_tuner(replace(recipe, remove_branches=False), noisy_data(16, 1))
     with pytest.raises(UnprunableError, match="55 % of the latency cannot be removed"):
@@ -439,10 +440,38 @@ def test_where_the_first_depth_leaves_thin_layers_the_next_ones_are_looked_at(
             raise OutOfReachError("no network was as fast as that")
         return Shape(thinned, Cut((), replace(whole, parameters=count)), 1, 0.3)
 
-    with mock.patch.object(tuner, "shape", shape):
+    one_way = mock.patch.object(
+        tuner, "_thinned", lambda of, share, depth, **_: thin_out(of, [], share=share, image=(8, 8), depth=depth)
+    )
+    with mock.patch.object(tuner, "shape", shape), one_way, mock.patch("edgetune.learn.depth._loss", return_value=1.0):
         found, _ = tuner.cut(network, share=0.3, whole=whole, stopwatch=None)
     assert found.cut.size.parameters == expected
     assert list(answers) == []
+
+
+@pytest.mark.parametrize("left", [(60_000, 80_000), (80_000, 60_000)])
+def test_branches_are_chosen_in_two_ways_and_the_larger_network_is_taken(left: Sequence[int]) -> None:
+    """Each alone, and by what is left when others have gone; with either of them wide enough no deeper cut is looked at."""
+    torch.manual_seed(0)
+    network = new_network("cifar:resnet20", 3)
+    whole = replace(size_of(network, SIZE), parameters=300_000)
+    tuner = make_tuner(replace(PLAIN, level_of="latency", batch_size=8), noisy_data(16, 1))
+    answers, ways = iter(left), []
+
+    def thinned(of: Network, share: float, depth: float, *, is_alone: bool) -> Network:
+        ways.append((depth, is_alone))
+        other = copy.deepcopy(of)
+        branches = find_branches(of.module.eval(), find_groups(of.module, of.head, 8, 8), 8, 8)
+        remove_branch(other.module, branches[0 if is_alone else 1])
+        return other
+
+    def shape(thinned: Network, *_: Any, **__: Any) -> Shape:
+        return Shape(thinned, Cut((), replace(whole, parameters=next(answers))), 1, 0.3)
+
+    with mock.patch.object(tuner, "shape", shape), mock.patch.object(tuner, "_thinned", thinned):
+        found, _ = tuner.cut(network, share=0.3, whole=whole, stopwatch=None)
+    assert found.cut.size.parameters == 80_000
+    assert ways == [(DEPTHS[0], True), (DEPTHS[0], False)]
 
 
 def test_what_is_too_slow_side_by_side_is_taken_only_where_all_are(ranked: tuple[Network, Ranking]) -> None:
