@@ -7,6 +7,7 @@ know what both know. Differs from it in: how far is chosen by what has been lost
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -19,7 +20,7 @@ from edgetune.learn.network import Network
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the way from the one to the other
 _BATCH = 64
-_COUNTED = 2048  # images that statistics are counted on
+_COUNTED_LEAST, _COUNTED = 16, 2048  # images that statistics are counted on
 
 
 def step_back(
@@ -109,11 +110,13 @@ def keep_known(
         beat: called after every batch.
 
     Returns:
-        The share of the training that is kept, see `step_back`; 1.0 where the teacher names no such class.
+        The share of the training that is kept, see `step_back`; 1.0 where the teacher names no such class, or there are too few images to count on.
 
     Raises:
         TeacherError: it gives no answer.
     """
+    if len(training) < _COUNTED_LEAST:
+        return 1.0
     words = np.concatenate([mixtures.words(images) for images, _ in validation.in_order(_BATCH)])
     known = words >= 0
     if not known.any():
@@ -141,8 +144,8 @@ def _answers(module: nn.Module, data: LabelledImages, normaliser: Normaliser, be
 
 
 def _spread(data: LabelledImages, normaliser: Normaliser, beat: Callable[[], None]) -> Iterator[torch.Tensor]:
-    """Batches of images from all over the samples."""
+    """Batches of images from all over the samples, all about as large: of a single image a batch norm may have no variance."""
     picked = np.linspace(0, len(data) - 1, min(len(data), _COUNTED)).round().astype(np.int64)
-    for start in range(0, len(picked), _BATCH):
-        yield normaliser(data.images(picked[start : start + _BATCH]))
+    for part in np.array_split(picked, math.ceil(len(picked) / _BATCH)):
+        yield normaliser(data.images(part))
         beat()

@@ -131,13 +131,31 @@ def test_what_was_lost_comes_back_and_no_label_is_looked_at() -> None:
     assert same_bits(bound, shuffled)
 
 
+@pytest.mark.parametrize("images", [15, 16, 65, 129])
+def test_statistics_are_never_counted_on_a_single_image(images: int) -> None:
+    """Batches are about as large as each other; of fewer than 16 images none are counted."""
+    begun = tiny_network()
+    trained = copy.deepcopy(begun)
+    seen: list[int] = []
+    layer = next(layer for layer in trained.module.modules() if isinstance(layer, nn.BatchNorm2d))
+    layer.register_forward_pre_hook(lambda norm, given: seen.append(len(given[0])) if norm.training else None)
+    mixtures = Mixtures(lambda shown: np.eye(3, dtype=np.float32)[np.zeros(len(shown), int)], (0, 1, 2), {2})
+    kept = keep_known(
+        trained, begun, mixtures=mixtures, training=noisy_data(images, 1), validation=noisy_data(8, 2), drop_max=-2.0,
+        normaliser=normaliser(), beat=lambda: None,
+    )  # fmt: skip
+    assert kept == 1.0, "nothing is right more than always"
+    assert sum(seen) == (5 * images if images >= 16 else 0)
+    assert not seen or min(seen) >= 16
+
+
 def test_where_the_teacher_names_only_what_no_image_shows_nothing_is_taken_back() -> None:
     """There is nothing to go by."""
     begun = tiny_network()
     trained = copy.deepcopy(begun)
     mixtures = Mixtures(lambda images: np.ones((len(images), 1), np.float32), (2,), {2})
     kept = keep_known(
-        trained, begun, mixtures=mixtures, training=noisy_data(8, 1), validation=noisy_data(8, 2), drop_max=0.0,
+        trained, begun, mixtures=mixtures, training=noisy_data(16, 1), validation=noisy_data(8, 2), drop_max=0.0,
         normaliser=normaliser(), beat=lambda: None,
     )  # fmt: skip
     assert kept == 1.0
