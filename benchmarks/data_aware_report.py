@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from benchmarks.cells import FULL, Cell
 from benchmarks.cifar import SUBSETS
+from benchmarks.plots import save_figure
 from benchmarks.rows import rows_to_report
 from benchmarks.stage import say, table
 from edgetune.learn.schedules import PAPER
@@ -257,6 +258,6 @@ def _plot(cells: Sequence[Cell], path: Path) -> None:
     axes[0][0].set_ylabel("test top-1, %")
     axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
     plt.close(figure)
     say(f"  plot: {path}")

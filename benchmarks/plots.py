@@ -11,6 +11,7 @@ from benchmarks.stage import say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 At = TypeVar("At", float, str)
 Values = Mapping[str, Mapping[float, Sequence[float]]]  # of each line, x -> one y a seed
@@ -75,8 +76,16 @@ def _draw(path: Path, fill: Callable[[Axes], None], y: str) -> None:
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
     say(f"  plot: {path}")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """The same file for the same picture: without the date, and with names that are not drawn by lot."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "edgetune"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def gathered(rows: Iterable[tuple[str, At, float]]) -> dict[str, dict[At, list[float]]]:
