@@ -39,7 +39,7 @@ __all__ = ["Batch", "Inbox", "LateLabel"]
 _SCAN_GAP_S = 0.2  # a flood of events must not become a flood of scans
 _POLL_S = 2.0
 _ORPHAN_S = 600.0  # a sidecar without an image is kept this long
-_PATIENCE_SETTLES = 5.0
+_PATIENCE_SETTLES, _PATIENCE_MIN_S = 5.0, 2.0  # with `settle: 0s` too, a file half written is not a damaged one
 _PROBLEMS_MAX = 20
 
 
@@ -92,7 +92,8 @@ class Inbox:
             group_block_s: files of one folder within this time share a group; 0: each file is its own.
             keep_originals: leave taken files where they are.
             batch: files per `collect`.
-            patience_s: how long a bad file must stand still before it is quarantined; default: 5 x settle_s.
+            patience_s: how long a bad file must stand still before it is quarantined; default: 5 x settle_s, 2 s at
+                the least.
             clock: of monotonic and wall time.
         """
         self._root = root
@@ -103,7 +104,7 @@ class Inbox:
             preprocess=preprocess, store=store, limits=limits or ImageLimits(), group_block_s=group_block_s
         )
         self._settle_s = settle_s
-        self._patience_s = _PATIENCE_SETTLES * settle_s if patience_s is None else patience_s
+        self._patience_s = max(_PATIENCE_MIN_S, _PATIENCE_SETTLES * settle_s) if patience_s is None else patience_s
         self._scan_interval_s = scan_interval_s
         self._keep_originals = keep_originals
         self._batch = batch

@@ -47,24 +47,31 @@ def write_config(root: Path, new_samples: int = 20, budgets: str = "", **section
     return path
 
 
+def put(root: Path, name: str, data: bytes, sidecar: dict[str, Any]) -> None:
+    """Put a picture with its sidecar into the inbox as a careful camera does: under their names when they are whole."""
+    path = root / "state" / "inbox" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for whole, content in ((path.with_suffix(".json"), json.dumps(sidecar).encode()), (path, data)):
+        part = whole.with_name(f"{whole.name}.part")
+        part.write_bytes(content)
+        part.rename(whole)
+
+
 def drop(root: Path, count: int, *labels: str, start: int = 0) -> set[str]:
     """Put so many pictures of each class into the inbox, each a group of its own; their names."""
     names = set()
     for label in labels or ("cat", "dog"):
-        folder = root / "state" / "inbox" / label
-        folder.mkdir(parents=True, exist_ok=True)
         for i in range(start, start + count):
-            (folder / f"{i}.json").write_text(json.dumps({"group": f"{label}{i}"}))
-            (folder / f"{i}.png").write_bytes(picture(COLOURS[label], i))
-            names.add(f"{label}/{i}.png")
+            name = f"{label}/{i}.png"
+            put(root, name, picture(COLOURS[label], i), {"group": f"{label}{i}"})
+            names.add(name)
     return names
 
 
 def drop_unlabelled(root: Path, count: int, colour: str, *, start: int = 0) -> None:
     """Put so many pictures into the inbox of which nobody says what they show, each a group of its own."""
     for i in range(start, start + count):
-        (root / "state" / "inbox" / f"{colour}-{i}.json").write_text(json.dumps({"group": f"unlabelled {colour}{i}"}))
-        (root / "state" / "inbox" / f"{colour}-{i}.png").write_bytes(picture(COLOURS[colour], 10_000 + i))
+        put(root, f"{colour}-{i}.png", picture(COLOURS[colour], 10_000 + i), {"group": f"unlabelled {colour}{i}"})
 
 
 def held(clock: FakeClock) -> FakeTrainer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import SIDE, FakeClock, FakeTrainer, picture, publish_factory
-from site_on_disk import Site, drop, drop_unlabelled, held, run
+from site_on_disk import Site, drop, drop_unlabelled, held, put, run
 
 from edgetune.cli.words import as_text, describe
 from edgetune.config import Config, parse
@@ -62,8 +61,7 @@ class Lookout(Site):
 def drop_dull(root: Path, count: int, *, start: int = 0) -> None:
     """Unlabelled pictures in which the model is not sure of anything: a camera at dusk."""
     for i in range(start, start + count):
-        (root / "state" / "inbox" / f"dull-{i}.json").write_text(json.dumps({"group": f"dull{i}"}))
-        (root / "state" / "inbox" / f"dull-{i}.png").write_bytes(picture((60, 55 + i % 9, 60), 50_000 + i))
+        put(root, f"dull-{i}.png", picture((60, 55 + i % 9, 60), 50_000 + i), {"group": f"dull{i}"})
 
 
 def test_unlabelled_samples_are_answered_beside_the_service_and_asked_about(tmp_path: Path) -> None:

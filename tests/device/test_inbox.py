@@ -195,6 +195,20 @@ def test_a_stalled_upload_gets_patience_before_it_is_called_damaged(site: Site) 
     assert not site.reasons()
 
 
+def test_without_a_settling_time_too_a_file_half_written_is_not_called_damaged(tmp_path: Path) -> None:
+    """The look fell between the writer's first byte and its last."""
+    site = Site(tmp_path, settle_s=0.0, scan_interval_s=0.5)
+    path = site.put("cat/a.png", b"")
+    site.run(0.5)
+    path.write_bytes(image())
+    site.put("cat/damaged.png", image()[:200])
+    site.run(1.5)
+    assert list(site.stored) == ["cat/a.png"]
+    assert not site.reasons()
+    site.run(2)
+    assert list(site.reasons()) == ["damaged.png"]
+
+
 def test_files_present_before_the_start_are_taken(tmp_path: Path) -> None:
     """What lay there while the service was down."""
     (tmp_path / "inbox/dog").mkdir(parents=True)
