@@ -54,7 +54,7 @@ from edgetune.learn.control import SilentControl
 from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, make_criterion
 from edgetune.learn.data import LabelledImages, Normaliser
-from edgetune.learn.depth import DEPTHS, thin_out
+from edgetune.learn.depth import DEPTHS, Thinner
 from edgetune.learn.finetune import Phase, fine_tune, steps_per_epoch, validation_score
 from edgetune.learn.groups import find_groups
 from edgetune.learn.importer import read_weights
@@ -198,7 +198,8 @@ class Grid:
                 return tuner.cut(network, share=share, whole=whole, stopwatch=self._stopwatch)[0].network
             except OutOfReachError:
                 batches = list(itertools.islice(self._batches(data.training, seed), 4))
-                network = self._place(thin_out(network, batches, share=share, image=(32, 32), depth=DEPTHS[-1]))
+                thinner = Thinner(network, batches, image=(32, 32))
+                network = self._place(thinner.thin_out(share=share, depth=DEPTHS[-1]))
         return self._narrower(network, criterion_name, data.training, share, seed)
 
     def _narrower(

@@ -25,11 +25,12 @@ import torch
 from benchmarks.fresh import CLASSES, in_fresh_process, noise
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
+from edgetune.learn.cost import size_of
 from edgetune.learn.forecaster import Forecaster, process_peak_mib
 from edgetune.learn.layout import pin_torch
 from edgetune.learn.network import new_network
 from edgetune.learn.optimiser import Sgd
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.types import BoardHistory, Preprocess, Recipe
 
 SIZE = Preprocess(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

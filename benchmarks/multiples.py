@@ -21,8 +21,9 @@ from benchmarks.cifar import PREPROCESS
 from benchmarks.one_site import OneSite, add_arguments
 from benchmarks.stage import machine, say, table
 from edgetune.learn.control import SilentControl
+from edgetune.learn.cost import size_of
 from edgetune.learn.latency import Stopwatch, export_engine
-from edgetune.learn.tuner import RETRAIN, TUNE, size_of
+from edgetune.learn.tuner import RETRAIN, TUNE
 from edgetune.serve.engine import Engine
 from edgetune.types import Recipe
 

@@ -12,13 +12,14 @@ import torch
 
 from benchmarks.cifar import PREPROCESS, classes_of, read_archive
 from edgetune.learn.control import SilentControl
+from edgetune.learn.cost import size_of
 from edgetune.learn.data import LabelledImages
 from edgetune.learn.finetune import validation_score
 from edgetune.learn.importer import read_weights
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, load_strictly, new_network
 from edgetune.learn.schedules import PAPER, settle
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.types import Recipe
 
 

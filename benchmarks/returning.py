@@ -35,11 +35,12 @@ from benchmarks.cifar import PREPROCESS, Archive, classes_of, read_archive
 from benchmarks.stage import machine, say, table
 from edgetune.decide.returning import ReturnPolicy, Sighted, absent_classes, is_worth_asking, returned
 from edgetune.learn.control import SilentControl
+from edgetune.learn.cost import size_of
 from edgetune.learn.data import Normaliser
 from edgetune.learn.importer import read_weights
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, load_strictly, new_network
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.types import Recipe
 
 RECIPE = Recipe(

@@ -47,6 +47,7 @@ from benchmarks.rows import append_row, read_rows
 from benchmarks.stage import Stage, edgetune, machine, say, table
 from edgetune.errors import UnprunableError
 from edgetune.learn.control import SilentControl
+from edgetune.learn.cost import size_of
 from edgetune.learn.export import artefact_files, draft_manifest
 from edgetune.learn.finetune import validation_score
 from edgetune.learn.folders import read_folders
@@ -54,7 +55,7 @@ from edgetune.learn.importer import read_artefact
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.network import Network, count_macs, count_parameters
 from edgetune.learn.prune import check_prunable
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.store.models import publish
 from edgetune.types import Recipe
 

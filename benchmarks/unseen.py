@@ -53,13 +53,14 @@ from benchmarks.stage import machine, need, say, table
 from edgetune.learn.cifar import count_learnt
 from edgetune.learn.compress import Material
 from edgetune.learn.control import SilentControl, StopAskedError
+from edgetune.learn.cost import size_of
 from edgetune.learn.data import Images, LabelledImages, Normaliser
 from edgetune.learn.importer import load_weights, read_weights
 from edgetune.learn.layout import arrange, training_device
 from edgetune.learn.network import Network, new_network
 from edgetune.learn.student import Lesson, teach
 from edgetune.learn.transfer import telling_logits
-from edgetune.learn.tuner import RETRAIN, Tuner, size_of
+from edgetune.learn.tuner import RETRAIN, Tuner
 from edgetune.types import Preprocess, Recipe
 
 PREPROCESS = Preprocess(height=32, width=32)  # ImageNet's mean and deviation: the teacher was trained with them

@@ -50,13 +50,14 @@ from benchmarks.rows import append_row, read_rows, rows_to_report, with_grid_opt
 from benchmarks.stage import machine, need, say, table
 from edgetune.errors import UnprunableError
 from edgetune.learn.control import SilentControl
+from edgetune.learn.cost import size_of
 from edgetune.learn.data import LabelledImages, Normaliser
 from edgetune.learn.finetune import validation_score
 from edgetune.learn.importer import read_weights
 from edgetune.learn.latency import Stopwatch, export_engine
 from edgetune.learn.layout import arrange
 from edgetune.learn.network import Network, count_macs, count_parameters, load_strictly, new_network
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.types import Recipe
 
 NET = "cifar:resnet20"

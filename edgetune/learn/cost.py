@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from edgetune.learn.groups import CoupledGroup
-from edgetune.learn.network import count_parameters, output_positions
+from edgetune.learn.network import Network, count_macs, count_parameters, output_positions
+from edgetune.types import Preprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,12 @@ class Size:
     def of(self, unit: str) -> int:
         """One of the two by its name, "parameters" or "macs"."""
         return self.parameters if unit == "parameters" else self.macs
+
+
+def size_of(network: Network, preprocess: Preprocess) -> Size:
+    """What a network costs."""
+    macs = count_macs(network.module, preprocess.height, preprocess.width)
+    return Size(count_parameters(network.module), macs)
 
 
 class CostCounter:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -205,77 +207,104 @@ def removed_exits(module: nn.Module) -> tuple[str, ...]:
     )
 
 
-def thin_out(
-    network: Network,
-    batches: Sequence[Batch],
-    *,
-    share: float,
-    image: tuple[int, int],
-    depth: float = DEPTHS[0],
-    is_alone: bool = True,
-    beat: Callable[[], None] = lambda: None,
-) -> Network:
-    """
-    Remove branches until depth has done its part of what is asked: what it leaves of the operations is about share**depth.
+class Thinner:
+    """Takes residual branches out of copies of a network; what it once found about the network it remembers."""
 
-    Where little is asked none goes. Those go without which the loss rises least for the operations that they save.
-    Operations are those of the unpruned architecture, so a network that was thinned out before is not again.
+    def __init__(
+        self,
+        network: Network,
+        batches: Sequence[Batch],
+        *,
+        image: tuple[int, int],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Prepare; nothing is asked of the network yet.
 
-    Args:
-        network: not changed.
-        batches: of the site's images, normalised, and labels.
-        share: 0..1, of the unpruned network's cost that is to be left.
-        image: height and width it is served with.
-        depth: how much of it, see DEPTHS.
-        is_alone: the loss without a branch is that of the network as given without it; otherwise of what is left when those before it have gone,
-            which knows what they had in common, and says little once it is high.
-        beat: called after every look at the batches.
+        Args:
+            network: not changed.
+            batches: of the site's images, normalised, and labels.
+            image: height and width it is served with.
+            beat: called after every look at the batches.
+        """
+        self._network, self._batches, self._image, self._beat = network, batches, image, beat
+        self._module = network.module.eval()
+        self._macs = _macs_as_built(network, image)
+        self._orders = {is_alone: self._order(is_alone=is_alone) for is_alone in (True, False)}
 
-    Returns:
-        A copy without those branches, or the network itself where none goes.
-    """
-    if share > _WORTH_IT:
-        return network
-    module = network.module.eval()
-    macs = _macs_as_built(network, image)
-    whole = sum(macs.values())
-    left = whole - sum(macs[n] for n, layer in module.named_modules() if isinstance(layer, EmptyConv2d))
-    branches = find_branches(module, find_groups(module, network.head, *image, beat), *image)
-    saved = {branch: sum(macs.get(name, 0) for name in branch.inner | branch.exits) for branch in branches}
+    def thin_out(self, *, share: float, depth: float = DEPTHS[0], is_alone: bool = True) -> Network:
+        """
+        Remove branches until depth has done its part of what is asked: what it leaves of the operations is about share**depth.
 
-    def costs(gone: Sequence[Branch]) -> dict[Branch, float]:
-        """Of each branch that is there, the loss without it for the operations that it saves."""
+        Where little is asked none goes. Those go without which the loss rises least for the operations that they save.
+        Operations are those of the unpruned architecture, so a network that was thinned out before is not again.
+
+        Args:
+            share: 0..1, of the unpruned network's cost that is to be left.
+            depth: how much of it, see DEPTHS.
+            is_alone: the loss without a branch is that of the network as given without it; otherwise of what is left when
+                those before it have gone, which knows what they had in common, and says little once it is high.
+
+        Returns:
+            A copy without those branches, or the network itself where none goes.
+        """
+        if share > _WORTH_IT:
+            return self._network
+        module, whole = self._module, sum(self._macs.values())
+        wanted = whole * share**depth
+        left = whole - sum(self._macs[n] for n, layer in module.named_modules() if isinstance(layer, EmptyConv2d))
+        self._orders[is_alone], order = itertools.tee(self._orders[is_alone])
+        gone: list[Branch] = []
+        for branch in order:
+            saved = self._saved[branch]
+            is_nearer = saved < left and left * math.sqrt(1 - saved / left) > wanted
+            if not is_nearer or not _depends_on_image(module, [*gone, branch], *self._image):
+                break
+            gone.append(branch)
+            left -= saved
+        while gone and not _goes_cleanly(module, gone, *self._image):
+            gone.pop()
+        if not gone:
+            return self._network
+        other = copy.deepcopy(self._network)
+        for branch in gone:
+            remove_branch(other.module, branch)
+        return other
+
+    def _order(self, *, is_alone: bool) -> Iterator[Branch]:
+        """All the branches, the one first without which the loss rises least for the operations that it saves."""
+        gone: list[Branch] = []
+        rated = dict(self._each_alone)
+        while rated:
+            branch = min(rated, key=lambda each: rated[each])
+            yield branch
+            gone.append(branch)
+            rated.pop(branch)
+            if not is_alone:
+                rated = self._rated(gone)
+
+    @functools.cached_property
+    def _saved(self) -> dict[Branch, int]:
+        """Each branch that may go, with the operations that are saved without it."""
+        module, image = self._module, self._image
+        branches = find_branches(module, find_groups(module, self._network.head, *image, self._beat), *image)
+        return {branch: sum(self._macs.get(n, 0) for n in branch.inner | branch.exits) for branch in branches}
+
+    @functools.cached_property
+    def _each_alone(self) -> dict[Branch, float]:
+        return self._rated(())
+
+    def _rated(self, gone: Sequence[Branch]) -> dict[Branch, float]:
+        """Of each branch that is there, by how much the loss is higher without it for the operations that it saves."""
+        with without(self._module, gone):
+            loss = _loss(self._module, self._batches)
         found = {}
-        with without(module, gone):
-            loss = _loss(module, batches)
-        for branch in branches:
+        for branch, saved in self._saved.items():
             if branch not in gone:
-                with without(module, [*gone, branch]):
-                    found[branch] = (_loss(module, batches) - loss) / max(1, saved[branch])
-                beat()
+                with without(self._module, [*gone, branch]):
+                    found[branch] = (_loss(self._module, self._batches) - loss) / max(1, saved)
+                self._beat()
         return found
-
-    wanted = whole * share**depth
-    gone: list[Branch] = []
-    rated = costs(gone)
-    while rated:
-        branch = min(rated, key=lambda each: rated[each])
-        is_nearer = saved[branch] < left and left * math.sqrt(1 - saved[branch] / left) > wanted
-        if not is_nearer or not _depends_on_image(module, [*gone, branch], *image):
-            break
-        gone.append(branch)
-        left -= saved[branch]
-        rated.pop(branch)
-        if not is_alone:
-            rated = costs(gone)
-    while gone and not _goes_cleanly(module, gone, *image):
-        gone.pop()
-    if not gone:
-        return network
-    other = copy.deepcopy(network)
-    for branch in gone:
-        remove_branch(other.module, branch)
-    return other
 
 
 def _loss(module: nn.Module, batches: Sequence[Batch]) -> float:

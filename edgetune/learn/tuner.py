@@ -24,7 +24,7 @@ from edgetune.learn.control import Control
 from edgetune.learn.cost import Size
 from edgetune.learn.criteria import Batch, Criterion, ask, make_criterion, score_with
 from edgetune.learn.data import Integers, LabelledImages, Normaliser, step_seed
-from edgetune.learn.depth import DEPTHS, removed_exits, thin_out
+from edgetune.learn.depth import DEPTHS, Thinner, removed_exits
 from edgetune.learn.finetune import LabelLoss, Phase, fine_tune, never, steps_per_epoch, without_labels
 from edgetune.learn.forecaster import Forecaster, begin_peak, micro_profile, peak_mib, workload_of
 from edgetune.learn.groups import CoupledGroup, find_groups
@@ -32,7 +32,7 @@ from edgetune.learn.latency import Stopwatch
 from edgetune.learn.layout import arrange, best_threads, candidate_layouts, fastest_layout
 from edgetune.learn.memory import kept_by, pass_mib
 from edgetune.learn.mixtures import Mixtures
-from edgetune.learn.network import Network, count_macs, count_parameters
+from edgetune.learn.network import Network
 from edgetune.learn.partial import Part
 from edgetune.learn.schedules import PAPER
 from edgetune.learn.shaping import Ranking, Shape, Shaper
@@ -320,7 +320,7 @@ class Tuner:
         """
         Cut a copy of a network down to a share of what the whole one costs.
 
-        Where the level is a latency, whole residual branches go first (`depth.thin_out`), chosen in two ways, and more of them where what they
+        Where the level is a latency, whole residual branches go first (`depth.Thinner`), chosen in two ways, and more of them where what they
         leave has to be very thin to be fast enough, or is not at any width. Of the networks that are fast enough the one with the most parameters
         is taken.
 
@@ -339,10 +339,12 @@ class Tuner:
         refused: OutOfReachError | None = None
         tried: set[tuple[str, ...]] = set()
         may_go = self._recipe.level_of == "latency" and self._recipe.remove_branches
+        thinner = self._thinner(network) if may_go else None
         for depth, is_alone in itertools.product(DEPTHS, (True, False)) if may_go else ((0.0, True),):
             if is_alone and any(shape.cut.size.parameters >= _THIN * share * whole.parameters for shape, _ in found):
                 break  # no more depth
-            thinned = self._thinned(network, share, depth, is_alone=is_alone) if depth else network
+            self._control.phase("score")
+            thinned = network if thinner is None else thinner.thin_out(share=share, depth=depth, is_alone=is_alone)
             gone = removed_exits(thinned.module)
             if gone in tried:
                 continue
@@ -360,21 +362,12 @@ class Tuner:
             raise refused
         return max(found, key=lambda pair: pair[0].cut.size.parameters)
 
-    def _thinned(self, network: Network, share: float, depth: float, *, is_alone: bool) -> Network:
+    def _thinner(self, network: Network) -> Thinner:
         recipe, size = self._recipe, self._preprocess
         self._control.phase("score")
-        batches = list(
-            itertools.islice(self._scoring_batches(), _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch)
-        )
-        return thin_out(
-            network,
-            batches,
-            share=share,
-            image=(size.height, size.width),
-            depth=depth,
-            is_alone=is_alone,
-            beat=self._control.beat,
-        )
+        few = _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch
+        batches = list(itertools.islice(self._scoring_batches(), few))
+        return Thinner(network, batches, image=(size.height, size.width), beat=self._control.beat)
 
     def shape(
         self, network: Network, ranking: Ranking, *, share: float, whole: Size, stopwatch: Stopwatch | None
@@ -408,9 +401,3 @@ class Tuner:
         said = ask(Shown(images=images, sample_ids=sample_ids, draws=np.zeros(len(sample_ids), np.uint64)))
         likeliest = said.logits.argmax(dim=1)
         return likeliest if said.classes is None else torch.tensor(said.classes, device=images.device)[likeliest]
-
-
-def size_of(network: Network, preprocess: Preprocess) -> Size:
-    """What a network costs."""
-    macs = count_macs(network.module, preprocess.height, preprocess.width)
-    return Size(count_parameters(network.module), macs)

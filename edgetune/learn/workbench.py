@@ -13,7 +13,7 @@ import torch
 from edgetune.errors import WillNotFitError
 from edgetune.learn.checkpoint import Checkpoint
 from edgetune.learn.control import Control
-from edgetune.learn.cost import Size
+from edgetune.learn.cost import Size, size_of
 from edgetune.learn.depth import removed_exits
 from edgetune.learn.finetune import validation_score
 from edgetune.learn.goal import Material, Point
@@ -25,7 +25,7 @@ from edgetune.learn.planning import Course, Planner, most_of_cut_mib
 from edgetune.learn.search_state import SearchState
 from edgetune.learn.shaping import Ranking, describe_cut
 from edgetune.learn.transfer import Teacher, has_teacher, telling_logits
-from edgetune.learn.tuner import TUNE, Tuner, size_of
+from edgetune.learn.tuner import TUNE, Tuner
 from edgetune.types import BoardHistory, Recipe
 
 _ROUNDING = 1e-6  # of steps

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest_site import draft_manifest
 
 from edgetune.errors import ModelError
-from edgetune.learn.depth import Branch, find_branches, remove_branch, removed_exits, thin_out, without
+from edgetune.learn.depth import Branch, Thinner, find_branches, remove_branch, removed_exits, without
 from edgetune.learn.empty import EmptyConv2d
 from edgetune.learn.export import artefact_files, check_export, stage
 from edgetune.learn.groups import find_groups
@@ -157,7 +157,7 @@ def resnet() -> Network:
 @pytest.mark.parametrize(("share", "count"), [(0.95, 0), (0.75, 0), (0.6, 3), (0.5, 4), (0.33, 5), (0.15, 7)])
 def test_depth_does_three_quarters_of_the_way(resnet: Network, share: float, count: int) -> None:
     """Nine branches of 8 to 12 % of the operations: as many go as bring what is left nearest to share ** 0.75."""
-    thin = thin_out(resnet, batches_for(resnet, 32), share=share, image=(32, 32))
+    thin = Thinner(resnet, batches_for(resnet, 32), image=(32, 32)).thin_out(share=share)
     assert len(removed_exits(thin.module)) == count
     assert len(removed_exits(resnet.module)) == 0, "the network as given is not changed"
     assert (thin is resnet) == (count == 0)
@@ -176,7 +176,7 @@ def test_the_branch_that_is_missed_least_goes_first(resnet: Network) -> None:
         with without(resnet.module, [branch]), torch.no_grad():
             loss = nn.functional.cross_entropy(resnet.module(images), labels)
         rises[branch.name] = (float(loss) - whole) / (9 * side**2 * width * (first + width))
-    thin = thin_out(resnet, batches_for(resnet, 32), share=0.6, image=(32, 32))
+    thin = Thinner(resnet, batches_for(resnet, 32), image=(32, 32)).thin_out(share=0.6)
     assert min(rises, key=lambda name: rises[name]) in removed_exits(thin.module)
     assert max(rises, key=lambda name: rises[name]) not in removed_exits(thin.module)
 
@@ -198,7 +198,7 @@ def test_each_branch_is_judged_alone_or_by_what_is_left(resnet: Network, *, is_a
         return float(len(asked))
 
     with mock.patch("edgetune.learn.depth.without", watched), mock.patch("edgetune.learn.depth._loss", loss):
-        thin = thin_out(resnet, [], share=0.15, image=(32, 32), is_alone=is_alone)
+        thin = Thinner(resnet, [], image=(32, 32)).thin_out(share=0.15, is_alone=is_alone)
     in_turn = [number for gone in range(8) for number in [gone] + (9 - gone) * [gone + 1]]
     assert asked == ([0] + 9 * [1] if is_alone else in_turn)
     assert len(removed_exits(thin.module)) == 7
@@ -207,9 +207,9 @@ def test_each_branch_is_judged_alone_or_by_what_is_left(resnet: Network, *, is_a
 def test_what_was_thinned_out_is_not_thinned_out_again(resnet: Network) -> None:
     """To the same share nothing more goes; to a smaller one only the difference."""
     batches = batches_for(resnet, 32)
-    half = thin_out(resnet, batches, share=0.5, image=(32, 32))
-    assert thin_out(half, batches, share=0.5, image=(32, 32)) is half
-    third = thin_out(half, batches, share=0.33, image=(32, 32))
+    half = Thinner(resnet, batches, image=(32, 32)).thin_out(share=0.5)
+    assert Thinner(half, batches, image=(32, 32)).thin_out(share=0.5) is half
+    third = Thinner(half, batches, image=(32, 32)).thin_out(share=0.33)
     assert len(removed_exits(third.module)) == 5
     assert set(removed_exits(half.module)) < set(removed_exits(third.module))
 
@@ -219,7 +219,7 @@ def test_narrow_layers_do_not_count_as_missing_ones(resnet: Network) -> None:
     narrow = copy.deepcopy(resnet)
     groups = find_groups(narrow.module, narrow.head, 32, 32)
     cut_channels(narrow.module, groups, [tuple(range(g.channels // 2)) for g in groups])
-    thin = thin_out(narrow, batches_for(narrow, 32), share=0.5, image=(32, 32))
+    thin = Thinner(narrow, batches_for(narrow, 32), image=(32, 32)).thin_out(share=0.5)
     assert len(removed_exits(thin.module)) == 4
 
 
@@ -229,7 +229,7 @@ def test_two_ways_that_make_up_for_each_other_do_not_both_go() -> None:
     network.module.eval()
     branches = branches_of(network, 8)
     assert len(branches) == 2
-    thin = thin_out(network, batches_for(network, 8), share=0.02, image=(8, 8))
+    thin = Thinner(network, batches_for(network, 8), image=(8, 8)).thin_out(share=0.02)
     assert len(removed_exits(thin.module)) == 1
 
 
@@ -264,7 +264,7 @@ def operations(network: Network, side: int) -> list[str]:
 def test_nothing_of_a_branch_is_left_in_the_exported_graph(resnet: Network) -> None:
     """Neither its layers nor the sum with it: two convolutions and an addition less for each."""
     before = operations(resnet, 32)
-    thin = thin_out(resnet, batches_for(resnet, 32), share=0.33, image=(32, 32))
+    thin = Thinner(resnet, batches_for(resnet, 32), image=(32, 32)).thin_out(share=0.33)
     after = operations(thin, 32)
     assert before.count("Conv") - after.count("Conv") == 10
     assert before.count("Add") - after.count("Add") == 5
@@ -329,7 +329,7 @@ def test_a_branch_whose_layers_serve_others_too_stays(builder: str) -> None:
     network = new_network(f"test_depth:{builder}", CLASSES)
     network.module.eval()
     assert branches_of(network, 8) == ()
-    assert thin_out(network, batches_for(network, 8), share=0.1, image=(8, 8)) is network
+    assert Thinner(network, batches_for(network, 8), image=(8, 8)).thin_out(share=0.1) is network
 
 
 def test_zeros_that_spread_the_other_side_of_a_sum_stay_in_the_graph(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from conftest_site import RECIPE, RecordingControl, Site, make_site, read_manife
 from test_finetune import PHASE, SIZE, noisy_data, tiny_network
 
 from edgetune.errors import OutOfReachError, UnprunableError
-from edgetune.learn.cost import Size
+from edgetune.learn.cost import Size, size_of
 from edgetune.learn.data import LabelledImages
-from edgetune.learn.depth import DEPTHS, find_branches, remove_branch, removed_exits, thin_out
+from edgetune.learn.depth import DEPTHS, Thinner, find_branches, remove_branch, removed_exits
 from edgetune.learn.empty import EmptyConv2d
 from edgetune.learn.finetune import fine_tune
 from edgetune.learn.groups import CoupledGroup, find_groups
@@ -34,7 +34,7 @@ from edgetune.learn.latency import Stopwatch
 from edgetune.learn.network import Network, count_macs, count_parameters, load_network, new_network, state_tensors
 from edgetune.learn.prune import Cut
 from edgetune.learn.shaping import MULTIPLES, Ranking, Shape, describe_cut
-from edgetune.learn.tuner import RETRAIN, TUNE, Tuner, size_of
+from edgetune.learn.tuner import RETRAIN, TUNE, Tuner
 from edgetune.serve.engine import Engine
 from edgetune.serve.timing import as_latency
 from edgetune.types import Latency, Manifest, Recipe, TrainerOutcome
@@ -440,9 +440,11 @@ def test_where_the_first_depth_leaves_thin_layers_the_next_ones_are_looked_at(
             raise OutOfReachError("no network was as fast as that")
         return Shape(thinned, Cut((), replace(whole, parameters=count)), 1, 0.3)
 
-    one_way = mock.patch.object(
-        tuner, "_thinned", lambda of, share, depth, **_: thin_out(of, [], share=share, image=(8, 8), depth=depth)
-    )
+    class OneWay(Thinner):
+        def thin_out(self, *, share: float, depth: float = DEPTHS[0], is_alone: bool = True) -> Network:
+            return super().thin_out(share=share, depth=depth)
+
+    one_way = mock.patch.object(tuner, "_thinner", lambda of: OneWay(of, [], image=(8, 8)))
     with mock.patch.object(tuner, "shape", shape), one_way, mock.patch("edgetune.learn.depth._loss", return_value=1.0):
         found, _ = tuner.cut(network, share=0.3, whole=whole, stopwatch=None)
     assert found.cut.size.parameters == expected
@@ -458,17 +460,19 @@ def test_branches_are_chosen_in_two_ways_and_the_larger_network_is_taken(left: S
     tuner = make_tuner(replace(PLAIN, level_of="latency", batch_size=8), noisy_data(16, 1))
     answers, ways = iter(left), []
 
-    def thinned(of: Network, share: float, depth: float, *, is_alone: bool) -> Network:
-        ways.append((depth, is_alone))
-        other = copy.deepcopy(of)
-        branches = find_branches(of.module.eval(), find_groups(of.module, of.head, 8, 8), 8, 8)
-        remove_branch(other.module, branches[0 if is_alone else 1])
-        return other
+    class Other(Thinner):
+        def thin_out(self, *, share: float, depth: float = DEPTHS[0], is_alone: bool = True) -> Network:
+            ways.append((depth, is_alone))
+            other = copy.deepcopy(network)
+            branches = find_branches(network.module.eval(), find_groups(network.module, network.head, 8, 8), 8, 8)
+            remove_branch(other.module, branches[0 if is_alone else 1])
+            return other
 
     def shape(thinned: Network, *_: Any, **__: Any) -> Shape:
         return Shape(thinned, Cut((), replace(whole, parameters=next(answers))), 1, 0.3)
 
-    with mock.patch.object(tuner, "shape", shape), mock.patch.object(tuner, "_thinned", thinned):
+    other = mock.patch.object(tuner, "_thinner", lambda of: Other(of, [], image=(8, 8)))
+    with mock.patch.object(tuner, "shape", shape), other:
         found, _ = tuner.cut(network, share=0.3, whole=whole, stopwatch=None)
     assert found.cut.size.parameters == 80_000
     assert ways == [(DEPTHS[0], True), (DEPTHS[0], False)]
