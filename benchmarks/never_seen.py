@@ -71,13 +71,15 @@ def play(arguments: argparse.Namespace, root: Path) -> list[tuple[str, ...]]:
         config = config.replace(word, str(value))
     board = root / "board"
     board.mkdir()
-    rows: list[tuple[str, ...]] = [("served", "classes shown here", f"never seen: {', '.join(never)}", "seconds")]
+    rows: list[tuple[str, ...]] = [
+        ("served", "classes shown here", f"never seen: {', '.join(never)}", "kept of training", "seconds")
+    ]
     with staged(board, config, arguments.weights, site.classes) as stage:
         began_s = time.monotonic()
 
-        def note(words: str) -> None:
+        def note(words: str, kept: float | None = None) -> None:
             figures = (f"{stage.accuracy(each):.1%}" for each in (site.old_tests, tests))
-            rows.append((words, *figures, f"{time.monotonic() - began_s:.0f}"))
+            rows.append((words, *figures, f"{kept:.0%}" if kept else "", f"{time.monotonic() - began_s:.0f}"))
             say("  " + "  ".join(rows[-1]))
 
         note("factory model")
@@ -86,11 +88,12 @@ def play(arguments: argparse.Namespace, root: Path) -> list[tuple[str, ...]]:
         status = stage.wait_for_round(0)
         last = status["last_round"]
         say(f"round {last['id']} ({last['kind']}) {last['outcome']}: {'; '.join(last['reasons'])}")
-        note(f"{status['served']['version']}, {last['kind']} {last['outcome']}")
+        details = stage.client().get(f"/v1/rounds/{last['id']}")["details"]
+        note(f"{status['served']['version']}, {last['kind']} {last['outcome']}", details.get("kept_of_training"))
         refused = board / "state" / "quarantine" / "models" / "v000002"
         if refused.exists():
             figures = (f"{accuracy_of(refused, each):.1%}" for each in (site.old_tests, tests))
-            rows.append(("what was refused", *figures, ""))
+            rows.append(("what was refused", *figures, "", ""))
     return rows
 
 

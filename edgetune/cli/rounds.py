@@ -185,6 +185,10 @@ def _round_words(row: Mapping[str, Any]) -> str:
         lines.append(f"  {details['left_whole']}")
     if (details.get("update") or {}).get("why"):
         lines.append(f"  training.update came to {details['update']['update']}: {details['update']['why']}")
+    if details.get("kept_of_training", 1.0) < 1:
+        lines.append(
+            f"  kept {details['kept_of_training']:.0%} of what training changed, for the classes that are shown here"
+        )
     worst = (details.get("doubts") or {}).get("worst") or ()
     lines += [
         "  training samples whose labels the served version contradicted most (edgetune data label ID LABEL):"

@@ -14,7 +14,7 @@ _MOST, _FEWEST = 0.5, 5  # likewise, and of so many at least, where the candidat
 
 def told(journal: Mapping[str, Any]) -> dict[str, Any]:
     """What a trainer writes down for people."""
-    return {name: journal[name] for name in ("left_whole", "update", "doubts") if journal.get(name)}
+    return {name: journal[name] for name in ("left_whole", "update", "doubts", "kept_of_training") if journal.get(name)}
 
 
 def asked(spec: RoundSpec, journal: Mapping[str, Any]) -> dict[str, Any]:

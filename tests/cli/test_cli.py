@@ -310,16 +310,21 @@ def test_a_round_is_told_with_the_labels_that_were_contradicted(run: Any, daemon
     daemon.answers["GET", "/v1/rounds/3"] = {
         "id": 3, "kind": "adapt", "outcome": "refused", "state": "ended", "reason": "200 of 200 new samples", "message": "",
         "details": {"doubts": {"classes": {}, "worst": worst}, "update": {"update": "latent", "why": "too little memory"},
-                    "left_whole": "1 layer cannot be pruned and will keep all filters: gate"},
+                    "left_whole": "1 layer cannot be pruned and will keep all filters: gate", "kept_of_training": 0.8},
     }  # fmt: skip
     out = run("rounds", "3").out
     assert "  7: labelled 'cat', it says 'dog' (98%)" in out
     assert "training.update came to latent: too little memory" in out
     assert "  1 layer cannot be pruned and will keep all filters: gate\n" in out
-    daemon.answers["GET", "/v1/rounds/3"]["details"] = {"update": {"update": "full", "why": ""}}
+    assert "  kept 80% of what training changed, for the classes that are shown here\n" in out
+    daemon.answers["GET", "/v1/rounds/3"]["details"] = {
+        "update": {"update": "full", "why": ""},
+        "kept_of_training": 1.0,
+    }
     out = run("rounds", "3").out.split("{")[0]
     assert "contradicted" not in out
     assert "training.update" not in out
+    assert "what training changed" not in out
 
 
 def test_config_check_tells_every_problem_and_exits_78(run: Any, tmp_path: Path) -> None:
