@@ -27,6 +27,7 @@ from edgetune.learn.control import Control
 from edgetune.learn.data import held_bytes
 from edgetune.learn.memory import held_mib
 from edgetune.learn.network import Network
+from edgetune.learn.stepping_back import SHARES
 from edgetune.learn.tuner import Tuner
 from edgetune.types import BoardHistory, Cut, Forecast, Interval, Manifest, Recipe, Workload
 
@@ -106,6 +107,7 @@ class Course:
     trials: int = 0  # most trials of a search, in steps each `trial_steps`
     trial_steps: int = 0
     judged_images: int = 0  # that are asked for the accuracy, over all epochs
+    look_images: int = 0  # of one look back after training, see `stepping_back`; 0: none is taken
     is_taught: bool = False  # another network of the same size answers every batch
     asking: Asking | None = None  # or somebody outside this process does
 
@@ -290,6 +292,9 @@ class Planner:
             asked = drawn + mixed
             asked_s = asked * self._recipe.batch_size * course.asking.image_s
             parts.append(Interval(low=0.0, likely=asked_s, high=1.5 * asked_s))
+        if name != "latent" and len(self._rounds) < FEWEST_ROUNDS:
+            look_s = times(whole_s, course.look_images / each * _FORWARD)
+            parts.append(times(look_s, Interval(low=0.0, likely=2.0, high=float(len(SHARES)))))
         timed = [(figures.is_reshape, figures.other_s) for figures in self._rounds if figures.other_s is not None]
         # ranking and timing take their time
         alike = [seconds for is_reshape, seconds in timed if is_reshape == (course.level > 0)]

@@ -39,7 +39,7 @@ from edgetune.learn.rehearsal import LOGITS_FILE, answer_never_shown, hold_back_
 from edgetune.learn.round_search import search_round, told
 from edgetune.learn.round_setup import RoundSetup
 from edgetune.learn.shaping import as_pruning, describe_cut
-from edgetune.learn.stepping_back import keep_known
+from edgetune.learn.stepping_back import images_of_a_look, keep_known
 from edgetune.learn.tuner import RETRAIN, TUNE
 from edgetune.serve.engine import Engine
 from edgetune.store.durable import remove_dir, remove_file
@@ -194,13 +194,15 @@ class _Round:
     def _course(self) -> Course:
         """What the round would do, as far as it is known before it begins."""
         recipe, steps, epoch = self._recipe, self._steps(), self._tuner.epoch_steps
+        training, validation = (len(self._splits[split]) for split in (Split.TRAINING, Split.VALIDATION))
         return Course(
             before=steps.before,
             after=steps.after,
             level=recipe.level if self._is_pruned else 0.0,
             trials=_TRIALS if self._is_searched else 0,
             trial_steps=math.ceil(recipe.trial_epochs * epoch),
-            judged_images=len(self._splits[Split.VALIDATION]) * math.ceil((steps.before + steps.after) / epoch),
+            judged_images=validation * math.ceil((steps.before + steps.after) / epoch),
+            look_images=images_of_a_look(training, validation) if self._may_step_back else 0,
             is_taught=self._teacher is not None and self._teacher.outside is None and recipe.distillation > 0,
             asking=None
             if self._teacher is None
@@ -237,11 +239,16 @@ class _Round:
             self._save(_FINISH, network)
         return network
 
+    @property
+    def _may_step_back(self) -> bool:
+        is_bounded = self._recipe.old_classes_drop_max is not None and len(self._splits[Split.VALIDATION]) > 0
+        return self._tuner.mixtures is not None and is_bounded and not self._is_pruned
+
     def _hold_back(self, network: Network) -> None:
         """Keep what new classes take from old ones, and what classes that nothing shows take, within what the gate allows."""
         mixtures, drop_max = self._tuner.mixtures, self._recipe.old_classes_drop_max
         if mixtures is not None and self._tuner.updating.name != "latent":
-            if not self._is_pruned and drop_max is not None and len(self._splits[Split.VALIDATION]):
+            if self._may_step_back and drop_max is not None:
                 self._journal["kept_of_training"] = keep_known(
                     network,
                     self._begun(),

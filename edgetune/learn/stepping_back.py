@@ -55,6 +55,11 @@ def step_back(
     return 1.0
 
 
+def images_of_a_look(training: int, validation: int) -> int:
+    """How many images one share of `SHARES` takes, of so many: those that statistics are counted on, and those that are asked."""
+    return min(training, _COUNTED) + validation
+
+
 def _between(
     begun: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor], share: float
 ) -> dict[str, torch.Tensor]:

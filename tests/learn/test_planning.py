@@ -153,6 +153,19 @@ def test_a_teacher_outside_takes_its_time_for_every_image_that_it_has_not_answer
     assert plan.beside_mib == 120.0
 
 
+def test_going_back_after_training_is_part_of_the_time_until_rounds_have_told() -> None:
+    """Each look takes a third of what training on its images would; two are likely, one for each share at the most."""
+    look = replace(COURSE, look_images=6_000)
+    plain, more = (planned(AUTO, course=course, may_measure=False).duration_s for course in (COURSE, look))
+    trained_s = 6_000 / AUTO.batch_size * planned(AUTO, may_measure=False).step_s.likely
+    assert more.likely - plain.likely == pytest.approx(2 / 3 * trained_s, rel=0.01)
+    assert more.low == plain.low
+    assert more.high > plain.high + 6 / 3 * trained_s
+    known = BoardHistory(rounds=3 * (RoundFigures(other_s=100.0, other_share=0.5),))
+    plain, more = (planned(AUTO, course=course, history=known, may_measure=False) for course in (COURSE, look))
+    assert more.duration_s.likely == pytest.approx(plain.duration_s.likely, rel=1e-6)
+
+
 def test_a_trainer_that_is_slowed_down_takes_longer() -> None:
     """At half the pace twice as long: whatever a step takes here, the pace is a factor."""
     history = BoardHistory(rounds=(RoundFigures(other_s=1000.0, other_share=0.5),))
