@@ -54,9 +54,9 @@ def machine() -> str:
 class Stage:
     """A running daemon. As a context manager it starts and stops it."""
 
-    def __init__(self, root: Path, config: str) -> None:
-        """`config` is YAML; its paths must lie below `root`, as `paths()` writes them."""
-        self.root = root
+    def __init__(self, root: Path, config: str, *, wrapper: Sequence[str] = ()) -> None:
+        """`config` is YAML; its paths must lie below `root`, as `paths()` writes them. `wrapper` is a command that becomes the daemon."""
+        self.root, self._wrapper = root, wrapper
         self.config_path = root / "config.yaml"
         self.config_path.write_text(self.paths() + config)
         self.inbox = root / "state" / "inbox"
@@ -82,7 +82,7 @@ class Stage:
 
     def __enter__(self) -> Stage:  # noqa: PYI034 - Self is of Python 3.11
         log = (self.root / "daemon.log").open("ab")
-        command = [sys.executable, "-m", "edgetune", "run", "--config", str(self.config_path)]
+        command = [*self._wrapper, sys.executable, "-m", "edgetune", "run", "--config", str(self.config_path)]
         self._daemon = subprocess.Popen(command, stderr=log, stdout=log)
         self.wait_for("the daemon", self._is_up, 60)
         return self

@@ -343,8 +343,10 @@ class Tuner:
         for depth, is_alone in itertools.product(DEPTHS, (True, False)) if may_go else ((0.0, True),):
             if is_alone and any(shape.cut.size.parameters >= _THIN * share * whole.parameters for shape, _ in found):
                 break  # no more depth
-            self._control.phase("score")
-            thinned = network if thinner is None else thinner.thin_out(share=share, depth=depth, is_alone=is_alone)
+            thinned = network
+            if thinner is not None:
+                self._control.phase("score")
+                thinned = thinner.thin_out(share=share, depth=depth, is_alone=is_alone)
             gone = removed_exits(thinned.module)
             if gone in tried:
                 continue

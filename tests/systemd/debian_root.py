@@ -62,7 +62,8 @@ def base_root() -> Path:
     """
     The cached Debian root, made on first use.
 
-    It counts as whole only once everything in PACKAGES is there: an interrupted debootstrap is done again.
+    It counts as whole only once everything in PACKAGES is there: an interrupted debootstrap is done again. They are apt's,
+    because debootstrap knows nothing of a package that provides another one.
     """
     root = roots_dir() / SUITE
     if not (root / "usr/bin/dpkg").exists():
@@ -71,10 +72,7 @@ def base_root() -> Path:
         making = root.with_name(f"{SUITE}.making")
         shutil.rmtree(making, ignore_errors=True)
         making.parent.mkdir(parents=True, exist_ok=True)
-        include = ",".join(PACKAGES)
-        subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={include}", SUITE, str(making), MIRROR], check=True
-        )
+        subprocess.run(["debootstrap", "--variant=minbase", SUITE, str(making), MIRROR], check=True)
         making.rename(root)
     missing = [name for name in PACKAGES if not list((root / "var/lib/dpkg/info").glob(f"{name}*.list"))]
     if missing:
