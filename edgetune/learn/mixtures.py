@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from edgetune.learn.data import Images, Integers, uniform
+from edgetune.learn.data import Images, uniform
 from edgetune.learn.transfer import Output
 
 # uint8 [N, H, W, 3] -> logits float32 [N, K]
@@ -71,21 +71,6 @@ class Mixtures:
         chosen = np.concatenate([order[:picked], others[:drawn]])
         said = Output(logits=torch.from_numpy(logits[chosen]), classes=self._classes)
         return np.concatenate([tried[chosen], images[len(chosen) :]]), said
-
-    def words(self, images: Images) -> Integers:
-        """
-        The class that the teacher says of each image as it is.
-
-        Returns:
-            [B] int64, the student's numbers; -1 where it names one that no image shows.
-
-        Raises:
-            TeacherError: it gives no answer.
-        """
-        likeliest = self._ask(images).argmax(axis=1)
-        named: Integers = np.array(self._classes)[likeliest]
-        named[np.isin(likeliest, self._never)] = -1
-        return named
 
 
 def _share(logits: npt.NDArray[np.float32], columns: Sequence[int]) -> npt.NDArray[np.float64]:

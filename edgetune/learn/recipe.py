@@ -246,13 +246,13 @@ class _Round:
 
     def _hold_back(self, network: Network) -> None:
         """Keep what new classes take from old ones, and what classes that nothing shows take, within what the gate allows."""
-        mixtures, drop_max = self._tuner.mixtures, self._recipe.old_classes_drop_max
-        if mixtures is not None and self._tuner.updating.name != "latent":
+        drop_max = self._recipe.old_classes_drop_max
+        if self._tuner.mixtures is not None and self._tuner.updating.name != "latent":
             if self._may_step_back and drop_max is not None:
                 self._journal["kept_of_training"] = keep_known(
                     network,
                     self._begun(),
-                    mixtures=mixtures,
+                    known=[i for i, label in enumerate(self._spec.classes) if label in self._source.classes],
                     training=self._splits[Split.TRAINING],
                     validation=self._splits[Split.VALIDATION],
                     drop_max=drop_max / 2,

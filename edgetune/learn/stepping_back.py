@@ -8,14 +8,13 @@ know what both know. Differs from it in: how far is chosen by what has been lost
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from edgetune.learn.data import Integers, LabelledImages, Normaliser
-from edgetune.learn.mixtures import Mixtures
 from edgetune.learn.network import Network
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the way from the one to the other
@@ -42,17 +41,22 @@ def step_back(
         least: how often it has to be.
 
     Returns:
-        The share of the way from `begun` that is kept; 1.0 also where none of them is enough: then the training stays as it is.
+        The share of the way from `begun` that is kept; where none of them is enough the one that is right most often.
     """
     trained = {name: tensor.detach().clone() for name, tensor in network.module.state_dict().items()}
+    most, best, state = -1.0, 1.0, trained
     for share in SHARES:
         if share < 1:
             network.module.load_state_dict(_between(begun, trained, share))
             count()
-        if right() >= least:
+        found = right()
+        if found >= least:
             return share
-    network.module.load_state_dict(trained)
-    return 1.0
+        if found > most:
+            most, best = found, share
+            state = {name: tensor.detach().clone() for name, tensor in network.module.state_dict().items()}
+    network.module.load_state_dict(state)
+    return best
 
 
 def images_of_a_look(training: int, validation: int) -> int:
@@ -94,7 +98,7 @@ def keep_known(
     network: Network,
     begun: Network,
     *,
-    mixtures: Mixtures,
+    known: Sequence[int],
     training: LabelledImages,
     validation: LabelledImages,
     drop_max: float,
@@ -102,33 +106,28 @@ def keep_known(
     beat: Callable[[], None],
 ) -> float:
     """
-    Step back until a network says of classes that are shown what the teacher says nearly as often as it did before.
+    Step back until a network is right about the classes that it knew before nearly as often as it was.
 
     Args:
         network: trained; changed in place.
         begun: as the training began.
-        mixtures: whose teacher is asked.
-        training: whose images the statistics are counted on.
-        validation: on which both are asked; no label is looked at.
-        drop_max: 0..1, of the images of which the teacher names a class that is shown.
+        known: the classes that it knew then.
+        training: whose images the statistics are counted on; its labels are not looked at.
+        validation: on which both are asked.
+        drop_max: 0..1, of the validation samples of these classes.
         normaliser: of the network's input.
         beat: called after every batch.
 
     Returns:
-        The share of the training that is kept, see `step_back`; 1.0 where the teacher names no such class, or there are too few images to count on.
-
-    Raises:
-        TeacherError: it gives no answer.
+        The share of the training that is kept, see `step_back`; 1.0 where no sample is of such a class, or there are too few images to count on.
     """
-    if len(training) < _COUNTED_LEAST:
-        return 1.0
-    words = np.concatenate([mixtures.words(images) for images, _ in validation.in_order(_BATCH)])
-    known = words >= 0
-    if not known.any():
+    is_known = np.isin(validation.labels, known)
+    if len(training) < _COUNTED_LEAST or not is_known.any():
         return 1.0
 
     def right(asked: Network) -> float:
-        return float((_answers(asked.module, validation, normaliser, beat) == words)[known].mean())
+        answers = _answers(asked.module, validation, normaliser, beat)
+        return float((answers == validation.labels)[is_known].mean())
 
     def count() -> None:
         count_statistics(network.module, _spread(training, normaliser, beat))
