@@ -222,7 +222,10 @@ class Grid:
 
         if self._arguments.unit == "parameters":
             return smaller(Limit("parameters", round(self._whole * share)))
-        return cut_to_latency(smaller, macs=self._whole_macs, ratio=self._stopwatch.ratio, at_most=share)[0]
+        watch = self._stopwatch
+        return cut_to_latency(
+            smaller, macs=self._whole_macs, ratio=watch.ratio, sure_ratio=watch.sure_ratio, at_most=share
+        )[0]
 
     def _batches(self, data: LabelledImages, seed: int) -> Iterator[Batch]:
         order = np.random.default_rng(seed).permutation(len(data))[: SCORING_BATCHES * BATCH]

@@ -53,7 +53,7 @@ class Candidate:
 
     round_to: int
     parameters: int
-    latency_ratio: float  # see `Stopwatch.ratios`
+    latency_ratio: float  # see `Stopwatch.compared`
     median_ms: float
     ratio_quartiles: tuple[float, float] | None  # the lower and the upper one over the turns
     kept_share: float  # of the scores
@@ -66,7 +66,7 @@ class Shape:
     network: Network
     cut: Cut
     round_to: int
-    latency_ratio: float | None  # to the whole network's; None: not timed
+    latency_ratio: float | None  # to the whole network's, by itself where the share is one of it; None: not timed
     candidates: tuple[Candidate, ...] = ()  # that it was chosen from; none: it was the only one
 
 
@@ -87,7 +87,7 @@ class Shaper:
 
         Where the recipe leaves the channel multiple open, each of MULTIPLES makes a candidate at that share, all are
         timed in turn with the whole network, and the fastest is taken that keeps nearly as much of the scores as the
-        best of them. Where the share is one of the latency, of those that are fast enough the one that keeps the most.
+        best of them. Where the share is one of the latency each was made fast enough by itself, and the one that keeps the most is taken.
 
         Args:
             network: that `ranking` is about.
@@ -120,9 +120,8 @@ class Shaper:
         timed = stopwatch.compared([shape.network for shape in candidates])[:-1]
         ratios = [ratio for ratio, _ in timed]
         kept = [ranking.kept_share(shape.cut) for shape in candidates]
-        if recipe.level_of == "latency":  # each was fast enough by itself; now they are timed side by side
-            fast = [i for i in range(len(candidates)) if ratios[i] <= share * _SPREAD] or [int(np.argmin(ratios))]
-            chosen = max(fast, key=lambda i: kept[i])
+        if recipe.level_of == "latency":
+            chosen = int(np.argmax(kept))
         else:
             good = [i for i in range(len(candidates)) if kept[i] >= max(kept) - _KEPT_TOLERANCE]
             chosen = min(good, key=lambda i: ratios[i])
@@ -137,7 +136,9 @@ class Shaper:
             )
             for shape, (ratio, latency), share_kept in zip(candidates, timed, kept, strict=True)
         )
-        return replace(candidates[chosen], latency_ratio=ratios[chosen], candidates=told)
+        found = candidates[chosen]
+        by_itself = found.latency_ratio
+        return replace(found, latency_ratio=ratios[chosen] if by_itself is None else by_itself, candidates=told)
 
     def _shape(
         self,
@@ -174,7 +175,9 @@ class Shaper:
             cut = cuts[id(found.module)]
             return Shape(found, cut, round_to, None) if cut.size.of(limit.unit) <= limit.most else None
         assert stopwatch is not None, "a latency has to be measured"
-        found, ratio = cut_to_latency(smaller, macs=whole.macs, ratio=stopwatch.ratio, at_most=share)
+        found, ratio = cut_to_latency(
+            smaller, macs=whole.macs, ratio=stopwatch.ratio, sure_ratio=stopwatch.sure_ratio, at_most=share
+        )
         return Shape(found, cuts[id(found.module)], round_to, ratio) if ratio <= share * _SPREAD else None
 
 

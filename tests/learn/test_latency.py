@@ -44,7 +44,7 @@ def find(ratio_of_share: Callable[[float], float], at_most: float) -> tuple[floa
         taken.setdefault(most, []).append(ratio_of_share(most / MACS))
         return taken[most][-1]
 
-    found, last = cut_to_latency(smaller, macs=MACS, ratio=ratio, at_most=at_most)
+    found, last = cut_to_latency(smaller, macs=MACS, ratio=ratio, sure_ratio=ratio, at_most=at_most)
     said = taken[cast(Limit, found).most]
     assert last == said[-1]
     return cast(Limit, found).most / MACS, tried
