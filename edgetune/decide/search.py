@@ -24,7 +24,7 @@ class Trial:
 
     share: float  # 0..1 of the whole network's cost that was left
     is_success: bool
-    is_limit: bool = False  # it took the whole retraining to succeed: what is smaller will not, or was not asked for
+    is_limit: bool = False  # it took the whole retraining to succeed: what is smaller will not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,6 @@ class Proposal:
 
     share: float  # 0..1 of the whole network's cost to leave
     from_best: bool  # start from the last success; otherwise from the tuned, unpruned network
-    is_whole: bool = False  # worth the whole retraining: it is all that was asked for
 
 
 class Strategy(Protocol):
@@ -48,8 +47,7 @@ class Steps:
     """
     Halve what is left; after a failure go back to the last success and take a smaller step (the square root).
 
-    Each trial starts from the last success, which is nearly what is looked for, so a few epochs tell. What is further
-    away than the first step, and small enough, is tried before all else, and in full: mostly it is as good as what steps come to.
+    Each trial starts from the last success, which is nearly what is looked for, so a few epochs tell.
 
     Args:
         target: small enough; None: as small as it goes.
@@ -59,25 +57,17 @@ class Steps:
     target: float | None = None
     floor: float = 0.02
 
-    @property
-    def leaps(self) -> bool:
-        """Whether the first trial is of the target."""
-        return self.target is not None and max(self.floor, self.target) < _FIRST_FACTOR
-
     def propose(self, trials: Sequence[Trial]) -> Proposal | None:
         """See `Strategy.propose`."""
         factor, best, failed = _FIRST_FACTOR, 1.0, 0.0  # the last: from the network that the next trial starts from
         if any(trial.is_limit for trial in trials):
             return None
-        least = self.floor if self.target is None else max(self.floor, self.target)
-        if not trials and self.leaps:
-            return Proposal(share=least, from_best=False, is_whole=True)
-        for number, trial in enumerate(trials):
+        for trial in trials:
             if trial.is_success:
                 best, failed = min(best, trial.share), 0.0
             else:
-                failed = max(failed, trial.share)
-                factor = factor if number == 0 and self.leaps else math.sqrt(factor)
+                factor, failed = math.sqrt(factor), max(failed, trial.share)
+        least = self.floor if self.target is None else max(self.floor, self.target)
         while factor <= _LAST_FACTOR and max(best * factor, least) <= failed:
             factor = math.sqrt(factor)  # the same cut of the same network fails again
         share = best * factor if best * factor > least * (1 + 1e-9) else least  # no last trial for a rounding error

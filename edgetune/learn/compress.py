@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from edgetune import units
-from edgetune.decide.search import Dapr, Proposal, Steps, Strategy, Trial, is_hopeless
+from edgetune.decide.search import Dapr, Steps, Strategy, Trial, is_hopeless
 from edgetune.errors import NoSamplesError, OutOfReachError, UsageError
 from edgetune.learn.control import Control, SilentControl
 from edgetune.learn.data import LabelledImages
@@ -182,11 +182,10 @@ class _Search:
         if tuned is None:
             tuned, stopped_by = self._tune()
         while not stopped_by and (proposal := self._strategy.propose(self._trials())) is not None:
-            is_begun = self._is_under_way()
-            stopped_by = "" if is_begun else self._over_budget(proposal) or self._bench.too_large(proposal.share)
+            stopped_by = "" if self._is_under_way() else self._over_budget() or self._bench.too_large(proposal.share)
             if not stopped_by:
                 name = self._state.facts["best"] if proposal.from_best else TUNE
-                self._try(proposal, name, self._bench.kept(name) or tuned, wanted)
+                self._try(name, self._bench.kept(name) or tuned, proposal.share, wanted)
         best = self._bench.kept(self._state.facts["best"])
         if best is None:
             return self._outcome(self._bench.given, base, base, stopped_by or self._why_nothing())
@@ -210,14 +209,13 @@ class _Search:
     def _tune(self) -> tuple[Network, str]:
         """The network as tuned to the images; and which bound ended that before a trial could come, empty: none."""
         epochs, before = self._recipe.epochs_before, float(self._epochs_of(TUNE))
-        first = self._strategy.propose([])
-        if why := self._over_budget(first, epochs - before, before):
+        if why := self._over_budget(epochs - before, before):
             return self._bench.given, why
         ended_by, done = [""], [epochs]
 
         def is_over(accuracies: Sequence[float]) -> bool:
             so_far = before + len(accuracies)
-            if accuracies and so_far < epochs and (why := self._over_budget(first, epochs - so_far, so_far)):
+            if accuracies and so_far < epochs and (why := self._over_budget(epochs - so_far, so_far)):
                 ended_by[0], done[0] = why, so_far
             return bool(ended_by[0])
 
@@ -252,17 +250,15 @@ class _Search:
         number = len(self._state.trials)
         return any(self._state.running(f"{phase} {number}") is not None for phase in ("trial", RETRAIN))
 
-    def _over_budget(self, proposal: Proposal | None, tuning: float = 0.0, tuned: float = 0.0) -> str:
+    def _over_budget(self, tuning: float = 0.0, tuned: float = 0.0) -> str:
         """
         Which bound another trial, and the retraining of what it finds, would pass at the pace so far; empty: none.
 
         Args:
-            proposal: the trial.
             tuning: epochs that come before the trial.
             tuned: epochs of the tuning that is under way.
         """
-        is_brief = self._is_brief(proposal)
-        ahead = tuning + self._trial_epochs(is_brief=is_brief) + (self._recipe.epochs_after if is_brief else 0.0)
+        ahead = tuning + self._trial_epochs() + (self._recipe.epochs_after if self._is_brief else 0.0)
         return self._too_long(ahead, max(0.0, tuned - self._state.facts["tuned"]))
 
     def _too_long(self, ahead: float, since: float) -> str:
@@ -280,27 +276,24 @@ class _Search:
                 return f"what is left of {shown(most)} is too little for a trial and its retraining"
         return ""
 
-    def _trial_epochs(self, *, is_brief: bool) -> float:
-        return self._goal.trial_epochs if is_brief else self._recipe.epochs_after
+    def _trial_epochs(self) -> float:
+        return self._goal.trial_epochs if self._is_brief else self._recipe.epochs_after
 
-    def _try(self, proposal: Proposal, name: str, start: Network, wanted: float) -> None:
+    def _try(self, name: str, start: Network, share: float, wanted: float) -> None:
         """Cut, retrain, ask; keep the network if it is good enough, and the trial in any case."""
-        number, facts, share = len(self._state.trials), self._state.facts, proposal.share
-        is_brief = self._is_brief(proposal)
+        number, facts = len(self._state.trials), self._state.facts
         lineage = 0.0 if name == TUNE else facts["lineage"]
         is_limit = self._state.running(f"{RETRAIN} {number}") is not None  # killed there: the trial itself is over
         try:
             if not is_limit:
-                network, score, used = self._trial(
-                    number, lambda: self._cut(name, start, share), wanted, is_brief=is_brief
-                )
+                network, score, used = self._brief_trial(number, lambda: self._cut(name, start, share), wanted)
         except OutOfReachError as error:  # it cannot be cut that far: a failure like another, told with where it stays
             point = self._bench.look(
                 start, share=share, accuracy=self._bench.accuracy(start), epochs=0.0, wanted=math.inf
             )
             self._record(replace(point, why=error.message))
             return
-        is_close = is_brief and not is_limit and score is not None and wanted - _CLOSE <= score[0] < wanted
+        is_close = self._is_brief and not is_limit and score is not None and wanted - _CLOSE <= score[0] < wanted
         if is_limit or (is_close and self._may_train_on(lineage + used, used)):
             if not is_limit:
                 facts["used"] = used
@@ -313,7 +306,7 @@ class _Search:
         point = self._bench.look(network, share=share, accuracy=accuracy, epochs=used, wanted=wanted)
         point = replace(point, cut=facts["cut"])
         if point.is_success:
-            point = replace(point, is_limit=proposal.is_whole or (is_limit and accuracy < wanted + _CLOSE))
+            point = replace(point, is_limit=is_limit and accuracy < wanted + _CLOSE)
             facts["lineage"] = lineage + used
             self._state.keep_best(network)
         self._record(point)
@@ -332,25 +325,25 @@ class _Search:
             ahead += self._left_of_retraining(facts["lineage"])
         return not self._too_long(ahead, used)
 
-    def _is_brief(self, proposal: Proposal | None) -> bool:
+    @property
+    def _is_brief(self) -> bool:
         """Whether a trial is less than the whole retraining."""
-        return self._goal.strategy != "dapr" and (proposal is None or not proposal.is_whole)
+        return self._goal.strategy != "dapr"
 
-    def _trial(
-        self, number: int, begin: Callable[[], Network], wanted: float, *, is_brief: bool
+    def _brief_trial(
+        self, number: int, begin: Callable[[], Network], wanted: float
     ) -> tuple[Network, tuple[float, float] | None, float]:
         """The network, its best score, and the epochs that it took."""
         scores: list[float] = []
-        epochs = self._trial_epochs(is_brief=is_brief)
+        epochs = self._trial_epochs()
         before = self._epochs_of(f"trial {number}")
 
         def is_enough(accuracies: Sequence[float]) -> bool:
             scores[:] = accuracies
-            so_far = before + len(accuracies)
-            if self._goal.strategy == "dapr" or not accuracies or (not is_brief and so_far < epochs / 2):
+            if not self._is_brief or not accuracies:
                 return False
-            return (is_brief and accuracies[-1] >= wanted) or is_hopeless(
-                accuracies, wanted - _CLOSE, round(epochs) - so_far
+            return accuracies[-1] >= wanted or is_hopeless(
+                accuracies, wanted - _CLOSE, round(epochs) - before - len(accuracies)
             )
 
         network, score = self._bench.train(f"trial {number}", begin, epochs, is_enough)
@@ -372,9 +365,7 @@ class _Search:
         finished = self._bench.kept("finished")
         if finished is None:
             finished = best
-            if (
-                self._goal.strategy != "dapr" and not self._trials()[-1].is_limit
-            ):  # otherwise it was retrained in full already
+            if self._is_brief and not self._trials()[-1].is_limit:  # otherwise it was retrained in full already
                 epochs = self._left_of_retraining(self._state.facts["lineage"])
                 finished, score = self._bench.train(RETRAIN, lambda: copy.deepcopy(best), epochs, never)
                 self._state.facts["epochs"] += epochs

@@ -106,7 +106,6 @@ class Course:
     level: float = 0.0  # share that is cut
     trials: int = 0  # most trials of a search, in steps each `trial_steps`
     trial_steps: int = 0
-    leap_steps: int = 0  # of a first trial in full; where it is good enough, no retraining comes after it
     judged_images: int = 0  # that are asked for the accuracy, over all epochs
     look_images: int = 0  # of one look back after training, see `stepping_back`; 0: none is taken
     is_taught: bool = False  # another network of the same size answers every batch
@@ -216,7 +215,6 @@ class Planner:
             before=math.ceil(share * course.before),
             after=math.ceil(share * course.after),
             trial_steps=math.ceil(share * course.trial_steps),
-            leap_steps=math.ceil(share * course.leap_steps),
             judged_images=math.ceil(share * course.judged_images),
         )
         for name in names:
@@ -278,8 +276,7 @@ class Planner:
             parts.append(times(whole_s, self._tuner.epoch_steps * self._recipe.batch_size / each * _FORWARD))
         if course.trials:
             trial = times(cut_s, course.trial_steps * per_step)
-            leap = replace(times(cut_s, course.leap_steps * per_step), low=0.0, likely=0.0)
-            trained = total([*parts, leap, times(replace(trial, low=0.0), course.trials)])
+            trained = total([*parts, times(replace(trial, low=0.0), course.trials)])
             if most_s is not None:  # another trial is begun only where all of it ends by then
                 least = total([*parts, trial])
                 trained = Interval(

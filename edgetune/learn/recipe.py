@@ -17,7 +17,6 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from edgetune.decide import search
 from edgetune.errors import WillNotFitError
 from edgetune.learn.candidate import Candidate, published_manifest
 from edgetune.learn.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
@@ -202,7 +201,6 @@ class _Round:
             level=recipe.level if self._is_pruned else 0.0,
             trials=_TRIALS if self._is_searched else 0,
             trial_steps=math.ceil(recipe.trial_epochs * epoch),
-            leap_steps=steps.after if self._leaps else 0,
             judged_images=validation * math.ceil((steps.before + steps.after) / epoch),
             look_images=images_of_a_look(training, validation) if self._may_step_back else 0,
             is_taught=self._teacher is not None and self._teacher.outside is None and recipe.distillation > 0,
@@ -240,12 +238,6 @@ class _Round:
             self._hold_back(network)
             self._save(_FINISH, network)
         return network
-
-    @property
-    def _leaps(self) -> bool:
-        return (
-            self._is_searched and self._recipe.search == "steps" and search.Steps(target=1 - self._recipe.level).leaps
-        )
 
     @property
     def _may_step_back(self) -> bool:

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest_site import RecordingControl
 from test_finetune import PHASE, SIZE, normaliser, tiny_network
 
-from edgetune.decide.search import Steps
 from edgetune.errors import NoSamplesError, UnprunableError, UsageError
 from edgetune.learn.compress import Goal, Material, Outcome, Point, _Search, compress
 from edgetune.learn.control import StopAskedError
@@ -44,23 +43,6 @@ RECIPE = Recipe(
 )  # fmt: skip
 GOAL = Goal(accuracy_drop_max=0.04, trial_epochs=2, ratio=0.3)
 OUT_OF_REACH = Goal(accuracy_drop_max=-1.0, trial_epochs=2)  # better by 100 points
-
-
-LEAPS = Steps.leaps  # as it is
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _in_steps() -> Iterator[None]:
-    """Targets are come to in steps, for most of these tests are of what lies between two trials; `leaping` undoes it."""
-    with mock.patch.object(Steps, "leaps", False):
-        yield
-
-
-@pytest.fixture
-def leaping() -> Iterator[None]:
-    """A target that is far away is tried first, as it is."""
-    with mock.patch.object(Steps, "leaps", LEAPS):
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -204,60 +186,6 @@ def test_a_smaller_network_that_keeps_the_accuracy_is_found(given: Network, whol
     assert made.outcome.seconds > 0
     with torch.no_grad():
         assert made.outcome.network.module(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
-
-
-@pytest.mark.usefixtures("leaping")
-def test_a_target_that_is_far_away_is_tried_first_and_in_full(given: Network, tmp_path: Path) -> None:
-    """It is enough, and there is nothing to retrain: as many epochs as one training takes."""
-    made = call(given, tmp_path)
-    assert made.outcome is not None
-    check_whole(made.outcome, given)
-    assert made.phases == ["tune", "score", "prune", "trial"]
-    assert [(point.share, point.epochs, point.is_limit) for point in made.outcome.points] == [(0.3, 2.0, True)]
-    assert made.outcome.epochs == 1 + 2
-
-
-@pytest.mark.usefixtures("leaping")
-def test_a_target_that_is_not_reached_at_once_is_come_to_in_steps(given: Network, tmp_path: Path) -> None:
-    """As without it; a trial in full is given up no earlier than halfway."""
-    recipe = replace(RECIPE, epochs_after=6)
-    made = call(given, tmp_path, recipe=recipe, goal=replace(OUT_OF_REACH, ratio=0.3))
-    assert made.outcome is not None
-    assert [point.share for point in made.outcome.points] == pytest.approx([0.3, 0.5, 0.5**0.5, 0.5**0.25])
-    first, *others = [point.epochs for point in made.outcome.points]
-    assert 3 <= first <= 6
-    assert all(epochs <= 2 for epochs in others)
-    assert not any(point.is_limit for point in made.outcome.points)
-
-
-@pytest.mark.usefixtures("leaping")
-@pytest.mark.parametrize("steps", [3, 6 + 5, 6 + 11])
-def test_a_stop_in_a_trial_in_full_loses_nothing(given: Network, tmp_path: Path, steps: int) -> None:
-    """In the tuning, and in both epochs of the trial: the same network comes out."""
-    whole = call(given, tmp_path / "whole")
-    first = call(given, tmp_path / "stopped", stop_after_steps=steps)
-    assert first.outcome is None
-    second = call(given, tmp_path / "stopped")
-    assert whole.outcome is not None
-    assert second.outcome is not None
-    assert bits(second.outcome.network) == bits(whole.outcome.network)
-    assert [timeless(point) for point in second.outcome.points] == [timeless(p) for p in whole.outcome.points]
-    assert second.outcome.epochs == whole.outcome.epochs
-
-
-@pytest.mark.usefixtures("leaping")
-@pytest.mark.parametrize(
-    ("accuracy_min", "epochs_max"), [(0.0, 2.5), (0.0, 3), (1.5, 3), (1.5, 5), (1.5, 8), (1.5, 20)]
-)
-def test_bounds_hold_a_trial_in_full_too(
-    given: Network, tmp_path: Path, accuracy_min: float, epochs_max: float
-) -> None:
-    """It needs no retraining after it, so three epochs are enough for one that succeeds."""
-    goal = replace(GOAL, accuracy_min=accuracy_min, epochs_max=epochs_max)
-    made = call(given, tmp_path, goal=goal)
-    assert made.outcome is not None
-    assert made.outcome.epochs <= epochs_max
-    assert (made.outcome.best.share == 0.3) == (accuracy_min == 0 and epochs_max >= 3)
 
 
 def test_the_search_says_why_it_ended(given: Network, tmp_path: Path, whole: tuple[Call, Path]) -> None:
@@ -892,9 +820,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from test_compress import GOAL, RECIPE, easy_material, trained_network
-from edgetune.decide.search import Steps
 from edgetune.learn.compress import compress
-Steps.leaps = False  # as in the tests that it is compared with
 print("begun", flush=True)
 compress(trained_network(), easy_material(), RECIPE, GOAL, work=Path(sys.argv[1]),
          told=lambda point: print("trial", flush=True))

@@ -153,16 +153,6 @@ def test_a_teacher_outside_takes_its_time_for_every_image_that_it_has_not_answer
     assert plan.beside_mib == 120.0
 
 
-def test_a_first_trial_in_full_may_come_on_top() -> None:
-    """Likely it is what is retrained; where it fails, all of it was too much."""
-    steps = replace(COURSE, trials=3, trial_steps=10)
-    plain, more = (
-        planned(AUTO, course=course, may_measure=False).duration_s for course in (steps, replace(steps, leap_steps=40))
-    )
-    assert (more.low, more.likely) == (plain.low, plain.likely)
-    assert more.high > plain.high + 40 * planned(AUTO, may_measure=False).step_s.likely
-
-
 def test_going_back_after_training_is_part_of_the_time_until_rounds_have_told() -> None:
     """Each look takes a third of what training on its images would; two are likely, one for each share at the most."""
     look = replace(COURSE, look_images=6_000)
