@@ -366,7 +366,6 @@ class Tuner:
 
     def _thinner(self, network: Network) -> Thinner:
         recipe, size = self._recipe, self._preprocess
-        self._control.phase("score")
         few = _BRANCH_BATCHES * recipe.batch_size // self.scoring_batch
         batches = list(itertools.islice(self._scoring_batches(), few))
         return Thinner(network, batches, image=(size.height, size.width), beat=self._control.beat)
